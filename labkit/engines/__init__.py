@@ -1,0 +1,1 @@
+"""Three ways to drive the same generator: lockstep, stacked, cluster; they agree."""

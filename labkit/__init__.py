@@ -33,7 +33,7 @@ _HOME = {
     "train": "labkit.training",
     "Run": "labkit.run",
     "History": "labkit.history",
-    "Simulator": "labkit.engines.stacked",
+    "Simulator": "labkit.engines.simulator",
     "Lockstep": "labkit.engines.lockstep",
     "formulas": "labkit.cards",
 }
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from labkit.cluster.lab import Lab
     from labkit.costs.link import Link
     from labkit.engines.lockstep import Lockstep
-    from labkit.engines.stacked import Simulator
+    from labkit.engines.simulator import Simulator
     from labkit.history import History
     from labkit.run import Run
     from labkit.tasks.schedule import Schedule, schedule

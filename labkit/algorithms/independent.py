@@ -1,0 +1,25 @@
+"""Independent: every peer trains alone on its own shard; the baseline of everything that communicates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from labkit.algorithms.base import Batch, Peer, Round
+from labkit.algorithms.settings import at_least_one
+
+
+@dataclass(frozen=True)
+class Independent:
+    """xᵢ ← xᵢ − η ∇ℓᵢ(xᵢ), `every` times a round, and not one byte sent."""
+
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        at_least_one(self.every, "every")
+
+    def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
+        for batch in islice(batches, self.every):
+            peer.step(peer.loss(batch))
+        yield from ()  # no message, hence nothing to wait for

@@ -1,0 +1,29 @@
+"""LocalSGD: communicate less, by averaging parameters only every H steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from labkit.algorithms.base import Batch, Peer, Round
+from labkit.algorithms.settings import at_least_one
+from labkit.exchange import Mean
+
+
+@dataclass(frozen=True)
+class LocalSGD:
+    """H local steps, then average:  xᵢ ← (1/n) Σⱼ xⱼ   (Stich, arXiv:1805.09767, Alg. 1).
+
+    `every` is H. With `every=1` and plain SGD it is AllReduce; it sends 1/H of AllReduce's bytes per step.
+    """
+
+    every: int = 8
+
+    def __post_init__(self) -> None:
+        at_least_one(self.every, "every")
+
+    def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
+        for batch in islice(batches, self.every):
+            peer.step(peer.loss(batch))
+        peer.params = yield Mean(peer.params)

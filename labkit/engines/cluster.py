@@ -1,0 +1,103 @@
+"""Cluster: the peers on real workers, one per worker or a stacked block of them; messages become collectives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from torch import nn
+
+from labkit.cluster.gang import Gang, launch
+from labkit.cluster.lab import Lab
+from labkit.engines.control import Control, Wish
+from labkit.engines.experiment import Experiment
+from labkit.engines.peer import trained
+from labkit.engines.ranks import Part, train_rank
+from labkit.errors import GangError, LabkitError, SettingError, Stopped
+from labkit.history import Row
+from labkit.tasks.split import split
+
+_POLL = 0.05  # seconds between two looks at the gang
+_PATIENCE = 5.0  # seconds a round may take to heed Stop before its group is closed under it
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Train on the lab's workers; `ddp=False` runs AllReduce by its generator instead of DistributedDataParallel."""
+
+    lab: Lab
+    ddp: bool = True
+    timeout: float = 60.0
+    name = "cluster"
+    clock = "wall"
+    ledger = "measured"
+
+    def run(self, experiment: Experiment, report: Callable[[Row], None], control: Control) -> list[nn.Module]:
+        """Train all peers; see `labkit.engines.experiment.Engine`."""
+        ranks = min(experiment.peers, len(self.lab.workers))
+        if ranks == 0:
+            raise SettingError("The cluster has no workers: start some, for example with lk.connect(workers=2).")
+        blocks = [range(block[0], block[-1] + 1) for block in split(experiment.peers, parts=ranks).indices]
+        gang = launch(self.lab, train_rank, experiment, blocks, self.ddp, ranks=ranks, timeout=self.timeout)
+        rows = _Rows(ranks, experiment.peers)
+        try:
+            _watch(gang, rows, report, control)
+            states = gang.result()
+        except Stopped:
+            return []  # the group was closed under a round that would not end: no model is whole
+        except GangError as error:
+            if isinstance(error.__cause__, LabkitError):
+                raise error.__cause__ from None
+            raise
+        finally:
+            for row in rows.complete(gang.drain()):
+                report(row)
+        return [_model(experiment, state) for states_of_rank in states for state in states_of_rank]
+
+
+def _watch(gang: Gang, rows: _Rows, report: Callable[[Row], None], control: Control) -> None:
+    """Pass rows up and wishes down until the gang is done."""
+    wish, since = Wish.GO, monotonic()
+    while not gang.wait(_POLL):
+        for row in rows.complete(gang.drain()):
+            report(row)
+        if control.wish is not wish:
+            wish, since = control.wish, monotonic()
+            gang.signal({"wish": int(wish)})
+        if wish is Wish.STOP and monotonic() - since > _PATIENCE:
+            gang.stop()
+
+
+@dataclass
+class _Rows:
+    """Puts the parts of a round, which come from each rank when it likes, together to rows in order."""
+
+    ranks: int
+    peers: int
+    _parts: dict[int, dict[int, Part]] = field(default_factory=dict)
+
+    def complete(self, events: list[dict[str, Any]]) -> list[Row]:
+        """The rows to which `events` brought the last missing part."""
+        for event in events:
+            for part in (Part(*fields) for fields in event["parts"]):
+                self._parts.setdefault(part.round, {})[event["rank"]] = part
+        ready = sorted(number for number, parts in self._parts.items() if len(parts) == self.ranks)
+        return [self._row([parts for _, parts in sorted(self._parts.pop(number).items())]) for number in ready]
+
+    def _row(self, parts: list[Part]) -> Row:
+        tested = parts[0].accuracies is not None
+        return Row(
+            parts[0].round,
+            tuple(loss for part in parts for loss in part.losses),
+            tuple(share for part in parts for share in part.accuracies or ()) if tested else None,
+            sum(part.sent for part in parts) / self.peers,
+            max(part.seconds for part in parts),
+        )
+
+
+def _model(experiment: Experiment, state: dict[str, Any]) -> nn.Module:
+    model = experiment.fresh_model()
+    model.load_state_dict(state)
+    return trained(model)

@@ -1,0 +1,53 @@
+"""Gather: every peer receives what every peer sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+
+from labkit import tree
+from labkit.costs.link import Link
+from labkit.exchange.group import Group
+from labkit.exchange.message import Message
+from labkit.tree import Tree
+
+
+@dataclass(frozen=True, eq=False)
+class Gather(Message):
+    """(x₁, …, xₙ) to everyone: the reply has a leading dimension n; on the wire a ring all-gather of (n−1) · S bytes.
+
+    >>> import torch
+    >>> Gather.lockstep([Gather(torch.tensor(1)), Gather(torch.tensor(2))])[0]
+    tensor([1, 2])
+    """
+
+    formula: ClassVar[str] = r"x_1, \dots, x_n \;\to\; (x_1, \dots, x_n) \text{ everywhere}"
+
+    x: Tree
+
+    @property
+    def value(self) -> Tree:
+        return self.x
+
+    @staticmethod
+    def lockstep(messages: Sequence[Message]) -> list[Tree]:
+        sent = [message.x for message in cast(Sequence[Gather], messages)]
+        tree.require_alike(sent)
+        return [tree.map(lambda *leaves: torch.stack(leaves), *sent) for _ in sent]
+
+    def stacked(self) -> Tree:
+        return tree.map(lambda leaf: leaf.unsqueeze(0).expand(len(leaf), *leaf.shape), self.x)  # [K, K, …]
+
+    def collective(self, group: Group) -> Tree:
+        peers = group.blocks[group.rank]
+        gathered = tree.map(lambda leaf: group.all_gather(leaf.contiguous()), self.x)  # [n, …]
+        return tree.map(lambda leaf: leaf.unsqueeze(0).expand(peers, *leaf.shape), gathered)  # [K, n, …]
+
+    def bytes(self, peers: int) -> float:
+        return (peers - 1) * tree.nbytes(self.x)
+
+    def seconds(self, peers: int, link: Link) -> float:
+        return (peers - 1) * link.latency + self.bytes(peers) / link.bandwidth

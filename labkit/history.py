@@ -1,0 +1,98 @@
+"""History: what a training run measured, round by round, and the models it made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from labkit.learning_curves import learning_curves
+from labkit.panel import Picture
+
+
+@dataclass(frozen=True)
+class Row:
+    """One round: each peer's mean training loss, its test accuracy where it was evaluated, and what it cost so far.
+
+    `bytes` is what one peer has sent since the start, `seconds` the time since the start.
+    """
+
+    round: int
+    losses: tuple[float, ...]
+    accuracies: tuple[float, ...] | None
+    bytes: float
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss over the peers."""
+        return fmean(self.losses)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Mean test accuracy over the peers, or None where this round was not evaluated."""
+        return None if self.accuracies is None else fmean(self.accuracies)
+
+
+@dataclass
+class History:
+    """The rows of a run as they came in, and at its end the trained models, one per peer.
+
+    `clock` says whose seconds these are ("wall", measured; or "virtual", computed from link and speeds), `ledger`
+    whether the bytes were counted on the wire ("measured") or by the messages' formula ("formula").
+    """
+
+    algorithm: str
+    engine: str
+    peers: int
+    clock: str = "wall"
+    ledger: str = "formula"
+    rows: list[Row] = field(default_factory=list)
+    models: list[Any] = field(default_factory=list, repr=False)
+    stopped: bool = False
+
+    @property
+    def final(self) -> Row:
+        """The last round that was evaluated, or the last of all when none was."""
+        evaluated = [row for row in self.rows if row.accuracies is not None]
+        return (evaluated or self.rows)[-1]
+
+    @property
+    def bytes(self) -> float:
+        """Bytes that one peer sent in the whole run."""
+        return self.rows[-1].bytes if self.rows else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole run, on the run's clock."""
+        return self.rows[-1].seconds if self.rows else 0.0
+
+    def curve(self, what: str) -> tuple[list[int], list[tuple[float, ...]]]:
+        """Rounds, and each peer's "losses" or "accuracies" in them, where they were measured."""
+        known = [(row.round, getattr(row, what)) for row in self.rows]
+        return [at for at, values in known if values is not None], [v for _, v in known if v is not None]
+
+    def plot(self) -> Picture:
+        """Training loss and test accuracy over the rounds: each peer's, and their mean."""
+        return self.picture(title=f"{self.algorithm}, {self.peers} peers, {self.engine} engine")
+
+    def picture(self, rounds: int | None = None, title: str = "") -> Picture:
+        """The learning curves so far, on an axis of `rounds` rounds."""
+        return learning_curves(
+            self.curve("losses"), self.curve("accuracies"), rounds=rounds, title=title, note="measured"
+        )
+
+    def __repr__(self) -> str:
+        if not self.rows:
+            return f"History: {self.algorithm}, {self.peers} peers, no round finished yet"
+        accuracy = self.final.accuracy
+        reached = "not evaluated" if accuracy is None else f"test accuracy {accuracy:.1%}"
+        ended = "stopped after" if self.stopped else "after"
+        return (
+            f"History: {self.algorithm}, {self.peers} peers, {ended} {len(self.rows)} rounds {reached}, "
+            f"{_megabytes(self.bytes)} sent per peer"
+        )
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:.2f} MB"

@@ -1,0 +1,78 @@
+"""Learning curves: training loss and test accuracy side by side, each peer faint, their mean bold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.panel import CYCLE, DPI, GREY, WIDTH, Panel, Picture
+
+_MOST_POINTS, _MOST_LINES = 300, 16
+_HEIGHT, _LEFT, _BOTTOM, _GAP = 2.9, 0.62, 0.55, 0.75  # inches
+
+Curve = tuple[Sequence[int], Sequence[Sequence[float]]]  # rounds [R], and one value per peer [R][n]
+
+
+def learning_curves(loss: Curve, accuracy: Curve, *, rounds: int | None = None, title: str = "", note: str = "") -> Picture:
+    """Draw loss and accuracy over the rounds; `rounds` fixes the length of the axis, so that a live picture is steady."""
+    end = max(rounds or 0, *loss[0], *accuracy[0], 1) if loss[0] or accuracy[0] else max(rounds or 0, 1)
+    figure, (left, right) = _figure()
+    losses, shares = _thin(loss), _thin(accuracy)
+    top = float(np.nanmax(losses[1])) * 1.05 if losses[1].size else 1.0
+    first = Panel(_HEIGHT, (0, end), (0, top or 1.0), ax=left)
+    _draw(first, losses, CYCLE[0], "training loss")
+    low = float(np.floor(10 * shares[1].min()) / 10) if shares[1].size else 0.0
+    second = Panel(_HEIGHT, (0, end), (min(low, 0.9), 1.0), ax=right)
+    _draw(second, shares, CYCLE[2], "test accuracy")
+    if title:
+        first.word(title, 0, first.ylim[1], dx=-28, dy=30, size=10.5)
+    if note:
+        second.word(note, end, second.ylim[1], dy=10, align="right", colour=GREY)
+    first.finish("")
+    return second.finish(f"Training loss and test accuracy{f' of {title}' if title else ''} ({note})")
+
+
+def _draw(panel: Panel, curve: tuple[NDArray[Any], NDArray[Any]], colour: str, label: str) -> None:
+    panel.y_axis(label)
+    panel.x_axis("round")
+    at, values = curve
+    if not len(at):
+        return
+    peers = values.shape[1]
+    if 1 < peers <= _MOST_LINES:
+        lines = [np.column_stack([at, values[:, k]]) for k in range(peers)]
+        panel.lines(lines, colors=colour, linewidths=0.7, alpha=0.35, zorder=2)
+    mean = np.column_stack([at, values.mean(axis=1)])
+    panel.lines([mean], colors=colour, linewidths=1.8, zorder=3)
+    wide, tall = panel.xlim[1] / 300, (panel.ylim[1] - panel.ylim[0]) / 110
+    x, y = mean[-1]
+    panel.boxes(x - wide, x + wide, y - tall, y + tall, facecolors=colour, zorder=4)
+
+
+def _thin(curve: Curve) -> tuple[NDArray[Any], NDArray[Any]]:
+    """At most `_MOST_POINTS` points, each the mean of its stretch, the last one as it is."""
+    at, values = np.asarray(curve[0], dtype=float), np.asarray(curve[1], dtype=float)
+    if len(at) <= _MOST_POINTS:
+        return at, values
+    edges = np.linspace(0, len(at), _MOST_POINTS, dtype=int)[:-1]
+    size = np.diff([*edges, len(at)])
+    means = np.add.reduceat(values, edges, axis=0) / size[:, None]
+    middles = np.add.reduceat(at, edges) / size
+    return np.append(middles, at[-1]), np.vstack([means, values[-1:]])
+
+
+def _figure() -> tuple[Any, tuple[Any, Any]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, _HEIGHT), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    width, height = (WIDTH - 2 * _LEFT - 0.35) / 2, _HEIGHT - _BOTTOM - _GAP
+    axes = [
+        figure.add_axes((x / WIDTH, _BOTTOM / _HEIGHT, width / WIDTH, height / _HEIGHT))
+        for x in (_LEFT, 2 * _LEFT + width + 0.15)
+    ]
+    return figure, (axes[0], axes[1])

@@ -1,0 +1,186 @@
+"""train() refuses what cannot work in one sentence before anything runs, and its Run can be steered."""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import labkit as lk
+from labkit.algorithms import AllReduce, Independent
+from labkit.errors import DataError, DivergenceError, ExchangeError, LabkitError, ModelError, SettingError
+from labkit.exchange import Gather, Mean
+from tests.engines.experiments import mlp
+
+
+@pytest.fixture
+def digits():
+    return lk.data.load("digits")
+
+
+def one_sentence(error: pytest.ExceptionInfo[LabkitError]) -> bool:
+    text = str(error.value)
+    return "\n" not in text and text.endswith(".") and len(text) < 400
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "says"),
+    [
+        ({"peers": 0}, SettingError, "peers=0"),
+        ({"peers": -2}, SettingError, "peers=-2"),
+        ({"rounds": 0}, SettingError, "rounds=0"),
+        ({"batch_size": 2.5}, SettingError, r"batch_size=2\.5"),
+        ({"evaluate_every": 0}, SettingError, "evaluate_every=0"),
+        ({"peers": 2000}, DataError, "too few for 2000 peers"),
+        ({"peers": 100, "batch_size": 64}, DataError, "less than one batch of 64"),
+        ({"algorithm": AllReduce}, SettingError, "not an algorithm"),
+        ({"on": "somewhere"}, SettingError, "no place to train"),
+        ({"optimizer": lambda params: None}, ModelError, "optimizer made a NoneType"),
+        ({"optimizer": torch.optim.LBFGS}, ModelError, "LBFGS.*on=lab"),
+        ({"on": lk.Simulator(speeds=[1, 0])}, SettingError, "positive speed"),
+        ({"on": lk.Simulator(speeds=[1])}, SettingError, "each of 2 peers"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_work_are_refused_in_one_sentence(digits, settings, error, says):
+    with pytest.raises(error, match=says) as caught:
+        lk.train(mlp, digits, **({"peers": 2, "rounds": 2, "optimizer": torch.optim.SGD} | settings)).result(20)
+    assert one_sentence(caught)
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (nn.ReLU(), "no parameters to train"),
+        (nn.Linear(64, 10).requires_grad_(False), "no parameters to train"),
+        (lambda: "model", "returned str"),
+        (42, "int is not a torch module"),
+        (nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10)), "BatchNorm1d.*GroupNorm"),
+    ],
+    ids=["no parameters", "all frozen", "no module", "a number", "running statistics"],
+)
+def test_models_that_cannot_be_trained_are_refused_in_one_sentence(digits, model, says):
+    with pytest.raises(ModelError, match=says) as caught:
+        lk.train(model, digits, peers=2, rounds=2).result(20)
+    assert one_sentence(caught)
+
+
+def test_tensors_instead_of_a_dataset_are_refused_with_the_way_to_make_one(digits):
+    with pytest.raises(DataError, match="from_tensors"):
+        lk.train(mlp, (digits.x, digits.y), peers=2)
+
+
+@pytest.mark.parametrize("on", [lk.Lockstep(), lk.Simulator()], ids=["lockstep", "stacked"])
+def test_a_loss_that_becomes_nan_names_peer_round_and_remedy(digits, on):
+    run = lk.train(mlp, digits, peers=2, rounds=50, optimizer=partial(torch.optim.SGD, lr=1e30), on=on)
+    with pytest.raises(DivergenceError, match=r"peer \d became (nan|inf).*round \d+.*learning rate") as caught:
+        run.result(30)
+    assert one_sentence(caught)
+    assert run.state == "failed" and "learning rate" in repr(run)
+
+
+def test_peers_that_yield_different_messages_are_told_so(digits):
+    class Confused:
+        def round(self, peer, batches):
+            yield Mean(peer.params) if next(batches)[1][0] % 2 else Gather(peer.params)
+
+    with pytest.raises(ExchangeError, match="Gather, Mean.*same messages"):
+        lk.train(mlp, digits, Confused(), peers=8, rounds=5, on=lk.Lockstep()).result(20)
+
+
+def test_an_error_in_the_users_own_algorithm_comes_back_as_itself(digits):
+    class Broken:
+        def round(self, peer, batches):
+            raise ZeroDivisionError("mine")
+            yield
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        lk.train(mlp, digits, Broken(), peers=2).result(20)
+
+
+def test_train_returns_at_once_and_stop_keeps_what_was_reached(digits):
+    begun = time.monotonic()
+    run = lk.train(mlp, digits, peers=4, rounds=1_000_000)
+    assert time.monotonic() - begun < 1 and run.state == "running"
+    while len(run.history.rows) < 5:
+        time.sleep(0.01)
+    run.stop()
+    history = run.result(timeout=10)
+    assert run.state == "stopped" and history.stopped
+    assert 5 <= len(history.rows) < 1_000_000 and len(history.models) == 4
+
+
+def test_pause_holds_the_rounds_and_resume_goes_on(digits):
+    run = lk.train(mlp, digits, peers=2, rounds=1_000_000)
+    while not run.history.rows:
+        time.sleep(0.01)
+    run.pause()
+    time.sleep(0.2)
+    held = len(run.history.rows)
+    time.sleep(0.3)
+    assert run.state == "paused" and len(run.history.rows) == held
+    run.resume()
+    while len(run.history.rows) <= held:
+        time.sleep(0.01)
+    run.stop()
+    assert run.result(timeout=10).stopped
+
+
+def test_a_paused_run_can_be_stopped(digits):
+    run = lk.train(mlp, digits, peers=2, rounds=1_000_000)
+    run.pause()
+    run.stop()
+    run.resume()  # a stop cannot be taken back
+    assert run.result(timeout=10).stopped
+
+
+def test_waiting_with_a_limit_ends_with_the_limit(digits):
+    run = lk.train(mlp, digits, peers=2, rounds=1_000_000)
+    with pytest.raises(TimeoutError, match="wait longer, or stop"):
+        run.result(timeout=0.3)
+    run.stop()
+    run.result(timeout=10)
+
+
+def test_no_thread_is_left_when_runs_have_ended(digits):
+    before = threading.active_count()
+    for _ in range(3):
+        lk.train(mlp, digits, Independent(), peers=2, rounds=2).result(20)
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert threading.active_count() <= before
+
+
+def test_each_peers_trained_model_comes_back_ready_to_use(digits):
+    history = lk.train(mlp, digits, peers=3, rounds=60).result(60)
+    assert len(history.models) == 3 and not history.models[0].training
+    right = (history.models[0](digits.test_x).argmax(1) == digits.test_y).float().mean().item()
+    assert right == pytest.approx(history.final.accuracies[0], abs=1e-6)
+
+
+def test_data_parallel_training_learns_the_digits(digits):
+    history = lk.train(mlp, digits, AllReduce(), peers=4, rounds=400, batch_size=16).result(60)
+    assert history.final.accuracy >= 0.95
+
+
+def test_a_virtual_clock_adds_link_and_slowest_peer(digits):
+    link = lk.Link(latency=0.01, bandwidth=1e6)
+    settings = {"peers": 2, "rounds": 3}
+    step = 0.5
+    history = lk.train(
+        mlp, digits, on=lk.Simulator(network=link, speeds=[1, 0.25], step_seconds=step), **settings
+    ).result(20)
+    sent = Mean(dict(mlp().named_parameters()))
+    assert history.clock == "virtual"
+    assert history.seconds == pytest.approx(3 * (step / 0.25 + sent.seconds(2, link)))
+
+
+def test_the_virtual_clock_does_not_change_the_result(digits):
+    plain = lk.train(mlp, digits, peers=2, rounds=5).result(20)
+    timed = lk.train(mlp, digits, peers=2, rounds=5, on=lk.Simulator(speeds=[1, 2])).result(20)
+    assert [row.losses for row in plain.rows] == [row.losses for row in timed.rows]

@@ -42,20 +42,53 @@ _MODULES = {"algorithms", "data", "check", "widgets", "errors", "exchange"}
 __all__ = sorted([*_HOME, *_MODULES])
 
 if TYPE_CHECKING:
-    from labkit import algorithms, check, data, errors, exchange, widgets
-    from labkit.cards import formulas
-    from labkit.cluster.connect import connect
-    from labkit.cluster.doctor import doctor
-    from labkit.cluster.lab import Lab
-    from labkit.costs.link import Link
-    from labkit.engines.lockstep import Lockstep
-    from labkit.engines.simulator import Simulator
-    from labkit.history import History
-    from labkit.run import Run
-    from labkit.tasks.schedule import Schedule, schedule
-    from labkit.tasks.split import Partition, split
-    from labkit.tasks.sync import ASP, BSP, SSP, Timeline, synchronize
-    from labkit.training import train
+    from labkit import (
+        algorithms as algorithms,
+    )
+    from labkit import (
+        check as check,
+    )
+    from labkit import (
+        data as data,
+    )
+    from labkit import (
+        errors as errors,
+    )
+    from labkit import (
+        exchange as exchange,
+    )
+    from labkit import (
+        widgets as widgets,
+    )
+    from labkit.cards import formulas as formulas
+    from labkit.cluster.connect import connect as connect
+    from labkit.cluster.doctor import doctor as doctor
+    from labkit.cluster.lab import Lab as Lab
+    from labkit.costs.link import Link as Link
+    from labkit.engines.lockstep import Lockstep as Lockstep
+    from labkit.engines.simulator import Simulator as Simulator
+    from labkit.history import History as History
+    from labkit.run import Run as Run
+    from labkit.tasks.schedule import Schedule as Schedule
+    from labkit.tasks.schedule import schedule as schedule
+    from labkit.tasks.split import Partition as Partition
+    from labkit.tasks.split import split as split
+    from labkit.tasks.sync import (
+        ASP as ASP,
+    )
+    from labkit.tasks.sync import (
+        BSP as BSP,
+    )
+    from labkit.tasks.sync import (
+        SSP as SSP,
+    )
+    from labkit.tasks.sync import (
+        Timeline as Timeline,
+    )
+    from labkit.tasks.sync import (
+        synchronize as synchronize,
+    )
+    from labkit.training import train as train
 
 
 def __getattr__(name: str) -> Any:

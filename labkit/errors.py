@@ -1,22 +1,22 @@
 """Every way labkit fails, as one tree; each message is one sentence with the cause and the remedy.
 
-    LabkitError
-    ├── PartitionError (ValueError)     a split that cannot be made, or loses or repeats an item
-    ├── ScheduleError (ValueError)      costs, speeds or dependencies that no schedule can honour
-    ├── DataError (ValueError)          a dataset that is unknown, damaged, or too small for its peers
-    ├── ModelError (ValueError)         a model, optimiser or loss that an engine cannot train
-    ├── SettingError (ValueError)       an argument outside its range
-    ├── ExchangeError                   peers whose messages do not fit together
-    ├── DivergenceError                 a loss that became NaN or infinite
-    ├── ClusterError
-    │   ├── ConnectError                no cluster answers at that address
-    │   ├── LabClosed                   the cluster was closed, or its scheduler is gone
-    │   ├── WorkerLost                  a worker died while it held work
-    │   ├── GangError                   the ranks could not all be started, or one of them failed
-    │   └── TaskError                   one item of a map failed on its worker
-    ├── Stopped                         the result of something that was cancelled
-    ├── MissingPackage (ImportError)    an optional package is not installed
-    └── CheckFailed (AssertionError)    an exercise whose answer is not right yet
+LabkitError
+├── PartitionError (ValueError)     a split that cannot be made, or loses or repeats an item
+├── ScheduleError (ValueError)      costs, speeds or dependencies that no schedule can honour
+├── DataError (ValueError)          a dataset that is unknown, damaged, or too small for its peers
+├── ModelError (ValueError)         a model, optimiser or loss that an engine cannot train
+├── SettingError (ValueError)       an argument outside its range
+├── ExchangeError                   peers whose messages do not fit together
+├── DivergenceError                 a loss that became NaN or infinite
+├── ClusterError
+│   ├── ConnectError                no cluster answers at that address
+│   ├── LabClosed                   the cluster was closed, or its scheduler is gone
+│   ├── WorkerLost                  a worker died while it held work
+│   ├── GangError                   the ranks could not all be started, or one of them failed
+│   └── TaskError                   one item of a map failed on its worker
+├── Stopped                         the result of something that was cancelled
+├── MissingPackage (ImportError)    an optional package is not installed
+└── CheckFailed (AssertionError)    an exercise whose answer is not right yet
 """
 
 from __future__ import annotations

@@ -16,12 +16,14 @@ _HEIGHT, _LEFT, _BOTTOM, _GAP = 2.9, 0.62, 0.55, 0.75  # inches
 Curve = tuple[Sequence[int], Sequence[Sequence[float]]]  # rounds [R], and one value per peer [R][n]
 
 
-def learning_curves(loss: Curve, accuracy: Curve, *, rounds: int | None = None, title: str = "", note: str = "") -> Picture:
-    """Draw loss and accuracy over the rounds; `rounds` fixes the length of the axis, so that a live picture is steady."""
+def learning_curves(
+    loss: Curve, accuracy: Curve, *, rounds: int | None = None, title: str = "", note: str = ""
+) -> Picture:
+    """Draw loss and accuracy over the rounds; `rounds` fixes the axis, so that a live picture is steady."""
     end = max(rounds or 0, *loss[0], *accuracy[0], 1) if loss[0] or accuracy[0] else max(rounds or 0, 1)
-    figure, (left, right) = _figure()
+    left, right = _axes()
     losses, shares = _thin(loss), _thin(accuracy)
-    top = float(np.nanmax(losses[1])) * 1.05 if losses[1].size else 1.0
+    top = 1.05 * max(losses[1][np.isfinite(losses[1])], default=1.0)
     first = Panel(_HEIGHT, (0, end), (0, top or 1.0), ax=left)
     _draw(first, losses, CYCLE[0], "training loss")
     low = float(np.floor(10 * shares[1].min()) / 10) if shares[1].size else 0.0
@@ -43,9 +45,9 @@ def _draw(panel: Panel, curve: tuple[NDArray[Any], NDArray[Any]], colour: str, l
         return
     peers = values.shape[1]
     if 1 < peers <= _MOST_LINES:
-        lines = [np.column_stack([at, values[:, k]]) for k in range(peers)]
+        lines = [list(zip(at, values[:, k], strict=True)) for k in range(peers)]
         panel.lines(lines, colors=colour, linewidths=0.7, alpha=0.35, zorder=2)
-    mean = np.column_stack([at, values.mean(axis=1)])
+    mean = list(zip(at, values.mean(axis=1), strict=True))
     panel.lines([mean], colors=colour, linewidths=1.8, zorder=3)
     wide, tall = panel.xlim[1] / 300, (panel.ylim[1] - panel.ylim[0]) / 110
     x, y = mean[-1]
@@ -55,6 +57,7 @@ def _draw(panel: Panel, curve: tuple[NDArray[Any], NDArray[Any]], colour: str, l
 def _thin(curve: Curve) -> tuple[NDArray[Any], NDArray[Any]]:
     """At most `_MOST_POINTS` points, each the mean of its stretch, the last one as it is."""
     at, values = np.asarray(curve[0], dtype=float), np.asarray(curve[1], dtype=float)
+    values[~np.isfinite(values)] = np.nan  # a gap in the line
     if len(at) <= _MOST_POINTS:
         return at, values
     edges = np.linspace(0, len(at), _MOST_POINTS, dtype=int)[:-1]
@@ -64,7 +67,7 @@ def _thin(curve: Curve) -> tuple[NDArray[Any], NDArray[Any]]:
     return np.append(middles, at[-1]), np.vstack([means, values[-1:]])
 
 
-def _figure() -> tuple[Any, tuple[Any, Any]]:
+def _axes() -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -75,4 +78,4 @@ def _figure() -> tuple[Any, tuple[Any, Any]]:
         figure.add_axes((x / WIDTH, _BOTTOM / _HEIGHT, width / WIDTH, height / _HEIGHT))
         for x in (_LEFT, 2 * _LEFT + width + 0.15)
     ]
-    return figure, (axes[0], axes[1])
+    return axes[0], axes[1]

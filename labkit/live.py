@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from html import escape
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -36,10 +37,16 @@ class LiveView:
         self.bar = widgets.IntProgress(max=run.rounds, layout=widgets.Layout(width="14em"))
         self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="720px"))
         self.pause = widgets.Button(
-            description="Pause", icon="pause", tooltip="Hold after this round, and go on again", disabled=run.done
+            description="Pause",
+            icon="pause",
+            tooltip="Hold after this round, and go on again",
+            disabled=run.done,
         )
         self.stop = widgets.Button(
-            description="Stop", icon="stop", tooltip="End after this round and keep what was reached", disabled=run.done
+            description="Stop",
+            icon="stop",
+            tooltip="End after this round and keep what was reached",
+            disabled=run.done,
         )
         self.pause.on_click(self._pause_or_resume)
         self.stop.on_click(self._stop)
@@ -50,7 +57,7 @@ class LiveView:
     def bundle(self) -> dict[str, Any]:
         """The live view, and its picture of this moment for whoever shows no widgets."""
         shown = dict(self.box._repr_mimebundle_() or {})
-        return {**shown, "image/png": self.image.value}
+        return {**shown, "image/png": b64encode(self.image.value).decode("ascii")}
 
     def schedule(self) -> None:
         """Have the view redrawn soon, from any thread; many calls make one redraw."""
@@ -80,7 +87,7 @@ class LiveView:
 
     @property
     def _interval(self) -> float:
-        return max(0.2, _SHARE * self._cost)
+        return min(max(0.2, _SHARE * self._cost), 2.0)  # the very first picture costs an import
 
     def _on_loop(self) -> None:
         self._pending = False

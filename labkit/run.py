@@ -97,7 +97,7 @@ class Run:
             models = self._engine.run(self._experiment, self._report, self._control)
             self.history.models.extend(models)
             self.history.stopped = len(self.history.rows) < self.rounds
-        except Exception as error:  # kept for result(), which raises it in the user's cell
+        except Exception as error:  # noqa: BLE001  kept for result(), which raises it in the user's cell
             self._error = error
         finally:
             self._ended.set()

@@ -54,7 +54,7 @@ def flatten(tree: Tree, lead: int = 0) -> Tensor:
 def unflatten(flat: Tensor, like: T, lead: int = 0) -> T:
     """The inverse of `flatten`: cut `flat` into leaves of the shapes in `like`; its leading sizes may differ."""
     shapes = [leaf.shape[lead:] for leaf in leaves(like)]
-    pieces = iter(flat.split([shape.numel() for shape in shapes], dim=-1))
+    pieces = iter(torch.split(flat, [shape.numel() for shape in shapes], dim=-1))
     head = flat.shape[:-1]
     return map(lambda leaf: next(pieces).reshape(*head, *leaf.shape[lead:]), like)
 

@@ -11,7 +11,7 @@ from labkit.exchange import Mean
 
 @dataclass(frozen=True)
 class AllReduce:
-    """x ← x − η (1/n) Σⱼ ∇ℓⱼ(x): with equal batches, exactly SGD on the joined batch (Goyal et al., arXiv:1706.02677, §2).
+    """x ← x − η (1/n) Σⱼ ∇ℓⱼ(x): with equal batches, exactly SGD on the joined batch (arXiv:1706.02677, §2).
 
     On real workers torch's DistributedDataParallel does this, with buckets that overlap the backward pass; this
     generator is its specification, and a test holds the two equal.

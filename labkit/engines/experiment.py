@@ -75,9 +75,17 @@ class Experiment:
 class Engine(Protocol):
     """One way to carry out an experiment."""
 
-    name: str
-    clock: str
-    ledger: str
+    @property
+    def name(self) -> str:
+        """How plots and histories call the engine."""
+
+    @property
+    def clock(self) -> str:
+        """Whose seconds it reports: "wall" or "virtual"."""
+
+    @property
+    def ledger(self) -> str:
+        """Whether its bytes are "measured" on the wire or evaluated by "formula"."""
 
     def run(self, experiment: Experiment, report: Callable[[Row], None], control: Control) -> list[nn.Module]:
         """Train, reporting a row per round and obeying `control` between rounds; one trained model per peer."""

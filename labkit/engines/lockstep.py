@@ -38,9 +38,7 @@ class Lockstep:
             for number in range(1, experiment.rounds + 1):
                 if not control.proceed():
                     break
-                rounds = [
-                    experiment.algorithm.round(peer, stream) for peer, stream in zip(peers, streams, strict=True)
-                ]
+                rounds = [experiment.algorithm.round(peer, stream) for peer, stream in zip(peers, streams, strict=True)]
                 for messages in drive_together(rounds):
                     sent += sum(message.bytes(len(peers)) for message in messages) / len(peers)
                 losses = tuple(loss for peer in peers for loss in peer.mean_losses())

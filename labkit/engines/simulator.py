@@ -39,7 +39,7 @@ class Simulator:
 
     @property
     def clock(self) -> str:
-        """"virtual" where seconds are computed, "wall" where they are measured."""
+        """ "virtual" where seconds are computed, "wall" where they are measured."""
         return "wall" if self.network is None and self.speeds is None else "virtual"
 
     def run(self, experiment: Experiment, report: Callable[[Row], None], control: Control) -> list[nn.Module]:
@@ -56,7 +56,10 @@ class Simulator:
                 if not control.proceed():
                     break
                 begun = perf_counter()
-                drive(experiment.algorithm.round(peers, stream), lambda message: clock.exchange(peers.steps, message))
+                drive(
+                    experiment.algorithm.round(peers, stream),
+                    lambda message: clock.exchange(peers.steps, message),
+                )
                 clock.round_ended(peers.steps, perf_counter() - begun)
                 losses = peers.mean_losses()
                 require_finite(losses, number)

@@ -68,7 +68,8 @@ class StackedPeers:
         def one(params: dict[str, Tensor], x: Tensor) -> Any:
             return functional_call(self.model, params, (x,))
 
-        return vmap(one, randomness="different")(self._named, inputs)  # [K, B, C]
+        out: Tensor = vmap(one, randomness="different")(self._named, inputs)  # [K, B, C]
+        return out
 
     def loss(self, batch: Batch) -> Tensor:
         inputs, targets = batch
@@ -113,7 +114,7 @@ class StackedPeers:
         right = torch.zeros(len(self), device=inputs.device)
         size = max(1, _EVALUATED_AT_ONCE // (len(self) * max(1, inputs[0].numel())))
         with torch.no_grad():
-            for x, y in zip(inputs.split(size), targets.split(size), strict=True):
+            for x, y in zip(torch.split(inputs, size), torch.split(targets, size), strict=True):
                 right += (vmap(one, in_dims=(0, None))(self._named, x) == y).flatten(1).sum(1)
         self.model.train()
         return tuple((right / targets.numel()).tolist())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import fields, replace
-from typing import ClassVar, Self
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -51,11 +51,17 @@ class Message(ABC):
 
     def lift(self) -> Self:
         """The same message with a leading peer dimension of one."""
-        return replace(self, **{f.name: _lift(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var]
+        return self._each(_lift)
 
     def row(self) -> Self:
         """The first of the stacked peers' messages, which costs what each of them costs."""
-        return replace(self, **{f.name: _row(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var]
+        return self._each(_row)
+
+    def _each(self, fn: Callable[[object], object]) -> Self:
+        """A copy with `fn` applied to every field: messages are dataclasses, but a base class cannot say so."""
+        message: Any = self
+        copied: Self = replace(message, **{name: fn(value) for name, value in vars(message).items()})
+        return copied
 
 
 def _lift(field: object) -> object:

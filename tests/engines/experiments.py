@@ -40,5 +40,7 @@ def parameters(history):
 
 def difference(one, other):
     """The largest difference between two histories' parameters and losses."""
-    losses = [abs(a - b) for r, s in zip(one.rows, other.rows, strict=True) for a, b in zip(r.losses, s.losses, strict=True)]
+    losses = [
+        abs(a - b) for r, s in zip(one.rows, other.rows, strict=True) for a, b in zip(r.losses, s.losses, strict=True)
+    ]
     return max(float((parameters(one) - parameters(other)).abs().max()), *losses)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from labkit.costs.link import Link
+
 from labkit.errors import ExchangeError
 from labkit.exchange import Gather, Mean
 
@@ -17,9 +17,7 @@ def stack(trees):
 @pytest.fixture
 def values():
     generator = torch.Generator().manual_seed(0)
-    return [
-        {"w": torch.randn(3, 2, generator=generator), "b": torch.randn(2, generator=generator)} for _ in range(4)
-    ]
+    return [{"w": torch.randn(3, 2, generator=generator), "b": torch.randn(2, generator=generator)} for _ in range(4)]
 
 
 def test_mean_is_the_average_of_all_peers(values):
@@ -46,7 +44,7 @@ def test_stacked_gather_equals_lockstep(values):
 
 
 def test_mean_of_different_shapes_is_refused_naming_the_parameter():
-    with pytest.raises(ExchangeError, match="'w'.*same model"):
+    with pytest.raises(ExchangeError, match=r"'w'.*same model"):
         Mean.lockstep([Mean({"w": torch.zeros(2)}), Mean({"w": torch.zeros(3)})])
 
 

@@ -52,7 +52,7 @@ class Cluster:
                 raise error.__cause__ from None
             raise
         finally:
-            for row in rows.complete(gang.drain()):
+            for row in rows.complete(gang.events.drain()):
                 report(row)
         return [_model(experiment, state) for states_of_rank in states for state in states_of_rank]
 
@@ -61,12 +61,12 @@ def _watch(gang: Gang, rows: _Rows, report: Callable[[Row], None], control: Cont
     """Pass rows up and wishes down until the gang is done."""
     wish, since = Wish.GO, monotonic()
     while not gang.wait(_POLL):
-        for row in rows.complete(gang.drain()):
+        for row in rows.complete(gang.events.drain()):
             report(row)
         if control.wish is not wish:
             wish, since = control.wish, monotonic()
             gang.signal({"wish": int(wish)})
-        if wish is Wish.STOP and monotonic() - since > _PATIENCE:
+        if wish is Wish.STOP and (monotonic() - since > _PATIENCE or not gang.started):
             gang.stop()
 
 

@@ -45,7 +45,7 @@ def train_rank(experiment: Experiment, blocks: list[range], ddp: bool) -> list[d
     peers, batches, algorithm, answer = _local(experiment, block, device, group, ddp)
     dataset = experiment.dataset
     test_x, test_y = dataset.test_x.to(device), dataset.test_y.to(device)
-    steering, reports, start = _Steering(device), _Reports(group.rank), perf_counter()
+    steering, reports, start = _Steering(device), _Reports(), perf_counter()
     with torch.random.fork_rng():
         torch.manual_seed(experiment.seed + block.start)
         for number in range(1, experiment.rounds + 1):
@@ -83,8 +83,8 @@ class DataParallelPeer(OnePeer):
 
     def __init__(self, experiment: Experiment, peer: int, device: torch.device, group: Group) -> None:
         super().__init__(experiment, peer, device)
-        # Each peer keeps its own running statistics, as the generator says: buffers are not broadcast.
-        self._parallel = DistributedDataParallel(self.model, broadcast_buffers=False)
+        # Each peer keeps its own running statistics, as the generator says: buffers are not synchronised.
+        self._parallel = DistributedDataParallel(self.model, forward_sync_buffers=False)
         self._group = group
         self._message = 2 * (group.size - 1) / group.size * tree.nbytes(self.params)
 
@@ -132,8 +132,7 @@ class _Steering:
 class _Reports:
     """Sends the parts to the notebook, several at a time."""
 
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
+    def __init__(self) -> None:
         self._parts: list[Part] = []
         self._sent = perf_counter()
 
@@ -144,5 +143,5 @@ class _Reports:
 
     def flush(self) -> None:
         if self._parts:
-            tell({"rank": self._rank, "parts": [list(part) for part in self._parts]})
+            tell({"parts": [list(part) for part in self._parts]})
         self._parts, self._sent = [], perf_counter()

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from labkit.panel import CYCLE, DPI, GREY, WIDTH, Panel, Picture
 
 _MOST_POINTS, _MOST_LINES = 300, 16
-_HEIGHT, _LEFT, _BOTTOM, _GAP = 2.9, 0.62, 0.55, 0.75  # inches
+_TITLED, _PLAIN = 0.75, 0.42  # inches above the panels
+_TALL, _LEFT, _BOTTOM = 1.6, 0.62, 0.55  # inches: the panels' height, and what is left and below
 
 Curve = tuple[Sequence[int], Sequence[Sequence[float]]]  # rounds [R], and one value per peer [R][n]
 
@@ -19,15 +20,18 @@ Curve = tuple[Sequence[int], Sequence[Sequence[float]]]  # rounds [R], and one v
 def learning_curves(
     loss: Curve, accuracy: Curve, *, rounds: int | None = None, title: str = "", note: str = ""
 ) -> Picture:
-    """Draw loss and accuracy over the rounds; `rounds` fixes the axis, so that a live picture is steady."""
-    end = max(rounds or 0, *loss[0], *accuracy[0], 1) if loss[0] or accuracy[0] else max(rounds or 0, 1)
-    left, right = _axes()
+    """Draw loss and accuracy over the rounds; a live picture's axis is `rounds` halved until the curve fills half."""
+    last = max([1, *loss[0], *accuracy[0]])
+    end = float(rounds or last)
+    while end / 2 >= last:
+        end /= 2
+    left, right = _axes(_TITLED if title else _PLAIN)
     losses, shares = _thin(loss), _thin(accuracy)
     top = 1.05 * max(losses[1][np.isfinite(losses[1])], default=1.0)
-    first = Panel(_HEIGHT, (0, end), (0, top or 1.0), ax=left)
+    first = Panel(_TALL, (0, end), (0, top or 1.0), ax=left)
     _draw(first, losses, CYCLE[0], "training loss")
     low = float(np.floor(10 * shares[1].min()) / 10) if shares[1].size else 0.0
-    second = Panel(_HEIGHT, (0, end), (min(low, 0.9), 1.0), ax=right)
+    second = Panel(_TALL, (0, end), (min(low, 0.9), 1.0), ax=right)
     _draw(second, shares, CYCLE[2], "test accuracy")
     if title:
         first.word(title, 0, first.ylim[1], dx=-28, dy=30, size=10.5)
@@ -67,15 +71,15 @@ def _thin(curve: Curve) -> tuple[NDArray[Any], NDArray[Any]]:
     return np.append(middles, at[-1]), np.vstack([means, values[-1:]])
 
 
-def _axes() -> tuple[Any, Any]:
+def _axes(top: float) -> tuple[Any, Any]:
+    """Two coordinate systems side by side, `top` inches below the upper edge of their figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, _HEIGHT), dpi=DPI, facecolor="white")
+    tall = _TALL + _BOTTOM + top
+    figure = Figure(figsize=(WIDTH, tall), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    width, height = (WIDTH - 2 * _LEFT - 0.35) / 2, _HEIGHT - _BOTTOM - _GAP
-    axes = [
-        figure.add_axes((x / WIDTH, _BOTTOM / _HEIGHT, width / WIDTH, height / _HEIGHT))
-        for x in (_LEFT, 2 * _LEFT + width + 0.15)
-    ]
-    return axes[0], axes[1]
+    width = (WIDTH - 2 * _LEFT - 0.35) / 2
+    lefts = (_LEFT, 2 * _LEFT + width + 0.15)
+    first, second = (figure.add_axes((x / WIDTH, _BOTTOM / tall, width / WIDTH, _TALL / tall)) for x in lefts)
+    return first, second

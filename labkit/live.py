@@ -50,8 +50,7 @@ class LiveView:
         )
         self.pause.on_click(self._pause_or_resume)
         self.stop.on_click(self._stop)
-        controls = widgets.HBox([self.pause, self.stop, self.bar, self.status])
-        self.box = widgets.VBox([controls, self.image])
+        self.box = widgets.VBox([widgets.HBox([self.pause, self.stop, self.bar]), self.status, self.image])
         self.refresh()
 
     def bundle(self) -> dict[str, Any]:

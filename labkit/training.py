@@ -6,20 +6,23 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from labkit.algorithms import Algorithm, AllReduce
 from labkit.cluster.lab import Lab
 from labkit.data import Dataset, Sharding
+from labkit.data.batches import Indices
 from labkit.engines.cluster import Cluster
 from labkit.engines.experiment import Engine, Experiment
 from labkit.engines.simulator import Simulator
 from labkit.engines.stacked import require_elementwise
 from labkit.errors import DataError, ModelError, SettingError
 from labkit.run import Run
+from labkit.tasks.split import Partition
 
-_EVALUATIONS = 25  # test accuracies in one run, unless the caller wants more
+_EVALUATIONS, _SELDOM = 25, 50  # test accuracies in a run, and rounds between two at most, unless the caller says
 
 
 def train(
@@ -34,13 +37,15 @@ def train(
     on: Lab | Engine | None = None,
     optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
-    shards: Sharding | None = None,
+    shards: Sharding | Partition | None = None,
     evaluate_every: int | None = None,
 ) -> Run:
     """Train `peers` copies of a model together, and return at once with a Run to watch, stop and ask for its result.
 
     `model` is a module, whose weights are the start and stay untouched, or a function that makes one (its weights
-    then follow from `seed`). `on` is a lab (real workers), `lk.Simulator(…)` (the default) or `lk.Lockstep()`.
+    then follow from `seed`). `shards` says how the examples are dealt (IID by default), or is a Partition of the
+    examples' numbers, which may be broken on purpose. `on` is a lab (real workers), `lk.Simulator(…)` (the default)
+    or `lk.Lockstep()`.
     `batch_size` is per peer and step. `optimizer` makes an optimiser from parameters; SGD(lr=0.1) by default.
     The default algorithm is AllReduce, the default number of peers that of the lab's workers, or 4 in a simulator.
 
@@ -54,7 +59,8 @@ def train(
     (30, True)
     """
     engine = _engine(on)
-    peers = peers if peers is not None else len(on.workers) if isinstance(on, Lab) else 4
+    if peers is None:
+        peers = len(shards) if isinstance(shards, Partition) else len(on.workers) if isinstance(on, Lab) else 4
     for name, value in (("peers", peers), ("rounds", rounds), ("batch_size", batch_size)):
         _require_whole(name, value)
     if evaluate_every is not None:
@@ -64,8 +70,8 @@ def train(
             f"{type(dataset).__name__} is not a dataset: load one with lk.data.load(name), or make one of your own "
             "tensors with lk.data.from_tensors(x, y)."
         )
-    dealt = dataset.shards(peers, shards, seed)
-    smallest = min(len(indices) for indices in dealt.indices)
+    dealt = _dealt(dataset, peers, shards, seed)
+    smallest = min(len(indices) for indices in dealt)
     if smallest < batch_size:
         raise DataError(
             f"{dataset.name} has {len(dataset)} training examples, so the smallest of {peers} shards holds "
@@ -82,7 +88,7 @@ def train(
         seed=seed,
         optimizer=make_optimizer,
         loss=loss,
-        evaluate_every=evaluate_every or max(1, rounds // _EVALUATIONS),
+        evaluate_every=evaluate_every or min(_SELDOM, max(1, rounds // _EVALUATIONS)),
     )
     return Run(engine, experiment)
 
@@ -98,6 +104,20 @@ def _engine(on: Lab | Engine | None) -> Engine:
     raise SettingError(
         f"on={on!r} is no place to train: give a lab from lk.connect(), lk.Simulator(), or nothing for a simulator."
     )
+
+
+def _dealt(dataset: Dataset, peers: int, shards: Sharding | Partition | None, seed: int) -> tuple[Indices, ...]:
+    """Each peer's training examples; a partition of the user's own is taken as it is, broken or not."""
+    mine = shards if isinstance(shards, Partition) else dataset.shards(peers, shards, seed)
+    if len(mine) != peers:
+        raise SettingError(f"shards has {len(mine)} parts for {peers} peers: give one part for each peer.")
+    dealt = tuple(np.asarray(part, dtype=np.int64) for part in mine)
+    if any(len(part) and not 0 <= part.min() <= part.max() < len(dataset) for part in dealt):
+        raise DataError(
+            f"shards names examples that {dataset.name} does not have: its training examples are numbered "
+            f"0 to {len(dataset) - 1}."
+        )
+    return dealt
 
 
 def _algorithm(algorithm: Algorithm | None) -> Algorithm:

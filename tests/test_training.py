@@ -69,6 +69,28 @@ def test_models_that_cannot_be_trained_are_refused_in_one_sentence(digits, model
     assert one_sentence(caught)
 
 
+def test_a_partition_of_ones_own_is_trained_on_as_it_is_even_broken(digits):
+    """The lesson on splitting loses a class on purpose: it is then never learnt."""
+    by_class = lk.split(digits.y.argsort(stable=True).numpy(), parts=5)
+    lost = lk.Partition.of(by_class.items, by_class.parts[:4])
+    history = lk.train(mlp, digits, peers=4, rounds=150, batch_size=16, shards=lost).result(60)
+    predicted = history.models[0](digits.test_x).argmax(1)
+    assert not (predicted == 9).any()
+    assert (predicted[digits.test_y < 7] == digits.test_y[digits.test_y < 7]).float().mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("shards", "error", "says"),
+    [
+        (lk.split(1438, parts=3), SettingError, "3 parts for 2 peers"),
+        (lk.split(2000, parts=2), DataError, "numbered 0 to 1437"),
+    ],
+)
+def test_a_partition_that_does_not_fit_is_refused(digits, shards, error, says):
+    with pytest.raises(error, match=says):
+        lk.train(mlp, digits, peers=2, shards=shards)
+
+
 def test_tensors_instead_of_a_dataset_are_refused_with_the_way_to_make_one(digits):
     with pytest.raises(DataError, match="from_tensors"):
         lk.train(mlp, (digits.x, digits.y), peers=2)

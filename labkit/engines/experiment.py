@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from labkit.algorithms.base import Algorithm
 from labkit.data import Dataset, batches
+from labkit.data.batches import Indices
 from labkit.engines.control import Control
 from labkit.errors import DivergenceError
 from labkit.history import Row
-from labkit.tasks.split import Partition
 
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -29,7 +29,7 @@ class Experiment:
     model: nn.Module
     dataset: Dataset
     algorithm: Algorithm
-    shards: Partition
+    shards: tuple[Indices, ...]  # each peer's training examples
     rounds: int
     batch_size: int
     seed: int
@@ -47,11 +47,11 @@ class Experiment:
 
     def examples(self, peer: int) -> int:
         """How many training examples peer `peer` holds."""
-        return len(self.shards.indices[peer])
+        return len(self.shards[peer])
 
-    def indices(self, peer: int) -> Iterator[Any]:
+    def indices(self, peer: int) -> Iterator[Indices]:
         """The peer's endless stream of batches, as indices [B] into the training examples."""
-        return batches(self.shards.indices[peer], self.batch_size, self.seed, peer)
+        return batches(self.shards[peer], self.batch_size, self.seed, peer)
 
     def batches(self, peer: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """The peer's endless stream of batches: inputs [B, …] and targets [B]."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import perf_counter, sleep
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from labkit.engines.drive import drive
 from labkit.engines.experiment import Experiment, require_finite
 from labkit.engines.peer import OnePeer
 from labkit.engines.stacked import StackedPeers
+from labkit.errors import ExchangeError
 from labkit.exchange import Message
 from labkit.exchange.group import Group
 from labkit.tree import Tree
@@ -51,7 +52,9 @@ def train_rank(experiment: Experiment, blocks: list[range], ddp: bool) -> list[d
         for number in range(1, experiment.rounds + 1):
             if not steering.proceed(number):
                 break
-            drive(algorithm.round(peers, batches), answer)
+            drive(algorithm.round(peers, batches), _compared(answer, peers) if number == 1 else answer)
+            if number == 1:
+                _compare("nothing more in its round")
             losses = peers.mean_losses()
             require_finite(losses, number, block.start)
             accuracies = peers.accuracies(test_x, test_y) if experiment.evaluates(number) else None
@@ -62,7 +65,7 @@ def train_rank(experiment: Experiment, blocks: list[range], ddp: bool) -> list[d
 
 def _local(
     experiment: Experiment, block: range, device: torch.device, group: Group, ddp: bool
-) -> tuple[OnePeer | StackedPeers, Iterator[Batch], Algorithm, Any]:
+) -> tuple[OnePeer | StackedPeers, Iterator[Batch], Algorithm, Callable[[Message], Tree]]:
     """The block's peers, their batches, the algorithm they follow, and how their messages are answered."""
     algorithm = experiment.algorithm
     if len(block) > 1:
@@ -76,6 +79,31 @@ def _local(
     if ddp and isinstance(algorithm, AllReduce) and max(group.blocks) == 1:
         return DataParallelPeer(experiment, block.start, device, group), batches, Independent(every=1), answer
     return OnePeer(experiment, block.start, device), batches, algorithm, answer
+
+
+def _compared(answer: Callable[[Message], Tree], peers: OnePeer | StackedPeers) -> Callable[[Message], Tree]:
+    """In the first round the ranks compare what they are about to send: gloo would wait, or sum what does not fit."""
+
+    def compare_then_answer(message: Message) -> Tree:
+        value = message.row().value if isinstance(peers, StackedPeers) else message.value
+        named = {"": value} if isinstance(value, Tensor) else value
+        shapes = ", ".join(f"{name} {list(leaf.shape)}".strip() for name, leaf in named.items())
+        _compare(f"{type(message).__name__} of {shapes}")
+        return answer(message)
+
+    return compare_then_answer
+
+
+def _compare(sends: str) -> None:
+    """Raise ExchangeError unless all ranks say that they send the same."""
+    said: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(said, sends)
+    for rank, other in enumerate(said):
+        if other != said[0]:
+            raise ExchangeError(
+                f"At one barrier rank 0 sends {said[0]}, and rank {rank} {other}: every peer's round must yield the "
+                "same messages of the same shapes in the same order."
+            )
 
 
 class DataParallelPeer(OnePeer):

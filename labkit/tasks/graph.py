@@ -1,0 +1,136 @@
+"""Which task comes after which: dependencies read, checked for cycles, and put into an order that can be run."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from labkit.errors import ScheduleError
+from labkit.tasks.arguments import Floats, finite_seconds, name_all
+
+Edges = list[list[tuple[int, float]]]  # for each task: (other task, seconds to carry the result to another worker)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A directed acyclic graph of tasks, with the seconds that each edge costs between two different workers."""
+
+    before: Edges
+    then: Edges
+    order: list[int]  # topological; among tasks that could come next, the lowest number first
+
+    @classmethod
+    def read(cls, after: Any, transfer: Any, names: Sequence[Any]) -> Graph | None:
+        """Read `after` (task → its predecessors, as mapping or list) and `transfer` (seconds, or edge → seconds).
+
+        Returns None where no task depends on another. Raises ScheduleError for unknown tasks or edges, for a cycle
+        (naming it), and for transfers that are negative or not finite.
+        """
+        if after is None and not isinstance(transfer, Mapping):
+            finite_seconds(transfer, "transfer")
+            return None
+        number = names.index if isinstance(names, range) else {name: k for k, name in enumerate(names)}.__getitem__
+        parents = [_numbers(before, names, number) for before in _per_task(after, names, number)]
+        seconds = _transfers(transfer, parents, names, number)
+        if not any(parents):
+            return None
+        before: Edges = [[(i, seconds(i, j)) for i in mine] for j, mine in enumerate(parents)]
+        then: Edges = [[] for _ in names]
+        for j, edges in enumerate(before):
+            for i, carry in edges:
+                then[i].append((j, carry))
+        return cls(before, then, _topological(parents, then, names))
+
+    def longest_path(self, costs: Floats) -> float:
+        """The largest sum of costs along a chain of dependencies; no schedule on workers of speed 1 is shorter."""
+        done: list[float] = costs.tolist()
+        for j in self.order:
+            done[j] += max((done[i] for i, _ in self.before[j]), default=0.0)
+        return max(done)
+
+    def release(self, done: int, missing: list[int]) -> list[int]:
+        """The tasks that become ready because `done` has ended; keeps count of what each task still waits for."""
+        ready = []
+        for task, _ in self.then[done]:
+            missing[task] -= 1
+            if missing[task] == 0:
+                ready.append(task)
+        return ready
+
+
+def _per_task(after: Any, names: Sequence[Any], number: Callable[[Any], int]) -> list[Iterable[Any]]:
+    if after is None:
+        return [()] * len(names)
+    if isinstance(after, Mapping):
+        rows: list[Iterable[Any]] = [()] * len(names)
+        for name, before in after.items():
+            rows[_number(name, names, number)] = before
+        return rows
+    rows = list(after)
+    if len(rows) != len(names):
+        raise ScheduleError(
+            f"after lists predecessors for {len(rows)} tasks, but there are {len(names)}; give one list for each, "
+            "or a mapping of only those that have some."
+        )
+    return rows
+
+
+def _number(name: Any, names: Sequence[Any], number: Callable[[Any], int]) -> int:
+    try:
+        return number(name)
+    except (KeyError, ValueError, TypeError):
+        raise ScheduleError(
+            f"a dependency or transfer names task {name!r}, which is not there; the tasks are {name_all(names)}."
+        ) from None
+
+
+def _numbers(before: Any, names: Sequence[Any], number: Callable[[Any], int]) -> list[int]:
+    if isinstance(before, str) or not isinstance(before, Iterable):
+        before = (before,)  # one predecessor may stand without brackets
+    return list(dict.fromkeys(_number(name, names, number) for name in before))
+
+
+def _transfers(
+    transfer: Any, parents: Sequence[Sequence[int]], names: Sequence[Any], number: Callable[[Any], int]
+) -> Callable[[int, int], float]:
+    if not isinstance(transfer, Mapping):
+        same = finite_seconds(transfer, "transfer")
+        return lambda i, j: same
+    table: dict[tuple[int, int], float] = {}
+    for edge, value in transfer.items():
+        if not (isinstance(edge, tuple) and len(edge) == 2):
+            raise ScheduleError(f"transfer has the key {edge!r}; its keys are pairs (task, the task after it).")
+        i, j = (_number(name, names, number) for name in edge)
+        if i not in parents[j]:
+            raise ScheduleError(
+                f"transfer names the edge {edge}, but {names[j]!r} does not come after {names[i]!r}; add it to after."
+            )
+        table[i, j] = finite_seconds(value, f"the transfer {edge}")
+    return lambda i, j: table.get((i, j), 0.0)
+
+
+def _topological(parents: Sequence[Sequence[int]], then: Edges, names: Sequence[Any]) -> list[int]:
+    """Kahn's algorithm (1962)."""
+    missing = [len(mine) for mine in parents]
+    ready = [k for k, count in enumerate(missing) if count == 0]  # ascending, hence a heap
+    order: list[int] = []
+    while ready:
+        task = heapq.heappop(ready)
+        order.append(task)
+        for later, _ in then[task]:
+            missing[later] -= 1
+            if missing[later] == 0:
+                heapq.heappush(ready, later)
+    if len(order) == len(parents):
+        return order
+    task = next(k for k, count in enumerate(missing) if count)
+    path: list[int] = []
+    while task not in path:  # among what is left every task waits for another one that is left
+        path.append(task)
+        task = next(i for i in parents[task] if missing[i])
+    cycle = [names[k] for k in [*path[path.index(task) :], task]][::-1]
+    raise ScheduleError(
+        f"the dependencies form a cycle, {' → '.join(map(str, cycle))}, so none of these can begin; remove one of them."
+    )

@@ -1,0 +1,253 @@
+"""Synchronise workers that take steps together: 𝒯_sync = ∩ 𝒯ᵢ, the steps that everyone has finished.
+
+Worker i takes p[i, k] seconds for step k. All policies are one recurrence, with F[k] = max over i of finish[i, k] the
+moment at which step k is in the intersection:
+
+    start[i, k] = max(finish[i, k−1], F[k−1−s])        finish[i, k] = start[i, k] + p[i, k]
+
+s = 0 is bulk-synchronous (a barrier after every step), 0 < s < ∞ stale-synchronous (nobody begins a step more than s
+ahead of the slowest), s = ∞ asynchronous (nobody waits).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from labkit.errors import ScheduleError
+from labkit.plots import Bar, Picture, duration, gantt, occupancy
+from labkit.tasks.arguments import Floats, Integers, name_all, numbers, whole
+from labkit.tasks.beside import above_and_below, notes
+
+
+@dataclass(frozen=True)
+class BSP:
+    """Bulk-synchronous parallel: a barrier after every step (Valiant, Comm. ACM 33(8), 1990)."""
+
+    @property
+    def bound(self) -> float:
+        """How many steps a worker may be ahead of the slowest when it begins a step."""
+        return 0
+
+
+@dataclass(frozen=True)
+class SSP:
+    """Stale-synchronous parallel: at most `staleness` steps ahead of the slowest (Ho et al., NeurIPS 2013).
+
+    A worker that has finished c steps begins the next one when everyone has finished c − s. SSP(0) is BSP,
+    SSP(math.inf) is ASP. Raises ScheduleError for a bound that is negative or no whole number.
+    """
+
+    staleness: float
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.staleness, float) and self.staleness == math.inf):
+            whole(self.staleness, "the staleness bound", ScheduleError, least=0)
+
+    @property
+    def bound(self) -> float:
+        """How many steps a worker may be ahead of the slowest when it begins a step."""
+        return self.staleness
+
+
+@dataclass(frozen=True)
+class ASP:
+    """Asynchronous parallel: nobody waits (as Hogwild, Recht et al., NeurIPS 2011, and Downpour SGD do)."""
+
+    @property
+    def bound(self) -> float:
+        """How many steps a worker may be ahead of the slowest when it begins a step."""
+        return math.inf
+
+
+def synchronize(step_times: Any, policy: BSP | SSP | ASP) -> Timeline:
+    """Predict when each worker takes its steps: `step_times` [workers, steps] seconds, and who waits for whom.
+
+    Raises ScheduleError for times that are negative or not finite (naming worker and step), rows of unequal length,
+    and anything that is not BSP(), SSP(s) or ASP().
+
+    >>> synchronize([[1, 1, 1], [2, 2, 2]], BSP()).idle
+    array([3., 0.])
+    >>> synchronize([[1, 1, 1], [2, 2, 2]], SSP(1)).start[0]
+    array([0., 1., 2.])
+    """
+    if not isinstance(policy, (BSP, SSP, ASP)):
+        raise ScheduleError(f"policy {policy!r} is none of BSP(), SSP(s) and ASP(); give one of these.")
+    times = _times(step_times)
+    workers, steps = times.shape
+    start, finish = (
+        np.empty((steps, workers)),
+        np.empty((steps, workers)),
+    )  # by step: rows are read and written whole
+    ready = np.zeros(workers)
+    for k in range(steps):
+        if k > policy.bound:
+            ready = np.maximum(ready, finish[k - 1 - int(policy.bound)].max())
+        start[k] = ready
+        ready = finish[k] = start[k] + times[:, k]
+    return Timeline(np.ascontiguousarray(start.T), np.ascontiguousarray(finish.T), policy)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Timeline:
+    """When every worker takes every step: `start`, `finish` [workers, steps], seconds from 0; predicted or measured."""
+
+    start: Floats
+    finish: Floats
+    policy: BSP | SSP | ASP
+    kind: str = "predicted"
+
+    @classmethod
+    def measured(cls, start: ArrayLike, finish: ArrayLike, policy: BSP | SSP | ASP) -> Timeline:
+        """Take what was measured, [workers, steps] on any clock in seconds: time here begins with the first start.
+
+        Raises ScheduleError where shapes differ, or a step starts before the worker's previous one has ended.
+        """
+        begin, end = _times(start, "start", clock=True), _times(finish, "finish", clock=True)
+        if begin.shape != end.shape:
+            raise ScheduleError(f"start has the shape {begin.shape}, finish {end.shape}; measure both for every step.")
+        if not ((begin <= end).all() and (end[:, :-1] <= begin[:, 1:]).all()):
+            raise ScheduleError("a worker's steps overlap or end before they start; give the steps in order of time.")
+        return cls(begin - begin.min(), end - begin.min(), policy, "measured")
+
+    def __post_init__(self) -> None:
+        self.start.setflags(write=False)
+        self.finish.setflags(write=False)
+
+    @property
+    def workers(self) -> int:
+        """How many workers there are."""
+        return int(self.start.shape[0])
+
+    @property
+    def steps(self) -> int:
+        """How many steps each worker takes."""
+        return int(self.start.shape[1])
+
+    @property
+    def makespan(self) -> float:
+        """When the last worker has finished its last step, in seconds."""
+        return float(self.finish.max())
+
+    @property
+    def busy(self) -> Floats:
+        """How long each worker computes, [workers] seconds."""
+        busy: Floats = (self.finish - self.start).sum(axis=1)
+        return busy
+
+    @property
+    def waiting(self) -> Floats:
+        """How long each worker waits before each step, [workers, steps] seconds."""
+        return self.start - np.pad(self.finish[:, :-1], ((0, 0), (1, 0)))
+
+    @property
+    def idle(self) -> Floats:
+        """How long each worker waits altogether until everyone has finished, [workers] seconds: makespan − busy."""
+        return self.makespan - self.busy
+
+    @cached_property
+    def synchronized(self) -> Floats:
+        """When each step enters the intersection ∩ 𝒯ᵢ, that is, when the last worker finishes it: [steps] seconds."""
+        moments: Floats = self.finish.max(axis=0)
+        return moments
+
+    @cached_property
+    def events(self) -> Floats:
+        """The moments at which someone finishes a step, ascending: [events] seconds."""
+        return np.unique(self.finish)
+
+    @property
+    def frontier(self) -> Integers:
+        """|∩ 𝒯ᵢ| at each of `events`: how many steps everyone has finished by then, [events]."""
+        counts: Integers = self.frontier_at(self.events)
+        return counts
+
+    def frontier_at(self, seconds: ArrayLike) -> Any:
+        """|∩ 𝒯ᵢ|, how many steps everyone has finished at these moments (in the shape of `seconds`)."""
+        return np.searchsorted(self.synchronized, seconds, side="right")
+
+    @cached_property
+    def staleness(self) -> Integers:
+        """How many steps each worker is ahead of the slowest as it begins each step, [workers, steps]."""
+        ahead: Integers = np.maximum(np.arange(self.steps) - self.frontier_at(self.start), 0)
+        return ahead
+
+    def plot(self, beside: Timeline | None = None, *, ax: Any = None, span: float | None = None) -> Picture:
+        """Draw steps, waits and, in the last row, |∩ 𝒯ᵢ|; `beside` puts a second timeline below the first.
+
+        A measured timeline stands above a predicted one. `span` in seconds fixes the time axis. With more than 2,000
+        steps or 60 workers the picture shows how busy the workers are instead of single steps.
+        """
+        first, second = above_and_below(self, beside)
+        note, note_below = notes(first, second)
+        if first.start.size > 2000 or first.workers > 60:
+            worker = np.repeat(np.arange(first.workers), first.steps)
+            bars = (worker, first.start.ravel(), first.finish.ravel(), first.workers)
+            marks = {note_below: second.makespan} if second else {}
+            return occupancy(*bars, title=first._name, note=note, marks=marks, span=span, alt=repr(first), ax=ax)
+        workers = max(first.workers, second.workers if second else 0)
+        return gantt(
+            first._bars(workers, waits=second is None),
+            [*(f"worker {i}" for i in range(workers)), "all (∩)"],
+            title=first._name,
+            note=note,
+            overlay=second._bars(workers) if second else (),
+            overlay_note=note_below,
+            span=span,
+            alt=repr(first) + (f"; below it: {second!r}" if second else ""),
+            ax=ax,
+        )
+
+    def _bars(self, last: int, waits: bool = False) -> list[Bar]:
+        """A bar for every step and wait; on lane `last` one for every stretch in which the frontier does not move."""
+        bars = [
+            Bar(i, start, finish, str(k))
+            for i in range(self.workers)
+            for k, (start, finish) in enumerate(zip(self.start[i].tolist(), self.finish[i].tolist(), strict=True))
+        ]
+        if waits:
+            long = np.argwhere(self.waiting > 1e-9 * self.makespan).tolist()
+            bars += [Bar(i, self.finish[i, k - 1] if k else 0.0, self.start[i, k], None, "wait") for i, k in long]
+        moments = [0.0, *self.synchronized.tolist()]
+        bars += [Bar(last, a, b, str(k), "finished by all") for k, (a, b) in enumerate(pairwise(moments)) if b > a]
+        return bars
+
+    @property
+    def _name(self) -> str:
+        return f"Timeline of {self.workers:,} workers and {self.steps:,} steps, {self.policy}"
+
+    def __repr__(self) -> str:
+        if self.kind == "measured":  # no seconds: saved notebook outputs are compared as text
+            return f"{self._name}, measured"
+        waits = f"{duration(float(self.idle.sum()))} idle in all"
+        return (
+            f"{self._name}, predicted: makespan {duration(self.makespan)}, {waits}, staleness ≤ {self.staleness.max()}"
+        )
+
+    def _repr_mimebundle_(self, **_: Any) -> Any:
+        return self.plot()._repr_mimebundle_()
+
+
+def _times(values: Any, name: str = "step_times", clock: bool = False) -> Floats:
+    try:
+        rows = values if hasattr(values, "__array__") else [list(row) for row in values]
+    except TypeError:
+        raise ScheduleError(f"{name} must be [workers, steps]; give a list of seconds for each worker.") from None
+    if len(counts := {len(row) for row in rows}) > 1:
+        raise ScheduleError(f"{name} has rows of {name_all(sorted(counts))} steps; give every worker as many.")
+    times = numbers(rows, name, ScheduleError)
+    if times.ndim != 2 or not times.size:
+        raise ScheduleError(
+            f"{name} has the shape {times.shape}; give seconds as [workers, steps], at least one of each."
+        )
+    bad = ~np.isfinite(times) if clock else ~(np.isfinite(times) & (times >= 0))
+    if bad.any():
+        i, k = np.argwhere(bad)[0].tolist()
+        raise ScheduleError(f"{name} of worker {i}, step {k} is {times[i, k]:g}; give finite seconds, not negative.")
+    return times

@@ -1,0 +1,40 @@
+# What needs more than a line is Python's business: `python -m labkit --help`.
+PYTHON  ?= python3
+PORT    ?=
+BROWSER ?= default
+VENV    := .venv
+RUN     := $(VENV)/bin/python -m
+READY   := $(VENV)/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test check notebooks bench
+
+help:  ## list what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+lab: $(READY)  ## open the lessons in JupyterLab (PORT=8888 BROWSER=none)
+	@$(RUN) labkit lab --browser=$(BROWSER) $(if $(PORT),--port=$(PORT))
+
+test: $(READY)  ## run every test, notebooks and browser included
+	$(RUN) pytest
+
+check: $(READY)  ## format, lint, types, import layers, lessons as saved: seconds
+	$(RUN) ruff format --check
+	$(RUN) ruff check
+	$(RUN) mypy
+	$(RUN) pytest -q tests/test_layers.py
+	$(RUN) labkit notebooks --check
+
+notebooks: $(READY)  ## execute every lesson and save its outputs
+	$(RUN) labkit notebooks
+
+bench: $(READY)  ## run the benchmarks
+	$(RUN) labkit bench
+
+# To change the Python of an environment that exists: rm -r .venv, then make lab PYTHON=python3.13
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "labkit needs Python 3.11 or newer: add PYTHON=python3.12")'
+	@echo "Installing labkit into $(VENV): minutes the first time."
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	@touch $@

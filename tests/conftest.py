@@ -1,0 +1,27 @@
+"""One cluster for all tests, and none after them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from labkit.cluster.lab import Lab
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Two local workers that the whole session shares; whoever closes or kills more than one of them uses others."""
+    from labkit.cluster.connect import connect
+
+    lab = connect(workers=2)
+    yield lab
+    lab.close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    """Close what doctests and tests connected to, before anybody looks for processes left behind."""
+    if connect := sys.modules.get("labkit.cluster.connect"):
+        connect.close_all()

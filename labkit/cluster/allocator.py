@@ -1,0 +1,55 @@
+"""What every worker needs before it trains: a patient allocator, torch already imported, its own number of threads.
+
+Dask's nanny starts workers with MALLOC_TRIM_THRESHOLD_=65536, so that glibc gives memory back to the system after
+every training step and takes page faults to get it again; `mallopt` undoes that on a running process, remote ones too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+from distributed import WorkerPlugin
+
+if TYPE_CHECKING:
+    from distributed import Worker
+
+# <malloc.h>: option -> bytes
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_MALLOPT = {_M_MMAP_THRESHOLD: 1 << 30, _M_TRIM_THRESHOLD: 512 << 20, _M_TOP_PAD: 64 << 20}
+
+
+def keep_memory() -> bool:
+    """Let glibc keep freed memory for the next step; True where that took effect, False without glibc."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return all(mallopt(option, value) == 1 for option, value in _MALLOPT.items())
+
+
+class Preparation(WorkerPlugin):
+    """Readies each worker, also the ones that join later or come back after a death."""
+
+    name = "labkit-preparation"
+    idempotent = True  # several labs may share one cluster
+
+    def __init__(self, *, interruptible: bool = True) -> None:
+        self.interruptible = interruptible
+
+    def setup(self, worker: Worker) -> None:
+        """Called by Dask on the worker's event loop, so it must not take long."""
+        keep_memory()
+        if not self.interruptible and threading.current_thread() is threading.main_thread():
+            # "Interrupt kernel" and Ctrl-C signal the whole process group; they are meant for the cell alone.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Importing torch takes more than a second: on the event loop it would stop the worker's heartbeats.
+        threading.Thread(target=_preload, args=(worker.state.nthreads,), name="labkit-preload", daemon=True).start()
+
+
+def _preload(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)

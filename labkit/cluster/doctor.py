@@ -1,0 +1,185 @@
+"""`doctor`: what this machine is and whether labkit can work on it, each finding with its remedy."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from labkit.cluster.machine import size, usable_cores, usable_memory, visible_gpus
+from labkit.cluster.page import table, view_of
+from labkit.errors import SettingError
+
+_NEEDED = ("torch", "dask", "distributed", "jupyterlab", "ipywidgets")
+_MARKS = {"ok": "✓", "warn": "!", "fail": "✗"}
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: "warn" works with less, "fail" does not work; `remedy` is empty where all is well."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    found: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All findings; prints as a table."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed."""
+        return all(check.status != "fail" for check in self.checks)
+
+    @property
+    def summary(self) -> str:
+        """One line that says nothing about the machine, only whether labkit works on it."""
+        failed = [check.name for check in self.checks if check.status == "fail"]
+        verdict = f"not well: {', '.join(failed)}" if failed else "all well"
+        return f"labkit doctor: {len(self.checks)} checks, {verdict}"
+
+    def __repr__(self) -> str:
+        width = max(len(check.name) for check in self.checks)
+        lines = [self.summary]
+        for check in self.checks:
+            lines.append(f"{_MARKS[check.status]} {check.name:<{width}}  {check.found}")
+            if check.remedy:
+                lines.append(f"  {'':<{width}}  → {check.remedy}")
+        return "\n".join(lines)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        rows = [(_MARKS[check.status], check.name, check.found, check.remedy) for check in self.checks]
+        return view_of(table(self.summary, "", ("", "what", "found", "remedy"), rows), self.summary)
+
+
+def doctor() -> Report:
+    """Examine this machine in about a second, offline; `.ok` is False when something must be mended first.
+
+    >>> import labkit as lk
+    >>> [check.name for check in lk.doctor().checks][:3]
+    ['Python', 'CPU cores', 'memory']
+    """
+    examinations: tuple[Callable[[], Check], ...] = (
+        *(_python, _cores, _memory, _gpus),
+        *(_package(name) for name in _NEEDED),
+        *(_loopback, _processes, _scratch, _shared_memory, _hub),
+    )
+    return Report(tuple(examine() for examine in examinations))
+
+
+def _python() -> Check:
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return Check("Python", "ok", found)
+
+
+def _cores() -> Check:
+    try:
+        cores = usable_cores()
+    except SettingError as error:
+        return Check("CPU cores", "fail", f"CPU_LIMIT={os.environ['CPU_LIMIT']!r}", str(error))
+    limit = f", CPU_LIMIT={os.environ['CPU_LIMIT']}" if os.environ.get("CPU_LIMIT") else ""
+    found = f"{cores} of {psutil.cpu_count() or cores} usable{limit}"
+    if cores == 1:
+        remedy = "two workers take turns on one core, so no speed-up will be seen: ask for a second core."
+        return Check("CPU cores", "warn", found, remedy)
+    return Check("CPU cores", "ok", found)
+
+
+def _memory() -> Check:
+    try:
+        usable = usable_memory()
+    except SettingError as error:
+        return Check("memory", "fail", f"MEM_LIMIT={os.environ['MEM_LIMIT']!r}", str(error))
+    memory = psutil.virtual_memory()
+    free = min(memory.available, usable)
+    limit = f", MEM_LIMIT={os.environ['MEM_LIMIT']}" if os.environ.get("MEM_LIMIT") else ""
+    found = f"{size(usable)} usable of {size(memory.total)}{limit}, {size(free)} free"
+    if free < 2 * _GIB:
+        remedy = "each worker needs about half a GiB for torch: close other programs, or use fewer workers."
+        return Check("memory", "warn", found, remedy)
+    return Check("memory", "ok", found)
+
+
+def _gpus() -> Check:
+    gpus = visible_gpus()
+    return Check("GPUs", "ok", f"{len(gpus)} NVIDIA" if gpus else "none, and none is needed")
+
+
+def _package(name: str) -> Callable[[], Check]:
+    def examine() -> Check:
+        try:
+            return Check(name, "ok", importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            return Check(
+                name, "fail", "not installed", f"pip install {name}, into the environment of {sys.executable}."
+            )
+
+    return examine
+
+
+def _loopback() -> Check:
+    """Workers, scheduler and notebook talk over 127.0.0.1."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+    except OSError as error:
+        remedy = "a firewall or sandbox forbids 127.0.0.1: allow it, for no worker can be reached without."
+        return Check("loopback", "fail", str(error), remedy)
+    return Check("loopback", "ok", "127.0.0.1 connects")
+
+
+def _processes() -> Check:
+    """A worker is a process of its own."""
+    try:
+        subprocess.run([sys.executable, "-c", "pass"], check=True, capture_output=True, timeout=30)
+    except (OSError, subprocess.SubprocessError) as error:
+        return Check("processes", "fail", str(error), "this sandbox starts no processes: run labkit elsewhere.")
+    return Check("processes", "ok", "can be started")
+
+
+def _scratch() -> Check:
+    """Dask keeps what does not fit into memory in the folder for temporary files."""
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if not os.access(folder, os.W_OK) or free < _GIB // 4:
+        return Check("disk", "fail", f"{size(free)} free in {folder}", "empty it, or set TMPDIR to another folder.")
+    return Check("disk", "ok", f"{size(free)} free in {folder}")
+
+
+def _shared_memory() -> Check:
+    """A DataLoader with num_workers > 0 passes batches through /dev/shm, which containers keep at 64 MiB."""
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        return Check("shared memory", "ok", f"as {platform.system()} manages it")
+    free = shutil.disk_usage(folder).free
+    if free < _GIB // 4:
+        remedy = "DataLoader(num_workers=…) will fail on large batches: start the container with --shm-size=1g."
+        return Check("shared memory", "warn", f"{size(free)} free in {folder}", remedy)
+    return Check("shared memory", "ok", f"{size(free)} free in {folder}")
+
+
+def _hub() -> Check:
+    prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX")
+    if prefix is None:
+        return Check("JupyterHub", "ok", "not inside one")
+    try:
+        importlib.metadata.version("jupyter-server-proxy")
+    except importlib.metadata.PackageNotFoundError:
+        return Check("JupyterHub", "warn", prefix, "Dask's dashboard needs pip install jupyter-server-proxy.")
+    return Check("JupyterHub", "ok", f"inside, at {prefix}")

@@ -1,0 +1,286 @@
+"""A `Job`: many items on their way through a lab's workers."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import importlib.util
+import reprlib
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import cloudpickle
+from distributed import Future, KilledWorker
+
+from labkit.cluster.echo import Echo
+from labkit.cluster.page import counted, widget_bundle
+from labkit.cluster.progress import Bar, NotebookBar, in_notebook, make_bar
+from labkit.cluster.shipping import BIG, Call, Row, no_graph_warning, pack, share, submit_alone
+from labkit.cluster.trace import measured
+from labkit.errors import LabClosed, LabkitError, SettingError, Stopped, TaskError, WorkerLost
+from labkit.tasks.schedule import Schedule
+
+if TYPE_CHECKING:
+    from labkit.cluster.lab import Lab
+
+_TICK = 0.1  # seconds between two looks at the progress
+_CALL_FILE = str(Path("labkit", "cluster", "shipping.py"))  # also as another machine spells it
+_PATIENCE = 10.0  # seconds a cluster may be without any worker
+
+
+class Progress(NamedTuple):
+    """How many of a job's items are computed."""
+
+    done: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"{self.done} of {self.total}"
+
+
+class _Failure(NamedTuple):
+    """Why a job has no result; a fresh exception is raised from it each time the result is asked for."""
+
+    kind: type[LabkitError]
+    sentence: str
+    cause: BaseException | None = None
+
+
+class Job:
+    """fn(item) for every item, computed on the workers; made by `Lab.map`.
+
+    fn is taken to be pure: when a worker dies, what it computed or had begun is computed again on another.
+    """
+
+    def __init__(self, lab: Lab, fn: Callable[[Any], Any], items: Iterable[Any], label: str | None = None) -> None:
+        self._lab = lab
+        self._items = _listed(fn, items)
+        self.label = label or getattr(fn, "__name__", type(fn).__name__)
+        self._workers = _names(lab)
+        self._bar: Bar | None = None
+        self._schedule: Schedule | None = None
+        self._computed = 0  # items, once the job has ended
+        self._echo = Echo(lab.client)
+        self._futures, self._shared = self._submit(fn)
+        self._end = asyncio.run_coroutine_threadsafe(self._collect(), lab.client.loop.asyncio_loop)
+        lab.track(self)
+
+    def _submit(self, fn: Callable[[Any], Any]) -> tuple[list[Future[Any]], list[Future[Any]]]:
+        client, topic = self._lab.client, self._echo.topic
+        payload = pack(fn)
+        items, shared = share(client, self._items)
+        extra: dict[str, Any] = {}
+        if len(payload) > BIG:  # a model in a closure, say
+            extra["payload"] = submit_alone(client, payload)
+            shared.append(extra["payload"])
+        call = Call(None if extra else payload, topic)
+        if not items:
+            return [], []
+        try:
+            with no_graph_warning():
+                return client.map(call, items, key=self.label, pure=False, **extra), shared
+        except Exception as error:
+            raise SettingError(f"{self._culprit()} cannot be sent to the workers ({error}).") from error
+
+    # -- what the user asks for
+
+    def result(self, timeout: float | None = None) -> list[Any]:
+        """The values in the order of the items; waits for them, for at most `timeout` seconds.
+
+        Raises TaskError when fn failed on an item (with fn's own exception as its cause), WorkerLost when an item
+        ended its workers again and again, Stopped after `cancel`, LabClosed, and TimeoutError (the job goes on).
+        Ctrl-C, or the notebook's interrupt, cancels the job.
+        """
+        return [row.value for row in self._rows(timeout)]
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which worker computed which item when, as measured there; waits for the end like `result`."""
+        if self._schedule is None:
+            labels = [reprlib.repr(item) for item in self._items]
+            self._schedule = measured(self._rows(None), self._workers, labels)
+        return self._schedule
+
+    @property
+    def done(self) -> bool:
+        """Whether every item is computed, or none will be any more."""
+        return self._end.done()
+
+    @property
+    def failed(self) -> bool:
+        """Whether `result` will raise."""
+        return self.done and isinstance(self._end.result(), _Failure)
+
+    @property
+    def progress(self) -> Progress:
+        """How many items are computed; it falls when a worker dies with what it computed."""
+        return Progress(self._computed if self.done else self._count(), len(self._items))
+
+    def cancel(self) -> None:
+        """Take the items that are not computed yet off the workers; harmless when the job is done."""
+        if not self.done and self._lab.client.status == "running":
+            self._lab.client.cancel(self._futures)
+            concurrent.futures.wait([self._end], timeout=_PATIENCE)
+
+    # -- how it ends
+
+    async def _collect(self) -> list[Row] | _Failure:
+        """Runs on the client's event loop until the values are here, or cannot come any more."""
+        client = self._lab.client
+        gathering = asyncio.ensure_future(client.gather(self._futures, asynchronous=True))
+        watching = asyncio.ensure_future(self._until_no_worker())
+        try:
+            await asyncio.wait({gathering, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not gathering.done():
+                raise WorkerLost("all workers of this lab are gone: connect again.")
+            rows: list[Row] = gathering.result()
+            self._computed = len(rows)
+            return rows
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  kept for result(), which raises it
+            self._computed = self._count()
+            failure = self._explain(error)
+            await client.cancel(self._futures, asynchronous=True)
+            await asyncio.gather(gathering, return_exceptions=True)  # it ends now that its futures are cancelled
+            return failure
+        finally:
+            watching.cancel()
+            self._futures, self._shared = [], []  # the workers may forget what is here now
+
+    async def _until_no_worker(self) -> None:
+        """Return once the cluster has been without workers for longer than a restart takes."""
+        since = time.monotonic()
+        while time.monotonic() - since < _PATIENCE:
+            await asyncio.sleep(_PATIENCE / 10)
+            identity = await self._lab.client.scheduler.identity(n_workers=0)
+            if identity["n_workers"]:
+                since = time.monotonic()
+
+    def _explain(self, error: BaseException) -> _Failure:
+        """What a failure means; the first failed item is the one to name, for items start in their order."""
+        if isinstance(error, WorkerLost):
+            return _Failure(WorkerLost, str(error))
+        failed = next((i for i, future in enumerate(self._futures) if future.status == "error"), None)
+        if failed is None:
+            if self._lab.closed:
+                return _Failure(LabClosed, "the lab was closed while the job ran: call lk.connect() and map again.")
+            return _Failure(Stopped, f"the job was cancelled after {self.progress} items: map again for a result.")
+        item = f"item {failed} ({reprlib.repr(self._items[failed])})"
+        if isinstance(error, KilledWorker):
+            times = error.allowed_failures + 1
+            return _Failure(
+                WorkerLost,
+                f"{item} ended {times} workers one after the other, most likely for want of memory or by a crash "
+                "in compiled code: try it alone, or give the workers more memory.",
+            )
+        if isinstance(error, ModuleNotFoundError) and error.name and importlib.util.find_spec(error.name):
+            return _Failure(
+                TaskError,
+                f"the workers have no module {error.name!r}, which this kernel has: install it there, or send its file "
+                f'with lab.client.upload_file("{error.name}.py").',
+                error,
+            )
+        place = f"worker {error.labkit_worker}" if hasattr(error, "labkit_worker") else "its worker"
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return _Failure(TaskError, f"{item} failed on {place} with {what}", error.with_traceback(_users_frames(error)))
+
+    def _rows(self, timeout: float | None) -> list[Row]:
+        """Wait in steps, so that the bar moves and Ctrl-C arrives."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        bar = self._shown()
+        try:
+            while not self.done:
+                left = _TICK if deadline is None else min(_TICK, deadline - time.monotonic())
+                if left <= 0:
+                    raise TimeoutError(
+                        f"the job is at {self.progress} items after {timeout:g} s: wait longer, or cancel it."
+                    )
+                concurrent.futures.wait([self._end], timeout=left)
+                bar.update()
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+        finally:
+            bar.finish()
+        end = self._end.result()
+        if isinstance(end, _Failure):
+            raise end.kind(end.sentence) from end.cause
+        return end
+
+    def _count(self) -> int:
+        return sum(future.status == "finished" for future in self._futures)
+
+    def _culprit(self) -> str:
+        """The first item that cannot be pickled."""
+        for index, item in enumerate(self._items):
+            try:
+                cloudpickle.dumps(item)
+            except Exception:  # noqa: BLE001  whatever its pickling raises, it is the one
+                return f"item {index} ({reprlib.repr(item)})"
+        return "an item"
+
+    # -- how it looks
+
+    def printed(self) -> list[str]:
+        """What the workers printed since the last call, line by line, each led by its "[worker k]"."""
+        return self._echo.drain()
+
+    def _shown(self) -> Bar:
+        """The bar; where nobody has seen the job yet, waiting for it shows it."""
+        if self._bar is None:
+            self._bar = make_bar(self)
+            if in_notebook():
+                from IPython.display import display
+
+                display(self)
+        return self._bar
+
+    @property
+    def state(self) -> str:
+        """How far the job is, in words."""
+        if not self.done:
+            return f"{self.progress} items"
+        end = self._end.result()
+        if isinstance(end, _Failure):
+            return f"{end.kind.__name__} after {self.progress} items"
+        return f"{counted(len(self._items), 'item')} computed"
+
+    def __repr__(self) -> str:
+        return f"Job {self.label}: {self.state}"
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        if not isinstance(self._bar, NotebookBar):
+            self._bar = NotebookBar(self)
+        self._bar.keep_ticking()
+        # What varies from run to run lives in the widget alone, so that saved outputs can be compared.
+        return widget_bundle(self._bar.widget, f"Job {self.label}: {counted(len(self._items), 'item')}")
+
+
+def _listed(fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    if not callable(fn):
+        raise SettingError(f"lab.map wants a function and then items, not {reprlib.repr(fn)} for a function.")
+    try:
+        return list(items)
+    except TypeError as error:
+        raise SettingError(f"lab.map wants items to go through, and {reprlib.repr(items)} has none.") from error
+
+
+def _names(lab: Lab) -> list[str]:
+    """The workers' names; a cluster whose workers are all restarting is given time for that."""
+    try:
+        lab.client.wait_for_workers(1, timeout=_PATIENCE)
+    except TimeoutError as error:
+        raise WorkerLost("this lab has no workers: wait for one to join, or connect to another lab.") from error
+    return [worker.name for worker in lab.workers]
+
+
+def _users_frames(error: BaseException) -> TracebackType | None:
+    """The traceback from the user's function on: how Dask got there says nothing about the failure."""
+    frame = error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_name == "__call__" and frame.tb_frame.f_code.co_filename.endswith(_CALL_FILE):
+            return frame.tb_next
+        frame = frame.tb_next
+    return error.__traceback__

@@ -1,0 +1,182 @@
+"""Dask on this machine: a scheduler in this process, workers in their own, all of them on the loopback interface."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import dask.config
+import psutil
+from distributed import Client, Nanny, Scheduler, Security
+from distributed.deploy.spec import SpecCluster
+
+from labkit.cluster.allocator import Preparation
+from labkit.cluster.lab import Lab
+from labkit.cluster.machine import usable_cores, usable_memory, visible_gpus
+from labkit.cluster.request import Request
+from labkit.errors import ConnectError, SettingError
+
+LOOPBACK = "127.0.0.1"
+
+_GRACE = 0.5  # seconds for a worker to end by itself
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class LocalNanny(Nanny):
+    """A nanny inside the kernel's process that leaves the kernel's own environment as it found it.
+
+    Dask's nanny writes OMP_NUM_THREADS=1 and PYTHONHASHSEED into `os.environ` of the process it lives in, which
+    would leave torch in the *notebook* with a single thread.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        own = {name: str(self.nthreads) for name in _THREAD_VARIABLES if name not in os.environ}
+        self.pre_spawn_env = {**self.pre_spawn_env, **own}
+        self.pre_spawn_env.pop("MALLOC_TRIM_THRESHOLD_", None)  # allocator.py says why
+        self.env = {**self.env, **self.pre_spawn_env}
+        self.env.pop("MALLOC_TRIM_THRESHOLD_", None)
+
+    async def instantiate(self) -> Any:
+        # Daemonic workers could have no children, and a DataLoader with num_workers > 0 would fail on them.
+        childbearing = dask.config.set({"distributed.worker.daemon": False})
+        with _borrowed_environment(self.pre_spawn_env), childbearing:
+            return await super().instantiate()
+
+    async def close(self, timeout: float | None = 10.0, reason: str = "nanny-close") -> Any:
+        # A worker in the middle of a task would wait for its end; whoever closes a lab wants it closed.
+        impatience = asyncio.get_running_loop().call_later(_GRACE, _kill, self.pid)
+        try:
+            return await super().close(timeout or 10.0, reason)
+        finally:
+            impatience.cancel()
+
+
+def _kill(pid: int | None) -> None:
+    if pid is not None:
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).kill()
+
+
+_borrowers = 0  # nannies that are starting a process now; all of them live on one event loop
+_kept: dict[str, str | None] = {}
+
+
+@contextmanager
+def _borrowed_environment(names: Iterable[str]) -> Iterator[None]:
+    """Put `os.environ` back when the last of the nannies that start at the same time has started."""
+    global _borrowers
+    _borrowers += 1
+    for name in names:
+        _kept.setdefault(name, os.environ.get(name))
+    try:
+        yield
+    finally:
+        _borrowers -= 1
+        if _borrowers == 0:
+            for name, value in _kept.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+            _kept.clear()
+
+
+def local_cluster(
+    workers: int,
+    threads: int,
+    memory: int,
+    *,
+    security: Security | None = None,
+    environments: Sequence[Mapping[str, str]] = (),
+) -> SpecCluster:
+    """A scheduler in this process and `workers` processes, all on 127.0.0.1 and free ports.
+
+    `memory` is bytes per worker; `environments`, where given, holds the variables of each worker.
+    """
+    scheme = "tls://" if security is not None and security.require_encryption else "tcp://"
+    shared: dict[str, Any] = {"host": LOOPBACK, "protocol": scheme, "security": security, "dashboard": True}
+    options = {"nthreads": threads, "memory_limit": memory, "silence_logs": logging.CRITICAL}
+    template: dict[str, Any] = {"cls": LocalNanny, "options": shared | options | {"dashboard": False}}
+    named = {
+        index: template | {"options": template["options"] | {"env": dict(environment)}}
+        for index, environment in enumerate(environments)
+    }
+    return SpecCluster(
+        scheduler={"cls": Scheduler, "options": shared | {"port": 0, "dashboard_address": f"{LOOPBACK}:0"}},
+        workers=named or dict.fromkeys(range(workers), template),
+        worker=template,
+        name="labkit",
+        security=security,
+        # What goes wrong is raised, in labkit's words; a lesson that kills workers should not fill its cell.
+        silence_logs=logging.CRITICAL,
+    )
+
+
+def open_local(request: Request) -> Lab:
+    """Processes on this machine: as many as `request` says, else one per `threads` usable cores."""
+    workers = request.workers or max(1, usable_cores() // (request.threads or 1))
+    return _open(request, workers, "local")
+
+
+def open_gpus(request: Request, devices: Sequence[str] | None = None) -> Lab:
+    """One process on this machine per GPU, each of which sees its own GPU only."""
+    devices = visible_gpus() if devices is None else devices
+    if not devices:
+        raise ConnectError(
+            "this machine shows no NVIDIA GPU (nvidia-smi lists none): use lk.connect() for its CPU cores."
+        )
+    workers = request.workers or len(devices)
+    if workers > len(devices):
+        raise SettingError(f"workers={workers} would make workers share the {len(devices)} GPU(s) here: ask for fewer.")
+    return _open(request, workers, "gpu", [{"CUDA_VISIBLE_DEVICES": device} for device in devices[:workers]])
+
+
+def _open(request: Request, workers: int, kind: str, environments: Sequence[Mapping[str, str]] = ()) -> Lab:
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ConnectError(
+            "connect() ran while a worker was importing your script: put the script's work below "
+            'if __name__ == "__main__":.'
+        )
+    memory = request.memory or usable_memory() // workers
+    threads = request.threads or 1
+    try:
+        cluster = local_cluster(workers, threads, memory, security=request.security, environments=environments)
+    except Exception as error:
+        raise ConnectError(
+            f"the {workers} local workers could not be started ({error}): lk.doctor() says what this machine lacks, "
+            'and a script must call lk.connect() below if __name__ == "__main__":.'
+        ) from error
+    client = Client(cluster, timeout=request.timeout)
+    client.register_plugin(Preparation(interruptible=False))
+    return LocalLab(client, kind=kind, cluster=cluster, owned=True, memory=request.memory)
+
+
+class LocalLab(Lab):
+    """A lab that this kernel started on this machine."""
+
+    def __init__(self, client: Client, *, memory: int | None, **rest: Any) -> None:
+        super().__init__(client, **rest)
+        self._memory = memory  # bytes per worker as the user wished; None for an even share
+
+    def scale(self, workers: int, timeout: float = 30.0) -> None:
+        """Start or end workers until there are `workers`; ends the newest first."""
+        if self.kind == "gpu":
+            raise SettingError("each worker of this lab has a GPU of its own: close the lab to change their number.")
+        template = self.cluster.new_spec
+        share = {"memory_limit": self._memory or usable_memory() // workers}
+        self.cluster.new_spec = template | {"options": template["options"] | share}
+        self.cluster.scale(workers)
+        deadline = time.monotonic() + timeout
+        while len(self.client.scheduler_info()["workers"]) != workers:
+            if time.monotonic() > deadline:
+                raise ConnectError(
+                    f"the lab did not become {workers} workers in {timeout:g} s: close it and connect again."
+                )
+            time.sleep(0.05)

@@ -1,0 +1,120 @@
+"""How much of this machine may be used: cores, memory, GPUs."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import psutil
+
+from labkit.errors import SettingError
+
+
+def usable_cores() -> int:
+    """CPU cores this process may use: the least of its affinity, its control groups and CPU_LIMIT (at least 1).
+
+    Raises SettingError when CPU_LIMIT is not a number.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    limits = [float(len(affinity(0)) if affinity else os.cpu_count() or 1)]
+    for folder in _control_groups("cpu"):
+        if (quota := _cpu_quota(folder)) is not None:
+            limits.append(quota)
+    if (limit := _limit_from_environment("CPU_LIMIT")) is not None:
+        limits.append(limit)
+    return max(1, math.floor(min(limits)))
+
+
+def usable_memory() -> int:
+    """Bytes this process may use: the least of the machine's memory, its control groups and MEM_LIMIT.
+
+    Raises SettingError when MEM_LIMIT is not a number.
+    """
+    limits = [float(psutil.virtual_memory().total)]
+    for folder in _control_groups("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            if (number := _number(folder / name)) is not None:
+                limits.append(number)
+    if (limit := _limit_from_environment("MEM_LIMIT")) is not None:
+        limits.append(limit)
+    return int(min(limits))
+
+
+def _control_groups(controller: str) -> list[Path]:
+    """The folders of this process's control group and of all groups above it (versions 1 and 2).
+
+    Dask reads the root only, where containers under systemd or Slurm have no limit.
+    """
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []  # not Linux
+    folders = []
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = Path("/sys/fs/cgroup", controllers)
+        group = root / name.lstrip("/")
+        folders += [folder for folder in (group, *group.parents) if folder.is_relative_to(root) and folder.is_dir()]
+    return folders
+
+
+def _cpu_quota(folder: Path) -> float | None:
+    """Cores granted to one control group, None where it sets no limit."""
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+    except OSError:
+        quota_v1, period_v1 = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+        return quota_v1 / period_v1 if quota_v1 and period_v1 and quota_v1 > 0 else None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
+
+
+def _limit_from_environment(name: str) -> float | None:
+    """JupyterHub writes CPU_LIMIT (cores) and MEM_LIMIT (bytes) into the environment; 0 or nothing means no limit."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return None
+    try:
+        limit = float(text)
+    except ValueError:
+        raise SettingError(f"{name}={text!r} is not a number: unset it, or give it as a number.") from None
+    return limit if limit > 0 else None
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The names of the NVIDIA GPUs this process may see, as CUDA_VISIBLE_DEVICES spells them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        names = [name.strip() for name in chosen.split(",")]
+        return tuple(name for name in names if name and name != "-1")
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    listing = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30, check=False).stdout
+    return tuple(str(index) for index, line in enumerate(listing.splitlines()) if line.startswith("GPU "))
+
+
+def size(number: float) -> str:
+    """Bytes for people, in binary units; 0 stands for no limit.
+
+    >>> size(1.5 * 2**30), size(0)
+    ('1.5 GiB', 'no limit')
+    """
+    if number == 0:
+        return "no limit"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.3g} {unit}"
+        number /= 1024
+    return f"{number:.3g} TiB"

@@ -1,0 +1,306 @@
+"""What runs on a worker: one rank of a gang, from its seat in the process to a process group that is gone again.
+
+Nothing here is imported by user code except `tell` and `signals`; both cost microseconds and may be called from any
+thread of a rank. torch is imported inside functions, because Dask's scheduler unpickles references into this module.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import pickle
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from labkit.cluster import sockets
+from labkit.cluster.echo import echo
+from labkit.cluster.reports import Failure, Order, Report
+from labkit.errors import GangError, SettingError
+
+if TYPE_CHECKING:
+    from distributed import Nanny, Worker
+
+GRACE = 3.0  # seconds a rank may take to leave its own code once it has been told to
+PATIENCE = 0.5  # seconds a nanny waits for its worker's process to end by itself
+PULSE = 0.25  # seconds between two looks at whether the client still wants this rank
+
+
+class Ended(BaseException):
+    """Raised inside a rank's own code when its gang is over; a BaseException so that `except Exception` lets it by."""
+
+
+class Rank:
+    """The rank that this worker process is now: one at a time, for a default process group belongs to a process."""
+
+    current: Rank | None = None
+    _seat = threading.Lock()
+
+    def __init__(self, order: Order, rank: int, worker: Worker, key: Any) -> None:
+        self.order, self.rank, self.worker, self.key = order, rank, worker, key
+        self.sent = 0
+        self.signals: Mapping[str, Any] = {}
+        self.version = 0
+        self.stage = "load"
+        self.ended = ""
+        self.over = threading.Event()
+        self._thread = threading.get_ident()
+        self._lock = threading.Lock()
+        self._inside = False
+        self._group: Callable[[], Any] = lambda: None
+
+    def __enter__(self) -> Rank:
+        if not Rank._seat.acquire(timeout=self.order.timeout):
+            raise GangError("the worker still runs a rank of an earlier launch: restart it with lab.restart_workers().")
+        self._environment = dict(os.environ)
+        self._listeners = sockets.listening()
+        Rank.current = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._leave_group()
+        finally:
+            _restore(self._environment)
+            Rank.current = None
+            self.over.set()
+            Rank._seat.release()
+
+    # -- the group
+
+    def join_group(self) -> None:
+        """Meet all other ranks at the turnstile, then in the process group."""
+        import torch
+        import torch.distributed as dist
+
+        order, host = self.order, sockets.host_of(self.worker.address)
+        if dist.is_initialized():
+            raise GangError("the worker has a process group that some task left behind: lab.restart_workers() ends it.")
+        door = sockets.open_door(host) if self.rank == 0 else None
+        with ExitStack() as undo:
+            if door is not None:
+                undo.callback(door.close)
+            port = self._meet(door.getsockname()[1] if door is not None else None)
+            undo.pop_all()
+        limit = timedelta(seconds=order.timeout)
+        store = dist.TCPStore(
+            sockets.host_of(order.workers[0]),
+            port,
+            len(order.workers),
+            is_master=door is not None,
+            timeout=limit,
+            wait_for_workers=False,
+            master_listen_fd=door.detach() if door is not None else None,
+        )
+        os.environ |= {
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(len(order.workers)),
+            "LOCAL_RANK": str(order.local_ranks[self.rank]),
+            "GLOO_SOCKET_IFNAME": sockets.interface_of(host),
+        }
+        dist.init_process_group(
+            order.backend, store=store, rank=self.rank, world_size=len(order.workers), timeout=limit
+        )
+        self._group = weakref.ref(dist.group.WORLD)
+        dist.all_reduce(torch.zeros(1))  # nobody goes, and takes the store along, before everybody has come
+
+    def _meet(self, port: int | None) -> int:
+        answer = self._ask("arrive", door=port)
+        if "refused" in answer:
+            raise GangError(f"this rank was not let in: {answer['refused']}.")
+        return int(answer["door"])
+
+    def _ask(self, question: str, **details: Any) -> Any:
+        """Call the turnstile on the scheduler from this rank's thread."""
+        from distributed.utils import sync
+
+        call = getattr(self.worker.scheduler, f"labkit_gang_{question}")
+        limit = self.order.timeout + 2 * GRACE
+        return sync(self.worker.loop, call, gang=self.order.gang, rank=self.rank, callback_timeout=limit, **details)
+
+    def _leave_group(self) -> None:
+        """Leave no group, socket or thread behind, whatever the function did."""
+        import torch.distributed as dist
+
+        ports = self._ports()
+        if self.ended or self.stage != "done":
+            sockets.shut(ports)  # else a pending operation keeps its sockets, and its peers wait
+        last = [self._group()]
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        # gloo takes 20 ms to end its thread, which nobody needs to wait for
+        threading.Thread(target=self._free, args=(last, ports), name="labkit-free", daemon=True).start()
+
+    def _free(self, last: list[Any], ports: set[int]) -> None:
+        last.clear()
+        for generation in range(3):  # DistributedDataParallel holds its group in a reference cycle, mostly a young one
+            if self._group() is not None:
+                gc.collect(generation)
+        if self._group() is not None:
+            sockets.shut(ports)  # a global variable of the function holds the group; its peers must not wait for it
+
+    def _ports(self) -> set[int]:
+        """What this process listens on since this rank took its seat: torch's doors for the other ranks."""
+        return sockets.listening() - self._listeners
+
+    # -- the function
+
+    def call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """fn(*args, **kwargs), which `end` may interrupt; no interruption is left over afterwards."""
+        with self._lock:
+            if self.ended:
+                raise Ended(self.ended)
+            self._inside = True
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            with self._lock:
+                self._inside = False
+                _interrupt(self._thread, None)
+
+    def end(self, reason: str) -> None:
+        """Break this rank's connections and raise `Ended` in its own code; called on the worker's event loop."""
+        with self._lock:
+            if self.ended or self.over.is_set():
+                return
+            self.ended = reason
+            if self._inside:
+                _interrupt(self._thread, Ended)
+        sockets.shut(self._ports())
+
+    async def watch(self) -> None:
+        """End this rank when nobody wants its result any more: its client died, or released it."""
+        import asyncio
+
+        while not self.over.is_set():
+            task = self.worker.state.tasks.get(self.key)
+            if task is None or task.state not in ("executing", "long-running"):
+                break
+            await asyncio.sleep(PULSE)
+        self.end("nobody waits for its result any more")
+        await asyncio.sleep(GRACE)
+        if not self.over.is_set() and self.worker.nanny:
+            await self.worker.rpc(self.worker.nanny).kill(timeout=PATIENCE, reason="a rank that would not end")
+
+    def failure(self, error: BaseException) -> Failure:
+        """Take down why this rank failed, before its group closes and the others fail too."""
+        first = not self.ended and self._ask("failed") == self.rank
+        return Failure.of(error, self.stage, first=first, ended=bool(self.ended), hide=__file__)
+
+
+def run(order: Order, rank: int, payload: bytes) -> Report:
+    """The task of one rank; every exception comes back as part of its report, in a form that always unpickles."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    here = Rank(order, rank, worker, worker.get_current_task())
+    value, failure = None, None
+    try:
+        with here:
+            worker.loop.add_callback(here.watch)
+            try:
+                value = _work(here, payload)
+                here.stage = "done"
+            except BaseException as error:  # noqa: BLE001  SystemExit and Ended too: a rank always reports
+                failure = here.failure(error)
+    except GangError as error:  # it did not even get its seat
+        failure = here.failure(error)
+    return Report(rank, value, failure, here.sent)
+
+
+def _work(here: Rank, payload: bytes) -> bytes:
+    import cloudpickle
+    import torch  # noqa: F401  (this takes seconds the first time; now, before the ranks wait for each other)
+
+    # `import torch.distributed` as the first of all would lock in another order than a thread that imports torch at
+    # the same time; Python then lets one of them see a half-made torch, which aborts the process.
+    order = here.order
+    fn, args, kwargs = pickle.loads(payload)
+    here.stage = "start"
+    here.join_group()
+    here.stage = "run"
+    with ExitStack() as stack:
+        if order.echo_topic is not None:
+            stack.enter_context(echo(order.echo_topic, f"[rank {here.rank}]"))
+        value = here.call(fn, args, kwargs)
+    here.stage = "return"
+    return bytes(cloudpickle.dumps(value))
+
+
+# -- for functions that run as a rank
+
+
+def tell(message: Mapping[str, Any]) -> None:
+    """Send plain data from a rank to `gang.events`, in order; never waits.
+
+    Raises GangError outside a rank, SettingError for what is not plain data (numbers, strings, bytes, lists, dicts).
+
+    >>> def fn():
+    ...     rank.tell({"step": 1, "loss": 0.5})
+    """
+    here = _here("tell")
+    note = {"gang": here.order.gang, "rank": here.rank, "message": dict(message)}
+    try:
+        here.worker.log_event(here.order.topic, note)
+    except TypeError as error:
+        raise SettingError(f"tell() sends numbers, strings, bytes, lists and dicts, not this: {message!r}.") from error
+    here.sent += 1
+
+
+def signals() -> Mapping[str, Any]:
+    """What `gang.signal` last said to this gang, {} at first; a look into this process, no network.
+
+    Raises GangError outside a rank.
+    """
+    return _here("signals").signals
+
+
+def _here(name: str) -> Rank:
+    if Rank.current is None:
+        raise GangError(f"{name}() works only inside a function that lab.launch runs as a rank.")
+    return Rank.current
+
+
+# -- called by the client through client.run, on the event loop of the worker, or of its nanny
+
+
+def receive(gang: str, version: int, signals: Mapping[str, Any]) -> None:
+    """Keep the newest signals; calls may overtake each other on the way."""
+    here = Rank.current
+    if here is not None and here.order.gang == gang and version > here.version:
+        here.version, here.signals = version, signals
+
+
+def end(gang: str, reason: str) -> bool:
+    """Tell this worker's rank of `gang` to end; False where there is none."""
+    here = Rank.current
+    if here is None or here.order.gang != gang:
+        return False
+    here.end(reason)
+    return True
+
+
+async def kill(dask_worker: Nanny) -> bool:
+    """End the worker of this nanny, which then starts a new one."""
+    await dask_worker.kill(timeout=PATIENCE, reason="a rank that would not end")
+    return True
+
+
+# -- inside
+
+
+def _interrupt(thread: int, error: type[BaseException] | None) -> None:
+    """Have `error` raised at the thread's next bytecode, or withdraw what was not raised yet."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error and ctypes.py_object(error))
+
+
+def _restore(environment: dict[str, str]) -> None:
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    for name, value in environment.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value

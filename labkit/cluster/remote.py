@@ -1,0 +1,209 @@
+"""Clusters that run elsewhere: at an address, over SSH, behind a classroom's gateway, or handed over by the user."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import ssl
+import sys
+import time
+import warnings
+from importlib import import_module
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from distributed import Client, Security
+
+from labkit.cluster.allocator import Preparation
+from labkit.cluster.lab import Lab
+from labkit.cluster.request import Request
+from labkit.errors import ConnectError, MissingPackage, SettingError
+
+_LONGEST_GREETING = 1 << 20  # bytes
+
+
+def open_address(address: str, request: Request) -> Lab:
+    """The cluster whose scheduler answers at `address`, "tcp://host:port" or "tls://host:port"."""
+    parts = _parse(address)
+    if parts.port is None:
+        raise ConnectError(f"{address!r} names no port: write it as {parts.scheme}://{parts.hostname}:8786.")
+    _keep_size(request, address)
+    found = _reach(parts, address, request)
+    if parts.scheme == "tcp" and not ipaddress.ip_address(found).is_loopback:
+        _warn_open(address)
+    try:
+        client = Client(address, security=request.security, timeout=request.timeout)
+    except Exception as error:
+        raise ConnectError(f"the scheduler at {address} did not take this kernel for a client: {error}.") from error
+    return _furnish(Lab(client, kind=parts.scheme))
+
+
+def open_ssh(address: str, request: Request) -> Lab:
+    """A scheduler on the first host of "ssh://user@h1,h2:2222", workers on all; keys as ~/.ssh/config names them."""
+    try:
+        import_module("asyncssh")
+        from distributed import SSHCluster
+    except ImportError as error:
+        raise MissingPackage('"ssh://…" needs asyncssh: pip install "labkit[ssh]".') from error
+    hosts = [_parse(f"ssh://{host}") for host in address.removeprefix("ssh://").split(",")]
+    each, rest = divmod(request.workers or len(hosts), len(hosts))
+    if rest or not each:
+        raise SettingError(
+            f"workers={request.workers} cannot be spread evenly over {len(hosts)} hosts: give a multiple."
+        )
+    options = [
+        {"connect_timeout": request.timeout}
+        | ({"username": user} if (user := host.username or hosts[0].username) else {})
+        | ({"port": host.port} if host.port else {})
+        for host in hosts
+    ]
+    names = [str(host.hostname) for host in hosts]
+    if request.security is None and any(name not in ("localhost", "127.0.0.1", "::1") for name in names):
+        _warn_open(address)
+    memory = {"memory_limit": request.memory} if request.memory else {}
+    try:
+        cluster = SSHCluster(
+            [names[0], *names],
+            connect_options=[options[0], *options],
+            worker_options={"nthreads": request.threads or 1, "n_workers": each} | memory,
+            scheduler_options={"port": 0, "dashboard_address": ":0"},
+            security=request.security,
+        )
+    except Exception as error:
+        raise ConnectError(
+            f"no cluster could be started over {address} ({error}): try `ssh {names[0]}` in a terminal."
+        ) from error
+    return _furnish(Lab(cluster.get_client(), kind="ssh", cluster=cluster, owned=True))
+
+
+def open_gateway(request: Request) -> Lab:
+    """A cluster of this user at the Dask Gateway that the environment names, as on a classroom's JupyterHub."""
+    try:
+        from dask_gateway import Gateway
+    except ImportError as error:
+        raise MissingPackage('"gateway" needs dask-gateway: pip install "labkit[classroom]".') from error
+    try:
+        gateway = Gateway()
+        running = gateway.list_clusters()  # a kernel that died left its cluster behind
+        cluster = gateway.connect(running[0].name, shutdown_on_close=True) if running else gateway.new_cluster()
+        cluster.scale(request.workers or 2)
+        client = cluster.get_client()
+        client.wait_for_workers(request.workers or 1, timeout=60)
+    except Exception as error:
+        raise ConnectError(f"the Dask Gateway gave no cluster ({error}): ask whoever runs this JupyterHub.") from error
+    return _furnish(Lab(client, kind="gateway", cluster=cluster, owned=True))
+
+
+def adopt(target: Any, request: Request) -> Lab:
+    """A lab on a `Client`, or on anything that gives one; the cluster stays its owner's."""
+    _keep_size(request, f"this {type(target).__name__}")
+    client = target if isinstance(target, Client) else target.get_client()
+    if not isinstance(client, Client) or client.asynchronous:
+        raise ConnectError(
+            f"{type(target).__name__} gives no synchronous distributed.Client: make it with asynchronous=False."
+        )
+    if client.status != "running":
+        raise ConnectError(
+            f"the Client of this {type(target).__name__} is {client.status}: hand over one that is connected."
+        )
+    return _furnish(Lab(client, kind="client", cluster=target, keep_client=client is target))
+
+
+def _furnish(lab: Lab) -> Lab:
+    """Prepare the workers of a cluster that may have another environment than the kernel's."""
+    try:
+        _check_packages(lab.client)
+        lab.client.register_plugin(Preparation())
+    except BaseException:
+        lab.close()
+        raise
+    return lab
+
+
+def _check_packages(client: Client) -> None:
+    """Raise ConnectError when the cluster could not run what this kernel sends: functions, labkit's code, tensors."""
+    versions: Any = client.get_versions(packages=["labkit", "torch"])
+    here = versions["client"]["packages"]
+    places = {"the scheduler": versions["scheduler"]} | {f"worker {at}": it for at, it in versions["workers"].items()}
+    for place, there in places.items():
+        for package in ("python", "labkit", "torch"):
+            if package == "torch" and place == "the scheduler":
+                continue
+            wanted, found = here[package], there["packages"].get(package)
+            if wanted is not None and _release(wanted, package) != _release(found, package):
+                state = f"has {package} {found}" if found else f"has no {package}"
+                raise ConnectError(f"{place} {state} while this kernel has {wanted}: install {package} {wanted} there.")
+
+
+def _release(version: str | None, package: str) -> str | None:
+    """The part of a version that must agree: Python's minor version, labkit and torch without build (+cpu, +cu130)."""
+    if version is None:
+        return None
+    return ".".join(version.split(".")[:2]) if package == "python" else version.partition("+")[0]
+
+
+def _parse(address: str) -> SplitResult:
+    parts = urlsplit(address)
+    try:
+        whole = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ConnectError(f"{address!r} is no address: write it as {parts.scheme}://host:port.")
+    return parts
+
+
+def _reach(parts: SplitResult, address: str, request: Request) -> str:
+    """The IP address at which a Dask scheduler greets; raises ConnectError within the request's timeout.
+
+    Dask itself waits for ever for the greeting of somebody who listens and says nothing.
+    """
+    deadline = time.monotonic() + request.timeout
+    try:
+        plain = socket.create_connection((str(parts.hostname), int(parts.port or 0)), timeout=request.timeout)
+    except socket.gaierror as error:
+        raise ConnectError(f"no machine is called {parts.hostname!r}: check the address {address}.") from error
+    except OSError as error:
+        refused = isinstance(error, ConnectionRefusedError)
+        why = "nothing listens" if refused else f"nothing answered within {request.timeout:g} s"
+        raise ConnectError(
+            f"{why} at {address}: is a Dask scheduler running there, and no firewall between?"
+        ) from error
+    with plain:
+        peer = str(plain.getpeername()[0])
+        plain.settimeout(max(0.1, deadline - time.monotonic()))
+        try:
+            with _encrypted(plain, parts, request) as channel, channel.makefile("rb") as stream:
+                greeting = stream.read(8)
+        except OSError as error:
+            raise ConnectError(
+                f"something listens at {address} but no Dask scheduler answers: check the port, and whether it is "
+                f"{'tcp' if parts.scheme == 'tls' else 'tls'}:// there ({error})."
+            ) from error
+    # A scheduler speaks first, and every message begins with its length (distributed.comm.tcp).
+    if len(greeting) < 8 or int.from_bytes(greeting, sys.byteorder) > _LONGEST_GREETING:
+        raise ConnectError(f"what listens at {address} is no Dask scheduler: check the port.")
+    return peer
+
+
+def _encrypted(plain: socket.socket, parts: SplitResult, request: Request) -> socket.socket:
+    if parts.scheme == "tcp":
+        return plain
+    security: Any = request.security or Security()
+    context: ssl.SSLContext | None = security.get_connection_args("client").get("ssl_context")
+    if context is None:
+        raise ConnectError("tls:// needs the cluster's certificates: give them as security=distributed.Security(…).")
+    return context.wrap_socket(plain, server_hostname=parts.hostname)
+
+
+def _warn_open(address: str) -> None:
+    warnings.warn(
+        f"{address} is not encrypted, so whoever reaches its scheduler can run code as you: use tls:// with security=.",
+        UserWarning,
+        stacklevel=5,
+    )
+
+
+def _keep_size(request: Request, whose: str) -> None:
+    if request.workers is not None or request.threads is not None or request.memory is not None:
+        raise SettingError(f"{whose} brings its own workers: leave workers=, threads= and memory= out.")

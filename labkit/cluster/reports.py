@@ -1,0 +1,74 @@
+"""What the client tells the ranks of a gang, and what they report: plain data, in a form that always unpickles."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from dataclasses import dataclass
+from types import TracebackType
+
+import cloudpickle
+
+
+@dataclass(frozen=True)
+class Order:
+    """What every rank of one gang needs to know; `workers` and `local_ranks` are by rank, `timeout` in seconds."""
+
+    gang: str
+    topic: str
+    echo_topic: str | None
+    workers: tuple[str, ...]
+    local_ranks: tuple[int, ...]
+    backend: str
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception of one rank: in words, and as itself where it can be pickled."""
+
+    stage: str  # "load", "start", "run" or "return"
+    summary: str
+    text: str  # with its traceback
+    error: bytes | None
+    first: bool  # no other rank had failed before
+    ended: bool  # it was told to end
+
+    @classmethod
+    def of(cls, error: BaseException, stage: str, *, first: bool, ended: bool, hide: str) -> Failure:
+        """Take down `error`, less the frames of the file `hide`, and let go of what its frames hold (models, GPUs)."""
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename == hide:
+            trace = trace.tb_next
+        error.__traceback__ = trace  # a learner's traceback starts at the learner's own function
+        text = "".join(traceback.format_exception(error))
+        summary = "".join(traceback.format_exception_only(error)).strip()
+        packed = _pack(error, trace)
+        traceback.clear_frames(trace)
+        return cls(stage, summary, text, packed, first, ended)
+
+    def original(self) -> BaseException:
+        """The exception with its own traceback; its words in a RuntimeError where it cannot be unpickled here."""
+        try:
+            error, trace = pickle.loads(self.error or b"")
+            original: BaseException = error.with_traceback(trace)
+        except Exception:  # noqa: BLE001  whatever a user's exception does when it is made: its words are here
+            return RuntimeError(f"(the exception itself could not be sent)\n{self.text}")
+        return original
+
+
+@dataclass(frozen=True)
+class Report:
+    """How one rank ended: `value` is its pickled result, `sent` counts its messages."""
+
+    rank: int
+    value: bytes | None
+    failure: Failure | None
+    sent: int
+
+
+def _pack(error: BaseException, trace: TracebackType | None) -> bytes | None:
+    try:
+        return bytes(cloudpickle.dumps((error, trace)))  # distributed teaches pickle about tracebacks, by tblib
+    except Exception:  # noqa: BLE001  whatever a user's exception does when it is pickled: its words still travel
+        return None

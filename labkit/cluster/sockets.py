@@ -1,0 +1,71 @@
+"""Sockets of this process: opened on the worker's own address only, and broken from outside the library they serve."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from labkit.errors import GangError
+
+_DESCRIPTORS = Path("/proc/self/fd") if Path("/proc/self/fd").is_dir() else Path("/dev/fd")
+
+
+def host_of(address: str) -> str:
+    """The host part of a Dask address.
+
+    >>> host_of("tcp://10.0.0.7:40123"), host_of("tls://[fd00::2]:40123")
+    ('10.0.0.7', 'fd00::2')
+    """
+    return address.partition("://")[2].rpartition(":")[0].strip("[]")
+
+
+def open_door(host: str) -> socket.socket:
+    """A listening socket on `host` alone, at a free port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, 0), family=family, backlog=1024)
+
+
+def interface_of(host: str) -> str:
+    """The name of the network interface that has the address `host`; raises GangError where none has."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address.partition("%")[0] == host for address in addresses):
+            return name
+    raise GangError(f"no network interface here has the worker's address {host}: start it with its own --host.")
+
+
+def listening() -> set[int]:
+    """The TCP ports that this process listens on."""
+    return {port for _, port, listens in _tcp() if listens}
+
+
+def shut(ports: set[int]) -> None:
+    """Break every connection that came in at one of the `ports`.
+
+    torch cannot abort a gloo collective. But each two ranks share a connection that one of them accepted, so when all
+    ranks do this none keeps waiting.
+    """
+    for connection, port, listens in _tcp():
+        if port in ports and not listens:
+            with suppress(OSError):  # its peer was quicker
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def _tcp() -> Iterator[tuple[socket.socket, int, bool]]:
+    """Each TCP socket of this process (a duplicate, open until the next one), its local port, whether it listens."""
+    for entry in _DESCRIPTORS.iterdir():
+        try:
+            if not stat.S_ISSOCK(entry.stat().st_mode):
+                continue
+            duplicate = socket.socket(fileno=os.dup(int(entry.name)))
+        except OSError:  # closed meanwhile
+            continue
+        with duplicate:
+            if duplicate.family in (socket.AF_INET, socket.AF_INET6) and duplicate.type == socket.SOCK_STREAM:
+                listens = bool(duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+                yield duplicate, duplicate.getsockname()[1], listens

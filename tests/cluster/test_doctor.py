@@ -1,0 +1,123 @@
+"""`lk.doctor`: true findings, a remedy for whatever is not well, and no exception of its own."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import psutil
+import pytest
+
+import labkit as lk
+from labkit.cluster.doctor import Check, Report
+from labkit.cluster.machine import size, usable_cores, usable_memory, visible_gpus
+
+
+def found(name: str) -> Check:
+    (check,) = [check for check in lk.doctor().checks if check.name == name]
+    return check
+
+
+def test_this_machine_is_well_and_described_truly() -> None:
+    report = lk.doctor()
+    assert report.ok
+    assert repr(report).startswith(f"labkit doctor: {len(report.checks)} checks, all well\n")
+    facts = {check.name: check.found for check in report.checks}
+    assert facts["torch"] == importlib.metadata.version("torch")
+    assert facts["CPU cores"].startswith(f"{usable_cores()} of {psutil.cpu_count()}")
+    assert sys.version.split()[0] in facts["Python"]
+    assert all(check.remedy for check in report.checks if check.status != "ok")
+
+
+def test_saved_outputs_do_not_tell_the_machine() -> None:
+    bundle = lk.doctor()._repr_mimebundle_()
+    assert set(bundle) == {"text/plain", "application/vnd.jupyter.widget-view+json"}
+    assert bundle["text/plain"] == f"labkit doctor: {len(lk.doctor().checks)} checks, all well"
+
+
+def test_limits_of_a_hub_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CPU_LIMIT", "1")
+    monkeypatch.setenv("MEM_LIMIT", str(1 << 30))
+    cores, memory = found("CPU cores"), found("memory")
+    assert (cores.status, memory.status) == ("warn", "warn")
+    assert cores.found.startswith("1 of")
+    assert "CPU_LIMIT=1" in cores.found
+    assert memory.found.startswith("1 GiB usable")
+    assert lk.doctor().ok  # a warning is no failure
+
+
+@pytest.mark.parametrize(("name", "check"), [("CPU_LIMIT", "CPU cores"), ("MEM_LIMIT", "memory")])
+def test_a_limit_that_is_no_number_is_a_finding_and_no_crash(
+    monkeypatch: pytest.MonkeyPatch, name: str, check: str
+) -> None:
+    monkeypatch.setenv(name, "two")
+    result = found(check)
+    assert result.status == "fail"
+    assert result.remedy == f"{name}='two' is not a number: unset it, or give it as a number."
+
+
+def test_what_is_missing_fails_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "ipywidgets":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(socket, "create_server", refused)
+    monkeypatch.setattr(subprocess, "run", refused)
+    report = lk.doctor()
+    failed = {check.name: check.remedy for check in report.checks if check.status == "fail"}
+    assert not report.ok
+    assert set(failed) == {"ipywidgets", "loopback", "processes"}
+    assert failed["ipywidgets"].startswith("pip install ipywidgets")
+    assert report.summary.endswith("not well: ipywidgets, loopback, processes")
+
+
+def test_a_hub_without_proxy_is_told_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/ada/")
+    assert "/user/ada/" in found("JupyterHub").found
+    assert found("JupyterHub").status == "ok"
+
+
+def test_findings_print_their_remedies_below() -> None:
+    report = Report((Check("a", "ok", "fine"), Check("longer", "fail", "bad", "mend it.")))
+    assert repr(report).splitlines()[1:] == ["✓ a       fine", "✗ longer  bad", "          → mend it."]
+
+
+def test_cores_and_memory_heed_every_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.delenv("CPU_LIMIT", raising=False)
+    monkeypatch.delenv("MEM_LIMIT", raising=False)
+    assert usable_cores() <= len(os.sched_getaffinity(0))
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    (tmp_path / "memory.max").write_text(f"{1 << 30}\n")
+    monkeypatch.setattr("labkit.cluster.machine._control_groups", lambda controller: [tmp_path])
+    assert usable_cores() == 1
+    assert usable_memory() == 1 << 30
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert usable_cores() == len(os.sched_getaffinity(0))
+    assert usable_memory() == psutil.virtual_memory().total
+    monkeypatch.setenv("CPU_LIMIT", "0.5")
+    assert usable_cores() == 1  # never none
+    monkeypatch.setenv("CPU_LIMIT", "0")
+    assert usable_cores() == len(os.sched_getaffinity(0))  # a hub's way to say: no limit
+
+
+def test_gpus_are_those_that_may_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    for chosen, names in {"0,1": ("0", "1"), "": (), "-1": (), " GPU-7 ": ("GPU-7",)}.items():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+        assert visible_gpus() == names
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "no limit"), (999, "999 B"), (1 << 30, "1 GiB"), (5 << 40, "5 TiB")])
+def test_sizes_read_well(number: int, text: str) -> None:
+    assert size(number) == text

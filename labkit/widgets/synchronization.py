@@ -1,0 +1,146 @@
+"""Synchronize widget, 𝒯_sync = ∩ 𝒯ᵢ: barrier, bounded staleness or neither; who waits, and what is finished by all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+
+from labkit.errors import SettingError
+from labkit.tasks.sync import ASP, BSP, SSP, Timeline
+from labkit.tasks.sync import synchronize as line_up
+from labkit.widgets.latex import braces, chain, lines, percent, seconds
+from labkit.widgets.pictures import timeline_at
+from labkit.widgets.view import Frame, View
+
+POLICIES = ("BSP", "SSP", "ASP")
+
+
+@dataclass(frozen=True)
+class Synchrony:
+    """A timeline and a moment in it, seconds from the start; and when the same steps end under each policy."""
+
+    timeline: Timeline
+    moment: float
+    ends: Mapping[str, float]
+
+    @property
+    def done(self) -> tuple[int, ...]:
+        """|𝒯ᵢ|: how many steps each worker has finished by the moment."""
+        return tuple((self.timeline.finish <= self.moment).sum(axis=1).tolist())
+
+    @property
+    def common(self) -> int:
+        """|𝒯_sync|: how many steps everyone has finished by the moment."""
+        return int(self.timeline.frontier_at(self.moment))
+
+    @property
+    def idle(self) -> float:
+        """The share of the workers' time that goes into waiting."""
+        line = self.timeline
+        return float(line.idle.sum() / (line.makespan * line.workers)) if line.makespan else 0.0
+
+    @property
+    def latex(self) -> str:
+        """𝒯_sync with the sets of this moment, its size, and the bound on staleness."""
+        line = self.timeline
+        sets = chain([braces(range(count)) for count in self.done], r"\cap", most=4)
+        bound = line.policy.bound
+        limit = r"\infty" if np.isinf(bound) else f"{bound:g}"
+        stale = line.staleness.max()
+        return lines(
+            rf"\mathcal{{T}}_{{sync}} &= \bigcap_{{i=0}}^{{{line.workers - 1}}} \mathcal{{T}}_i = {sets} = "
+            rf"{braces(range(self.common))}, \qquad t = {seconds(self.moment)}",
+            rf"|\mathcal{{T}}_{{sync}}| &= \min({chain(list(map(str, self.done)), ',')}) = {self.common}",
+            rf"\text{{waiting}} &= {percent(self.idle)}, \qquad \text{{staleness}} = {stale} \le {limit}",
+        )
+
+    @property
+    def sentence(self) -> str:
+        """What everyone has finished by the moment, and what the policy costs."""
+        line, ahead = self.timeline, max(self.done) - self.common
+        shared = f"{self.common} of {line.steps} steps are finished by all"
+        lead = f"the fastest worker is {ahead} further" if ahead else "no worker is further"
+        cost = f"The workers wait {self.idle:.0%} of the time"
+        ends = ", ".join(f"{policy} {end:.3g} s" for policy, end in self.ends.items())
+        return f"Predicted: at {self.moment:.3g} s, {shared}, {lead}. {cost}. The same steps would end after: {ends}."
+
+
+def compute(
+    workers: int = 4,
+    steps: int = 8,
+    straggler: float = 1.25,
+    jitter: float = 0.5,
+    policy: str = "SSP",
+    staleness: int = 2,
+    moment: float = 0.5,
+    seed: int = 0,
+) -> Synchrony:
+    """Line up workers that take about one second for a step; look at them at a `moment` (share of the whole, 0 to 1).
+
+    Worker 0 is `straggler` times slower than the others; `jitter` is the standard deviation of the steps' logarithm;
+    `staleness` is the bound of SSP. Raises SettingError and ScheduleError for what cannot be.
+
+    >>> compute(workers=2, steps=4, straggler=2, jitter=0, policy="BSP", moment=0.5).common
+    2
+    """
+    policies: dict[str, BSP | SSP | ASP] = {"BSP": BSP(), "SSP": SSP(staleness), "ASP": ASP()}
+    if policy not in policies:
+        raise SettingError(f"policy={policy!r} is unknown: choose one of {', '.join(POLICIES)}.")
+    times = np.exp(jitter * np.random.default_rng(seed).standard_normal((workers, steps)))
+    times[:1] *= straggler
+    drawn = {name: line_up(times, each) for name, each in policies.items()}
+    line = drawn[policy]
+    return Synchrony(line, moment * line.makespan, {name: each.makespan for name, each in drawn.items()})
+
+
+def synchronize(policy: str = "SSP", staleness: int = 2) -> View:
+    """Sliders over workers that take steps together: a straggler, jitter, and how long to wait for whom.
+
+    The picture shows, for a moment chosen by a slider, which steps all workers have finished: 𝒯_sync.
+
+    >>> view = synchronize()
+    >>> view.controls["policy"].value = "ASP"
+    >>> r"\\infty" in view.formula.value
+    True
+    """
+    slider, real = widgets.IntSlider, widgets.FloatSlider
+    controls = {
+        "workers": slider(4, 1, 12, description="workers", tooltip="How many take steps together"),
+        "steps": slider(8, 1, 24, description="steps", tooltip="How many steps each worker takes"),
+        "straggler": real(
+            1.25, min=1.0, max=5.0, step=0.25, description="straggler", tooltip="How many times slower worker 0 is"
+        ),
+        "jitter": real(0.5, min=0.0, max=1.0, step=0.05, description="jitter", tooltip="How uneven the steps are"),
+        "policy": widgets.Dropdown(
+            options=POLICIES, value=policy, description="policy", tooltip="Wait for all, for some time, or for nobody"
+        ),
+        "staleness": slider(
+            staleness, 0, 10, description="s", tooltip="Steps a worker may begin ahead of the slowest, under SSP"
+        ),
+        "moment": real(
+            0.5, min=0.0, max=1.0, step=0.01, description="moment", tooltip="When to look, as a share of the whole time"
+        ),
+        "seed": slider(0, 0, 20, description="seed", tooltip="Another seed, another jitter"),
+    }
+
+    def adjust() -> None:
+        controls["staleness"].disabled = controls["policy"].value != "SSP"
+        controls["seed"].disabled = not controls["jitter"].value
+
+    return View("synchronize", controls, _frame, adjust=adjust)
+
+
+def _frame(**settings: Any) -> Frame:
+    made = compute(**settings)
+    line = made.timeline
+    picture = timeline_at(
+        *(line.start, line.finish, made.moment, made.common),
+        title=f"What is finished at {made.moment:.3g} s, {line.policy}",
+        note="predicted",
+        alt=f"{line!r}; {made.common} steps are finished by all at {made.moment:.3g} s",
+    )
+    return Frame((picture,), made.latex, made.sentence)

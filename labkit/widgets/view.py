@@ -1,0 +1,155 @@
+"""The one shape of every widget: controls, pictures, the formula with its present numbers, and a sentence.
+
+A view holds no mathematics: it hands the values of its controls to a function and shows the `Frame` that comes back.
+Everything it shows is a trait, so it can be driven and read without a front end, and from a saved notebook.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets
+
+from labkit.errors import LabkitError
+from labkit.plots import Picture
+
+_ALARM, _INK = "var(--jp-error-color1, #b3261e)", "inherit"
+_NAME_WIDTH, _CONTROL_WIDTH, _PICTURE_WIDTH = "92px", "268px", "792px"  # three controls above a picture
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a view shows for one setting of its controls: pictures from top to bottom, LaTeX without `$`, a sentence."""
+
+    pictures: tuple[Picture, ...]
+    latex: str
+    sentence: str
+    ok: bool = True
+
+
+class View(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
+    """Controls above pictures, formula and sentence; `show(**values)` is called anew whenever a control changes.
+
+    `adjust`, if given, runs before `show` and may change the controls (limits, what is disabled) without a redraw.
+    A LabkitError from `show` becomes the sentence, and the view stays usable.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        controls: Mapping[str, widgets.Widget],
+        show: Callable[..., Frame],
+        *,
+        pictures: int = 1,
+        adjust: Callable[[], None] | None = None,
+        extra: tuple[widgets.Widget, ...] = (),
+    ) -> None:
+        self.name, self.controls = name, dict(controls)
+        self._show, self._adjust, self._quiet = show, adjust, False
+        try:
+            self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:  # a script or a test: whoever changes something shows it
+            self._loop = None
+        self.alt = ""  # what the pictures show, in words
+        shape = widgets.Layout(max_width="100%", width=_PICTURE_WIDTH)
+        self.images = tuple(widgets.Image(format="png", layout=shape) for _ in range(pictures))
+        self.formula = widgets.HTMLMath(layout=widgets.Layout(overflow="auto hidden"))
+        self.sentence = widgets.HTML()
+        for control in self.controls.values():
+            control.layout.width = _CONTROL_WIDTH
+            control.style.description_width = _NAME_WIDTH
+            control.observe(self._changed, "value")
+        grid = widgets.Layout(flex_flow="row wrap", align_items="center", max_width="816px")
+        above = widgets.HBox([*self.controls.values(), *extra], layout=grid)
+        super().__init__([above, *self.images, self.formula, self.sentence])
+        self.refresh()
+
+    @property
+    def image(self) -> widgets.Image:
+        """The main picture; its `value` is the PNG."""
+        return self.images[0]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The present value of every control by name."""
+        return {name: control.value for name, control in self.controls.items()}
+
+    def refresh(self) -> None:
+        """Compute and draw for the present settings."""
+        self._quiet = True  # a limit that moves may move a value with it: one redraw is enough
+        try:
+            if self._adjust:
+                self._adjust()
+        finally:
+            self._quiet = False
+        try:
+            frame = self._show(**self.settings)
+        except LabkitError as error:
+            self.say(str(error), alarm=True)
+            self.formula.value = ""
+            for image in self.images:  # what they show is of other settings
+                image.layout.visibility = "hidden"
+            return
+        for image, picture in zip(self.images, frame.pictures, strict=True):
+            image.value = picture.png()
+            image.layout.visibility = "visible"
+        self.alt = "; ".join(picture.alt for picture in frame.pictures)
+        self.formula.value = f"$${frame.latex}$$"
+        self.say(frame.sentence, alarm=not frame.ok)
+
+    def say(self, sentence: str, *, alarm: bool = False) -> None:
+        """Put one sentence below the formula."""
+        colour = _ALARM if alarm else _INK
+        self.sentence.value = f'<div role="status" style="color:{colour};line-height:1.5">{escape(sentence)}</div>'
+
+    def keep_calling(self, tick: Callable[[], bool], every: float = 0.1) -> None:
+        """Call `tick` every so many seconds until it returns False, on the thread that may change traits.
+
+        That is the kernel's event loop; where there is none, in a script, a thread of its own does it.
+        """
+        if self._loop is None or self._loop.is_closed():
+            threading.Thread(target=_repeat, args=(tick, every), daemon=True).start()
+        elif tick():
+            self._loop.call_later(every, self.keep_calling, tick, every)
+
+    def _changed(self, change: Any) -> None:
+        if not self._quiet:
+            self.refresh()
+
+    def __repr__(self) -> str:
+        return f"labkit.widgets.{self.name}: " + ", ".join(f"{k}={v!r}" for k, v in self.settings.items())
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        bundle = dict(super()._repr_mimebundle_(**kwargs) or {}) | {"text/plain": repr(self)}
+        if self.image.layout.visibility != "visible":  # what it shows is of other settings, if anything
+            return bundle, {}
+        return bundle | {"image/png": b64encode(self.still()).decode("ascii")}, {"image/png": {"alt": self.alt}}
+
+    def still(self) -> bytes:
+        """All pictures, one below the other, as one PNG: for whoever shows no widgets."""
+        from PIL import Image
+
+        if len(self.images) == 1:
+            return bytes(self.image.value)
+        parts = [Image.open(io.BytesIO(image.value)) for image in self.images]
+        whole = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
+        top = 0
+        for part in parts:
+            whole.paste(part, (0, top))
+            top += part.height
+        buffer = io.BytesIO()
+        whole.save(buffer, "png")
+        return buffer.getvalue()
+
+
+def _repeat(tick: Callable[[], bool], every: float) -> None:
+    while tick():
+        time.sleep(every)

@@ -19,6 +19,7 @@ from distributed.deploy.spec import SpecCluster
 from labkit.cluster.allocator import Preparation
 from labkit.cluster.lab import Lab
 from labkit.cluster.machine import usable_cores, usable_memory, visible_gpus
+from labkit.cluster.page import counted
 from labkit.cluster.request import Request
 from labkit.errors import ConnectError, SettingError
 
@@ -112,7 +113,6 @@ def local_cluster(
         scheduler={"cls": Scheduler, "options": shared | {"port": 0, "dashboard_address": f"{LOOPBACK}:0"}},
         workers=named or dict.fromkeys(range(workers), template),
         worker=template,
-        name="labkit",
         security=security,
         # What goes wrong is raised, in labkit's words; a lesson that kills workers should not fill its cell.
         silence_logs=logging.CRITICAL,
@@ -150,8 +150,8 @@ def _open(request: Request, workers: int, kind: str, environments: Sequence[Mapp
         cluster = local_cluster(workers, threads, memory, security=request.security, environments=environments)
     except Exception as error:
         raise ConnectError(
-            f"the {workers} local workers could not be started ({error}): lk.doctor() says what this machine lacks, "
-            'and a script must call lk.connect() below if __name__ == "__main__":.'
+            f"{counted(workers, 'local worker')} could not be started ({error}): ask lk.doctor() what is missing here, "
+            'and in a script call lk.connect() below if __name__ == "__main__":.'
         ) from error
     client = Client(cluster, timeout=request.timeout)
     client.register_plugin(Preparation(interruptible=False))

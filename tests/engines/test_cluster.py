@@ -1,4 +1,4 @@
-"""Training on real workers: it can be steered, and whatever goes wrong ends in one sentence and leaves the cluster usable."""
+"""Training on real workers: it can be steered; what goes wrong ends in one sentence and leaves the cluster usable."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from functools import partial
 
 import pytest
 import torch
-from distributed import LocalCluster
 from torch import nn
 
 import labkit as lk
 from labkit.algorithms import AllReduce, Independent, LocalSGD
+from labkit.cluster.local import local_cluster
 from labkit.errors import DivergenceError, ExchangeError, GangError, LabClosed, WorkerLost
 from labkit.exchange import Mean
 from tests.engines.experiments import mlp, result
@@ -135,7 +135,7 @@ def test_a_run_that_waits_for_its_turn_can_be_stopped(lab):
 @pytest.fixture
 def own_lab():
     """A cluster that a test may harm; `lk.connect()` would give the one that all tests share."""
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, lk.connect(cluster) as lab:
+    with local_cluster(2, threads=1, memory=4 << 30) as cluster, lk.connect(cluster) as lab:
         yield lab
 
 

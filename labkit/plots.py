@@ -23,6 +23,7 @@ COLOURS = {
     "finished by all": CYCLE[3],
 }
 _ALARM = CYCLE[2]
+# the edge keeps one fault among a million items visible
 _FAULT: dict[str, Any] = {"edgecolors": _ALARM, "linewidths": 1.4, "zorder": 3}
 
 
@@ -236,9 +237,8 @@ def _union(panel: Panel, counts: NDArray[np.int64], row: int) -> None:
     panel.boxes(0, n, row - 0.42, row + 0.42, facecolors=CYCLE[3] if n > 240 else GROUND)
     if n <= 240:
         panel.boxes(once, once + 1, row - 0.42, row + 0.42, facecolors=CYCLE[3], edgecolors="white", linewidths=0.6)
-    at_least = max(1.0, n / 300)  # a fault among a million items stays visible
     for found, face in ((lost, "white"), (repeated, CYCLE[1])):
-        panel.boxes(found, found + at_least, row - 0.42, row + 0.42, facecolors=face, **_FAULT)
+        panel.boxes(found, found + 1, row - 0.42, row + 0.42, facecolors=face, **_FAULT)
     for k in lost if panel.fits("×", 1.0) else ():
         panel.word("×", k + 0.5, row, align="centre", colour=_ALARM, size=12)
     for k in repeated if panel.fits("2×", 1.0) else ():

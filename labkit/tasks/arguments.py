@@ -67,6 +67,15 @@ def generator(seed: Any, error: type[LabkitError]) -> np.random.Generator:
     return np.random.default_rng(whole(seed, "seed", error, least=0))
 
 
+def some(number: int, noun: str) -> str:
+    """How many there are of something.
+
+    >>> some(1, "worker"), some(10_000, "worker")
+    ('1 worker', '10,000 workers')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def name_all(things: Sequence[Any] | Floats | Integers, most: int = 12) -> str:
     """Name every thing, or the first `most` of them and how many more there are.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from labkit.errors import PartitionError
 from labkit.plots import Picture, ownership
-from labkit.tasks.arguments import Integers, name_all, whole
+from labkit.tasks.arguments import Integers, name_all, some, whole
 
 _NAMED = 12  # a sentence that names more items than this is no longer read
 
@@ -162,7 +162,7 @@ class Partition:
 
     @property
     def _title(self) -> str:
-        return f"Partition of {len(self.items):,} items into {len(self):,} parts ({self.how})"
+        return f"Partition of {some(len(self.items), 'item')} into {some(len(self), 'part')} ({self.how})"
 
     @property
     def _sizes(self) -> str:

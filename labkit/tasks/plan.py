@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from labkit.errors import ScheduleError
 from labkit.plots import Bar, Picture, duration, gantt, occupancy
-from labkit.tasks.arguments import Floats, Integers, numbers, whole, worker_speeds
+from labkit.tasks.arguments import Floats, Integers, numbers, some, whole, worker_speeds
 from labkit.tasks.beside import above_and_below, notes
 
 
@@ -162,7 +162,7 @@ class Schedule:
             overlay_note=note_below,
             marks=marks,
             span=span,
-            alt=repr(first) + (f"; below it: {second!r}" if second else ""),
+            alt=repr(first) + (f"; below it the {second.kind} one" if second else ""),
             ax=ax,
         )
 
@@ -181,7 +181,7 @@ class Schedule:
     @property
     def _name(self) -> str:
         policy = f" ({self.policy})" if self.policy else ""
-        return f"Schedule of {len(self):,} tasks on {self.workers:,} workers{policy}"
+        return f"Schedule of {some(len(self), 'task')} on {some(self.workers, 'worker')}{policy}"
 
     def __repr__(self) -> str:
         if self.kind == "measured":  # no seconds: saved notebook outputs are compared as text

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 
 from labkit.errors import ScheduleError
 from labkit.plots import Bar, Picture, duration, gantt, occupancy
-from labkit.tasks.arguments import Floats, Integers, name_all, numbers, whole
+from labkit.tasks.arguments import Floats, Integers, name_all, numbers, some, whole
 from labkit.tasks.beside import above_and_below, notes
 
 
@@ -200,7 +200,7 @@ class Timeline:
             overlay=second._bars(workers) if second else (),
             overlay_note=note_below,
             span=span,
-            alt=repr(first) + (f"; below it: {second!r}" if second else ""),
+            alt=repr(first) + (f"; below it the {second.kind} one" if second else ""),
             ax=ax,
         )
 
@@ -220,7 +220,7 @@ class Timeline:
 
     @property
     def _name(self) -> str:
-        return f"Timeline of {self.workers:,} workers and {self.steps:,} steps, {self.policy}"
+        return f"Timeline of {some(self.workers, 'worker')} and {some(self.steps, 'step')}, {self.policy}"
 
     def __repr__(self) -> str:
         if self.kind == "measured":  # no seconds: saved notebook outputs are compared as text

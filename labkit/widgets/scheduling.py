@@ -160,6 +160,7 @@ class ScheduleView(View):
             made = self._compute(**settings)
             order = np.argsort(made.schedule.start, kind="stable")
             job = lab.map(time.sleep, [made.costs[task] for task in order])
+            job._repr_mimebundle_()  # shown, as far as the job is concerned: here its progress is in the sentence
         except LabkitError as error:
             self.say(str(error), alarm=True)
             return

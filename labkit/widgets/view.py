@@ -58,6 +58,7 @@ class View(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
             self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:  # a script or a test: whoever changes something shows it
             self._loop = None
+        self._drawn: tuple[Picture | None, ...] = (None,) * pictures
         self.alt = ""  # what the pictures show, in words
         shape = widgets.Layout(max_width="100%", width=_PICTURE_WIDTH)
         self.images = tuple(widgets.Image(format="png", layout=shape) for _ in range(pictures))
@@ -98,9 +99,11 @@ class View(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
             for image in self.images:  # what they show is of other settings
                 image.layout.visibility = "hidden"
             return
-        for image, picture in zip(self.images, frame.pictures, strict=True):
-            image.value = picture.png()
+        for image, picture, old in zip(self.images, frame.pictures, self._drawn, strict=True):
+            if picture is not old:
+                image.value = picture.png()
             image.layout.visibility = "visible"
+        self._drawn = frame.pictures
         self.alt = "; ".join(picture.alt for picture in frame.pictures)
         self.formula.value = f"$${frame.latex}$$"
         self.say(frame.sentence, alarm=not frame.ok)

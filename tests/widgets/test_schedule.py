@@ -162,6 +162,15 @@ def test_the_button_runs_the_tasks_on_the_lab_s_workers_and_draws_what_they_did(
     assert view.image.value == overlaid
 
 
+def test_the_run_shows_nothing_outside_the_widget(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[object] = []
+    monkeypatch.setattr("labkit.cluster.job.in_notebook", lambda: True)
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    view = schedule(lab=lab, costs=[0.01, 0.01])
+    run(view, lambda: "Measured" in view.sentence.value)
+    assert shown == []
+
+
 def test_what_the_lab_cannot_honour_is_not_sent_to_it(lab: Lab) -> None:
     view = schedule(lab=lab)
     view.controls["uneven"].value = 0.5

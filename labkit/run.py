@@ -21,8 +21,7 @@ _TICK = 0.1  # seconds between two redraws while a cell waits for the result
 class Run:
     """A training under way: `.history` so far, `.result()` to wait, `.pause()`, `.resume()`, `.stop()`.
 
-    As the last line of a cell it draws itself and keeps the picture live. `state` is "running", "paused",
-    "finished", "stopped" or "failed".
+    As the last line of a cell it draws itself and keeps the picture live.
     """
 
     def __init__(self, engine: Engine, experiment: Experiment) -> None:
@@ -40,6 +39,7 @@ class Run:
 
     @property
     def state(self) -> str:
+        """What the run is doing: "running", "paused", "stopping", "finished", "stopped" or "failed"."""
         if not self._ended.is_set():
             return {Wish.GO: "running", Wish.PAUSE: "paused", Wish.STOP: "stopping"}[self._control.wish]
         if self._error is not None:

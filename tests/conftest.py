@@ -9,6 +9,8 @@ import pytest
 
 from labkit.cluster.lab import Lab
 
+pytest_plugins = ["tests.order", "tests.orphans"]
+
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:

@@ -6,6 +6,8 @@ import atexit
 import os
 from typing import Any
 
+from distributed import Client
+
 from labkit.cluster.lab import Lab
 from labkit.cluster.local import open_gpus, open_local
 from labkit.cluster.remote import adopt, open_address, open_gateway, open_ssh
@@ -71,7 +73,9 @@ def _open(target: Any, request: Request) -> Lab:
             return open_address(target, request)
         case str() if target.startswith("ssh://"):
             return open_ssh(target, request)
-        case _ if callable(getattr(target, "get_client", None)) or hasattr(target, "scheduler_info"):
+        case Client():
+            return adopt(target, request)
+        case _ if callable(getattr(target, "get_client", None)):
             return adopt(target, request)
     raise ConnectError(f"lk.connect({target!r}) is not understood: give {UNDERSTOOD}.")
 
@@ -79,11 +83,13 @@ def _open(target: Any, request: Request) -> Lab:
 def _adapt(lab: Lab, request: Request) -> None:
     """Make a running lab what `request` asks for, or say why it cannot be."""
     workers = lab.workers
-    if request.threads not in (None, *(worker.threads for worker in workers)) or request.memory not in (
-        None,
-        *(worker.memory for worker in workers),
-    ):
-        raise SettingError("the running workers have other threads or memory than asked for: call lab.close() first.")
+    same = (
+        request.threads in (None, *(worker.threads for worker in workers))
+        and request.memory in (None, *(worker.memory for worker in workers))
+        and (request.security is None or lab.client.security.require_encryption)
+    )
+    if not same:
+        raise SettingError(f"{lab!r} runs with other threads, memory or security: call lab.close() first.")
     if request.workers not in (None, len(workers)):
         lab.scale(request.workers)
 

@@ -18,11 +18,16 @@ from typing import Any, Literal
 import psutil
 
 from labkit.cluster.machine import size, usable_cores, usable_memory, visible_gpus
-from labkit.cluster.page import table, view_of
+from labkit.cluster.page import Markup, table, view_of
 from labkit.errors import SettingError
 
 _NEEDED = ("torch", "dask", "distributed", "jupyterlab", "ipywidgets")
 _MARKS = {"ok": "✓", "warn": "!", "fail": "✗"}
+_COLOURS = {
+    "ok": "var(--jp-success-color1,#2e7d32)",
+    "warn": "var(--jp-warn-color0,#b35900)",
+    "fail": "var(--jp-error-color1,#b00020)",
+}
 _GIB = 1 << 30
 
 
@@ -64,8 +69,10 @@ class Report:
         return "\n".join(lines)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        rows = [(_MARKS[check.status], check.name, check.found, check.remedy) for check in self.checks]
-        return view_of(table(self.summary, "", ("", "what", "found", "remedy"), rows), self.summary)
+        columns = 4 if any(check.remedy for check in self.checks) else 3
+        head = ("", "what", "found", "remedy")[:columns]
+        rows = [(_mark(check), check.name, check.found, check.remedy)[:columns] for check in self.checks]
+        return view_of(table(self.summary, "", head, rows), self.summary)
 
 
 def doctor() -> Report:
@@ -81,6 +88,10 @@ def doctor() -> Report:
         *(_loopback, _processes, _scratch, _shared_memory, _hub),
     )
     return Report(tuple(examine() for examine in examinations))
+
+
+def _mark(check: Check) -> Markup:
+    return Markup(f'<b title="{check.status}" style="color:{_COLOURS[check.status]}">{_MARKS[check.status]}</b>')
 
 
 def _python() -> Check:

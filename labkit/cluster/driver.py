@@ -11,19 +11,17 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from labkit.cluster import rank as worker_side
 from labkit.cluster.rank import GRACE
-from labkit.cluster.reports import Order, Report
-from labkit.cluster.sockets import host_of
+from labkit.cluster.reports import Order, Plan, Report
 from labkit.cluster.switchboard import Switchboard
 from labkit.cluster.verdict import is_echo, verdict
 from labkit.errors import ClusterError, GangError, LabClosed, LabkitError, Stopped
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Future
 
 SETTLE = 1.0  # seconds in which the cause of a broken collective may come to light
 LARGE = 64 * 1024  # bytes; a larger payload goes to each worker once, as Dask data, not through the task graph
@@ -31,25 +29,12 @@ PULSE = 0.5  # seconds between two looks at whether the scheduler is still there
 PRIORITY = 10  # ranks go before waiting map tasks, since whole gangs wait for the last of their ranks
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What `launch` was asked for; `payload` is the pickled (fn, args, kwargs), `timeout` in seconds."""
-
-    name: str
-    payload: bytes
-    ranks: int
-    candidates: tuple[str, ...]
-    backend: str
-    timeout: float
-    echo_topic: str | None
-
-
 class Driver:
     """Leads one gang from the queue to its end, and always calls `done(reports, error)`, once."""
 
     def __init__(
         self,
-        client: Client,
+        client: Any,
         plan: Plan,
         hear: Callable[[dict[str, Any]], None],
         done: Callable[[list[Report], Exception | None], None],
@@ -65,7 +50,7 @@ class Driver:
         self.heard: Counter[int] = Counter()  # rank -> messages
         self.grace = GRACE
         self._news: asyncio.Queue[Report | str | ClusterError] = asyncio.Queue()  # a string is a lost worker
-        self._futures: list[Future] = []
+        self._futures: list[Future[Report]] = []
         self._data: Any = None
         self._tasks: list[asyncio.Task[None]] = []
         self._leading: asyncio.Task[Any] | None = None
@@ -139,27 +124,10 @@ class Driver:
                 f"0 of {plan.ranks} ranks started within {plan.timeout:g} s, because {answer['refused']}:"
                 " wait for them, stop them, or launch with a longer timeout=."
             )
-        self.order = self._make_order(tuple(answer["workers"]))
+        self.order = plan.order(self.gang, self.board.topic, answer["workers"])
         await self._submit(self.order)
         left = max(plan.timeout - (time.monotonic() - start), 0.1)
         self._tasks.append(asyncio.ensure_future(self._assemble(left)))
-
-    def _make_order(self, workers: tuple[str, ...]) -> Order:
-        seen: Counter[str] = Counter()
-        local_ranks = []
-        for host in map(host_of, workers):
-            # A rank with its own GPU sees it as its first one, whatever its place on the host.
-            local_ranks.append(0 if "nccl" in self.plan.backend else seen[host])
-            seen[host] += 1
-        return Order(
-            gang=self.gang,
-            topic=self.board.topic,
-            echo_topic=self.plan.echo_topic,
-            workers=workers,
-            local_ranks=tuple(local_ranks),
-            backend=self.plan.backend,
-            timeout=self.plan.timeout,
-        )
 
     async def _submit(self, order: Order) -> None:
         self._data = self.plan.payload
@@ -192,7 +160,7 @@ class Driver:
             sentence = f"{ranks - len(missing)} of {ranks} ranks started within {self.plan.timeout:g} s: {why};"
             self._news.put_nowait(GangError(f"{sentence} let it finish, or launch with a longer timeout=."))
 
-    async def _collect(self, rank: int, future: Future) -> None:
+    async def _collect(self, rank: int, future: Future[Report]) -> None:
         try:
             self._news.put_nowait(await future)
         except Exception as error:  # noqa: BLE001  Dask could not run the task at all, or somebody cancelled it

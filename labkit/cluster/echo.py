@@ -10,7 +10,7 @@ import io
 import sys
 import threading
 import weakref
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -117,7 +117,7 @@ class _Channel:
 
     def __init__(self, client: Client) -> None:
         self.name = f"labkit-echo-{client.id}"
-        self.lines: defaultdict[str, deque[str]] = defaultdict(deque)
+        self.lines: dict[str, deque[str]] = {}
         self.count = 0
         client.subscribe_topic(self.name, self.receive)
 
@@ -131,7 +131,9 @@ _channels: weakref.WeakKeyDictionary[Client, _Channel] = weakref.WeakKeyDictiona
 
 
 class Echo:
-    """The kernel's ear for one job: hand `.topic` to the workers, `.drain()` what they printed.
+    """The kernel's ear for one job: hand `.topic` to the workers, `.drain()` what they printed, `.close()` it.
+
+    An ear that is forgotten closes itself; lines that arrive later are dropped.
 
     >>> from labkit.cluster.echo import Echo                        # doctest: +SKIP
     >>> ear = Echo(lab.client)                                      # doctest: +SKIP
@@ -146,7 +148,8 @@ class Echo:
         self._channel = _channels[client]
         self._channel.count += 1
         self.topic = f"{self._channel.name}/{self._channel.count}"
-        self._lines = self._channel.lines[self.topic]
+        self._lines = self._channel.lines[self.topic] = deque()
+        self.close = weakref.finalize(self, self._channel.lines.pop, self.topic, None)
 
     def drain(self) -> list[str]:
         """The lines that arrived since the last call, in order of arrival; safe from any thread."""
@@ -154,7 +157,3 @@ class Echo:
         while self._lines:
             lines.append(self._lines.popleft())
         return lines
-
-    def close(self) -> None:
-        """Stop listening; lines that are still on their way are dropped."""
-        self._channel.lines.pop(self.topic, None)

@@ -14,14 +14,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
-
-from labkit.cluster.driver import Driver, Plan
+from labkit.cluster.driver import Driver
 from labkit.cluster.echo import Echo
 from labkit.cluster.rank import GRACE
-from labkit.cluster.reports import Report
+from labkit.cluster.reports import Plan, Report
+from labkit.cluster.shipping import pack
 from labkit.cluster.sockets import host_of
 from labkit.cluster.switchboard import Switchboard
 from labkit.errors import GangError, LabClosed, SettingError
@@ -102,7 +102,7 @@ class Gang:
         """What the function returned on every rank, by rank; shows what the ranks print while it waits.
 
         Raises GangError for the first rank that failed (its own exception is the cause), WorkerLost for a worker that
-        died, LabClosed when the cluster went away, Stopped after `stop`, and GangError when `timeout` seconds pass,
+        died, LabClosed when the cluster went away, Stopped after `stop`, and TimeoutError when `timeout` seconds pass,
         which leaves the ranks running. Ctrl-C stops them.
         """
         limit = math.inf if timeout is None else time.monotonic() + timeout
@@ -115,7 +115,7 @@ class Gang:
             raise
         self._show()
         if not self.done:
-            raise GangError(f"{self._name} still runs after {timeout:g} s: call result() again, or stop().")
+            raise TimeoutError(f"{self._name} still runs after {timeout:g} s: call result() again, or stop().")
         if self._error is not None:
             raise self._error
         if self._values is None:
@@ -129,6 +129,11 @@ class Gang:
         own code within `grace` seconds is restarted.
         """
         self._call_soon(self._driver.stop, grace)
+
+    def cancel(self) -> None:
+        """What a lab does to its gangs when it closes."""
+        self._call_soon(self._driver.stop, GRACE)
+        self._done([], _closed())
 
     def signal(self, values: Mapping[str, Any]) -> None:
         """Add `values` to what `rank.signals()` returns on every rank, within milliseconds; returns at once."""
@@ -150,7 +155,7 @@ class Gang:
     def _look(self) -> None:
         """A closed client has no event loop any more that could say so."""
         if not self._over.is_set() and self._client.status in ("closing", "closed"):
-            self._done([], LabClosed("the lab was closed while ranks ran: call lk.connect() for a new one."))
+            self._done([], _closed())
 
     def _show(self) -> None:
         for line in self._echo.drain() if self._echo is not None else ():
@@ -171,7 +176,7 @@ def launch(
     Functions from PyTorch's tutorials work as they stand, less their set-up of the process group. `timeout` (seconds)
     limits the wait for all ranks to start, and every collective. Backend: nccl where each rank has its own GPU, else
     gloo. With `echo`, `Gang.result` shows what the ranks print.
-    Raises GangError for more ranks than workers or arguments that cannot be sent, SettingError for other bad settings.
+    Raises GangError for more ranks than workers, SettingError for arguments out of range or that cannot be sent.
 
     >>> def fn(x):                                                # doctest: +SKIP
     ...     t = torch.tensor(float(dist.get_rank() + x))
@@ -199,7 +204,9 @@ def launch(
         timeout=timeout,
         echo_topic=listener.topic if listener is not None else None,
     )
-    return Gang(lab, plan, listener)
+    gang = Gang(lab, plan, listener)
+    lab.track(gang)
+    return gang
 
 
 def _workers(lab: Lab, ranks: int | None) -> Sequence[WorkerInfo]:
@@ -222,19 +229,15 @@ def _workers(lab: Lab, ranks: int | None) -> Sequence[WorkerInfo]:
 
 
 def _pack(name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    try:
-        return bytes(cloudpickle.dumps((fn, args, kwargs)))
-    except Exception as error:  # noqa: BLE001  pickling runs the arguments' own code, which may raise anything
-        raise GangError(
-            f"{name} or one of its arguments cannot be sent to the workers ({error}):"
-            " give it plain data, and let it open files, locks and connections itself."
-        ) from error
+    call = partial(fn, *args, **kwargs)
+    setattr(call, "__name__", name)  # noqa: B010  so that an error names the function; a partial has no such attribute
+    return pack(call)
 
 
 def _unpack(report: Report) -> Any:
     try:
         return pickle.loads(report.value or b"")
-    except Exception as error:  # noqa: BLE001  as above
+    except Exception as error:  # unpickling runs code of whatever was returned
         raise GangError(
             f"what rank {report.rank} returned cannot be read here ({error}):"
             " return CPU tensors, numbers, lists or dicts."
@@ -246,3 +249,7 @@ def _backend(workers: Sequence[WorkerInfo]) -> str:
     gpus = [(host_of(worker.address), worker.gpus[0]) for worker in workers if worker.gpus]
     own = len(gpus) == len(set(gpus)) == len(workers)
     return "cpu:gloo,cuda:nccl" if own else "gloo"
+
+
+def _closed() -> LabClosed:
+    return LabClosed("the lab was closed while ranks ran: call lk.connect() for a new one.")

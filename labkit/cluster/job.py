@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import importlib.util
 import reprlib
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -100,7 +101,7 @@ class Job:
     def schedule(self) -> Schedule:
         """Which worker computed which item when, as measured there; waits for the end like `result`."""
         if self._schedule is None:
-            labels = [reprlib.repr(item) for item in self._items]
+            labels = [short(item) for item in self._items]
             self._schedule = measured(self._rows(None), self._workers, labels)
         return self._schedule
 
@@ -135,6 +136,7 @@ class Job:
         try:
             await asyncio.wait({gathering, watching}, return_when=asyncio.FIRST_COMPLETED)
             if not gathering.done():
+                watching.result()  # raises when the scheduler does not answer either
                 raise WorkerLost("all workers of this lab are gone: connect again.")
             rows: list[Row] = gathering.result()
             self._computed = len(rows)
@@ -142,11 +144,14 @@ class Job:
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  kept for result(), which raises it
             self._computed = self._count()
             failure = self._explain(error)
-            await client.cancel(self._futures, asynchronous=True)
-            await asyncio.gather(gathering, return_exceptions=True)  # it ends now that its futures are cancelled
+            if client.status == "running":
+                await client.cancel(self._futures, asynchronous=True)
+                await asyncio.wait({gathering})  # it ends now that its futures are cancelled
             return failure
         finally:
-            watching.cancel()
+            for task in (gathering, watching):
+                task.cancel()
+                task.add_done_callback(_forget)
             self._futures, self._shared = [], []  # the workers may forget what is here now
 
     async def _until_no_worker(self) -> None:
@@ -165,9 +170,10 @@ class Job:
         failed = next((i for i, future in enumerate(self._futures) if future.status == "error"), None)
         if failed is None:
             if self._lab.closed:
-                return _Failure(LabClosed, "the lab was closed while the job ran: call lk.connect() and map again.")
+                sentence = "the lab was closed, or its scheduler lost, while the job ran: connect and map again."
+                return _Failure(LabClosed, sentence)
             return _Failure(Stopped, f"the job was cancelled after {self.progress} items: map again for a result.")
-        item = f"item {failed} ({reprlib.repr(self._items[failed])})"
+        item = f"item {failed} ({short(self._items[failed])})"
         if isinstance(error, KilledWorker):
             times = error.allowed_failures + 1
             return _Failure(
@@ -175,11 +181,12 @@ class Job:
                 f"{item} ended {times} workers one after the other, most likely for want of memory or by a crash "
                 "in compiled code: try it alone, or give the workers more memory.",
             )
-        if isinstance(error, ModuleNotFoundError) and error.name and importlib.util.find_spec(error.name):
+        module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        if module and (module in sys.modules or importlib.util.find_spec(module)):
             return _Failure(
                 TaskError,
-                f"the workers have no module {error.name!r}, which this kernel has: install it there, or send its file "
-                f'with lab.client.upload_file("{error.name}.py").',
+                f"the workers have no module {module!r}, which this kernel has: install it there, or send its file "
+                f'with lab.client.upload_file("{module}.py").',
                 error,
             )
         place = f"worker {error.labkit_worker}" if hasattr(error, "labkit_worker") else "its worker"
@@ -218,7 +225,7 @@ class Job:
             try:
                 cloudpickle.dumps(item)
             except Exception:  # noqa: BLE001  whatever its pickling raises, it is the one
-                return f"item {index} ({reprlib.repr(item)})"
+                return f"item {index} ({short(item)})"
         return "an item"
 
     # -- how it looks
@@ -258,13 +265,28 @@ class Job:
         return widget_bundle(self._bar.widget, f"Job {self.label}: {counted(len(self._items), 'item')}")
 
 
+def short(item: Any) -> str:
+    """An item in one short line.
+
+    >>> short("a" * 100)
+    "'aaaaaaaaaaaa...aaaaaaaaaaaaa'"
+    """
+    return " ".join(reprlib.repr(item).split())
+
+
 def _listed(fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
     if not callable(fn):
-        raise SettingError(f"lab.map wants a function and then items, not {reprlib.repr(fn)} for a function.")
+        raise SettingError(f"lab.map wants a function and then items, not {short(fn)} for a function.")
     try:
         return list(items)
     except TypeError as error:
-        raise SettingError(f"lab.map wants items to go through, and {reprlib.repr(items)} has none.") from error
+        raise SettingError(f"lab.map wants items to go through, and {short(items)} has none.") from error
+
+
+def _forget(task: asyncio.Future[Any]) -> None:
+    """Take a task's exception, so that asyncio does not print it."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _names(lab: Lab) -> list[str]:

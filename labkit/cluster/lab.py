@@ -138,12 +138,12 @@ class Lab:
     @property
     def closed(self) -> bool:
         """True once `close` was called or the scheduler is gone."""
-        return self._closed or self.client.status in ("closed", "closing")
+        return self._closed or self.client.status != "running"
 
     def require_open(self) -> None:
         """Raise LabClosed unless the cluster is there."""
         if self.closed:
-            raise LabClosed("this lab is closed: call lk.connect() for a new one.")
+            raise LabClosed("this lab is closed, or its scheduler is gone: call lk.connect() for a new one.")
 
     def track(self, work: Any) -> None:
         """Call `work.cancel()` when the lab closes, unless the work is forgotten before."""
@@ -190,11 +190,12 @@ class Lab:
     def __repr__(self) -> str:
         if self.closed:
             return "Lab: closed"
-        threads = [worker["nthreads"] for worker in self.client.scheduler_info()["workers"].values()]
-        # A worker of ours that died comes back in a second: it counts.
-        count = len(self.cluster.worker_spec) if self.kind in ("local", "gpu") else len(threads)
+        threads = self._threads()
         each = f" × {counted(threads[0], 'thread')}" if len(set(threads)) == 1 else ""
-        return f"Lab: {counted(count, 'worker')}{each}, {self.kind}"
+        return f"Lab: {counted(len(threads), 'worker')}{each}, {self.kind}"
+
+    def _threads(self) -> list[int]:
+        return [worker["nthreads"] for worker in self.client.scheduler_info()["workers"].values()]
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         if self.closed:

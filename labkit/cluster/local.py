@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import dask.config
@@ -45,9 +45,7 @@ class LocalNanny(Nanny):
         self.env.pop("MALLOC_TRIM_THRESHOLD_", None)
 
     async def instantiate(self) -> Any:
-        # Daemonic workers could have no children, and a DataLoader with num_workers > 0 would fail on them.
-        childbearing = dask.config.set({"distributed.worker.daemon": False})
-        with _borrowed_environment(self.pre_spawn_env), childbearing:
+        with _borrowed(self.pre_spawn_env):
             return await super().instantiate()
 
     async def close(self, timeout: float | None = 10.0, reason: str = "nanny-close") -> Any:
@@ -65,28 +63,33 @@ def _kill(pid: int | None) -> None:
             psutil.Process(pid).kill()
 
 
-_borrowers = 0  # nannies that are starting a process now; all of them live on one event loop
-_kept: dict[str, str | None] = {}
+_starting = 0  # nannies that are starting a process now; all of them live on one event loop
+_afterwards = ExitStack()
 
 
 @contextmanager
-def _borrowed_environment(names: Iterable[str]) -> Iterator[None]:
-    """Put `os.environ` back when the last of the nannies that start at the same time has started."""
-    global _borrowers
-    _borrowers += 1
-    for name in names:
-        _kept.setdefault(name, os.environ.get(name))
+def _borrowed(variables: Iterable[str]) -> Iterator[None]:
+    """Put environment and configuration back when the last of the nannies that start at the same time has started."""
+    global _starting
+    if _starting == 0:
+        for name in variables:
+            _afterwards.callback(_restore, name, os.environ.get(name))
+        # Daemonic workers could have no children, and a DataLoader with num_workers > 0 would fail on them.
+        _afterwards.enter_context(dask.config.set({"distributed.worker.daemon": False}))
+    _starting += 1
     try:
         yield
     finally:
-        _borrowers -= 1
-        if _borrowers == 0:
-            for name, value in _kept.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
-            _kept.clear()
+        _starting -= 1
+        if _starting == 0:
+            _afterwards.close()
+
+
+def _restore(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 def local_cluster(
@@ -164,6 +167,10 @@ class LocalLab(Lab):
     def __init__(self, client: Client, *, memory: int | None, **rest: Any) -> None:
         super().__init__(client, **rest)
         self._memory = memory  # bytes per worker as the user wished; None for an even share
+
+    def _threads(self) -> list[int]:
+        # A worker that died counts: it is back in a second.
+        return [self.cluster.new_spec["options"]["nthreads"]] * len(self.cluster.worker_spec)
 
     def scale(self, workers: int, timeout: float = 30.0) -> None:
         """Start or end workers until there are `workers`; ends the newest first."""

@@ -27,7 +27,7 @@ def table(title: str, aside: str, head: Sequence[str], rows: Iterable[Sequence[s
     heads = "".join(f'<th scope="col" style="{cell};font-weight:600">{_text(name)}</th>' for name in head)
     return (
         f'<div style="{_FONT}"><div style="margin-bottom:.3em"><b>{_text(title)}</b> &ensp; {_text(aside)}</div>'
-        f'<table style="border-collapse:collapse;margin:0"><thead><tr>{heads}</tr></thead>'
+        f'<table style="font:inherit;border-collapse:collapse;margin:0"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

@@ -13,7 +13,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ class Rank:
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
         self._inside = False
+        self._joined = False
         self._group: Callable[[], Any] = lambda: None
 
     def __enter__(self) -> Rank:
@@ -87,7 +88,7 @@ class Rank:
             port = self._meet(door.getsockname()[1] if door is not None else None)
             undo.pop_all()
         limit = timedelta(seconds=order.timeout)
-        store = dist.TCPStore(
+        store = dist.TCPStore(  # type: ignore[attr-defined]
             sockets.host_of(order.workers[0]),
             port,
             len(order.workers),
@@ -102,6 +103,7 @@ class Rank:
             "LOCAL_RANK": str(order.local_ranks[self.rank]),
             "GLOO_SOCKET_IFNAME": sockets.interface_of(host),
         }
+        self._joined = True
         dist.init_process_group(
             order.backend, store=store, rank=self.rank, world_size=len(order.workers), timeout=limit
         )
@@ -130,7 +132,7 @@ class Rank:
         if self.ended or self.stage != "done":
             sockets.shut(ports)  # else a pending operation keeps its sockets, and its peers wait
         last = [self._group()]
-        if dist.is_initialized():
+        if self._joined and dist.is_initialized():
             dist.destroy_process_group()
         # gloo takes 20 ms to end its thread, which nobody needs to wait for
         threading.Thread(target=self._free, args=(last, ports), name="labkit-free", daemon=True).start()
@@ -149,14 +151,14 @@ class Rank:
 
     # -- the function
 
-    def call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """fn(*args, **kwargs), which `end` may interrupt; no interruption is left over afterwards."""
+    def call(self, fn: Callable[[], Any]) -> Any:
+        """fn(), which `end` may interrupt; no interruption is left over afterwards."""
         with self._lock:
             if self.ended:
                 raise Ended(self.ended)
             self._inside = True
         try:
-            return fn(*args, **kwargs)
+            return fn()
         finally:
             with self._lock:
                 self._inside = False
@@ -176,15 +178,16 @@ class Rank:
         """End this rank when nobody wants its result any more: its client died, or released it."""
         import asyncio
 
-        while not self.over.is_set():
-            task = self.worker.state.tasks.get(self.key)
-            if task is None or task.state not in ("executing", "long-running"):
-                break
+        tasks, nanny = self.worker.state.tasks, self.worker.nanny  # the nanny is an address
+        while self.key in tasks and tasks[self.key].state in ("executing", "long-running"):
             await asyncio.sleep(PULSE)
+        if self.over.is_set():
+            return
         self.end("nobody waits for its result any more")
         await asyncio.sleep(GRACE)
-        if not self.over.is_set() and self.worker.nanny:
-            await self.worker.rpc(self.worker.nanny).kill(timeout=PATIENCE, reason="a rank that would not end")
+        if not self.over.is_set() and nanny:
+            with suppress(OSError):  # the answer may not outlive this process
+                await self.worker.rpc(str(nanny)).kill(timeout=PATIENCE, reason="a rank that would not end")
 
     def failure(self, error: BaseException) -> Failure:
         """Take down why this rank failed, before its group closes and the others fail too."""
@@ -219,14 +222,14 @@ def _work(here: Rank, payload: bytes) -> bytes:
     # `import torch.distributed` as the first of all would lock in another order than a thread that imports torch at
     # the same time; Python then lets one of them see a half-made torch, which aborts the process.
     order = here.order
-    fn, args, kwargs = pickle.loads(payload)
+    call = pickle.loads(payload)
     here.stage = "start"
     here.join_group()
     here.stage = "run"
     with ExitStack() as stack:
         if order.echo_topic is not None:
             stack.enter_context(echo(order.echo_topic, f"[rank {here.rank}]"))
-        value = here.call(fn, args, kwargs)
+        value = here.call(call)
     here.stage = "return"
     return bytes(cloudpickle.dumps(value))
 

@@ -20,6 +20,7 @@ from labkit.cluster.request import Request
 from labkit.errors import ConnectError, MissingPackage, SettingError
 
 _LONGEST_GREETING = 1 << 20  # bytes
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def open_address(address: str, request: Request) -> Lab:
@@ -39,7 +40,11 @@ def open_address(address: str, request: Request) -> Lab:
 
 
 def open_ssh(address: str, request: Request) -> Lab:
-    """A scheduler on the first host of "ssh://user@h1,h2:2222", workers on all; keys as ~/.ssh/config names them."""
+    """A scheduler on the first host of "ssh://user@h1,h2:2222", workers on all (one each by default).
+
+    Keys, ports and known hosts are those of ~/.ssh/config. Python must lie where this kernel's lies. Should the kernel
+    be killed, the scheduler ends after an idle hour, and the workers a minute after it.
+    """
     try:
         import_module("asyncssh")
         from distributed import SSHCluster
@@ -48,9 +53,9 @@ def open_ssh(address: str, request: Request) -> Lab:
     hosts = [_parse(f"ssh://{host}") for host in address.removeprefix("ssh://").split(",")]
     each, rest = divmod(request.workers or len(hosts), len(hosts))
     if rest or not each:
-        raise SettingError(
-            f"workers={request.workers} cannot be spread evenly over {len(hosts)} hosts: give a multiple."
-        )
+        raise SettingError(f"workers={request.workers} cannot be spread over {len(hosts)} hosts: give a multiple.")
+    if request.security is not None:
+        raise SettingError("the workers of ssh://… talk over tcp://: leave security= out, or start a tls:// cluster.")
     options = [
         {"connect_timeout": request.timeout}
         | ({"username": user} if (user := host.username or hosts[0].username) else {})
@@ -58,16 +63,18 @@ def open_ssh(address: str, request: Request) -> Lab:
         for host in hosts
     ]
     names = [str(host.hostname) for host in hosts]
-    if request.security is None and any(name not in ("localhost", "127.0.0.1", "::1") for name in names):
+    here = all(name in _LOOPBACK for name in names)
+    if not here:
         _warn_open(address)
+    place = {"host": names[0], "dashboard_address": f"{names[0]}:0"} if here else {"dashboard_address": ":0"}
     memory = {"memory_limit": request.memory} if request.memory else {}
+    workers = {"nthreads": request.threads or 1, "n_workers": each, "death_timeout": 60} | memory
     try:
         cluster = SSHCluster(
             [names[0], *names],
             connect_options=[options[0], *options],
-            worker_options={"nthreads": request.threads or 1, "n_workers": each} | memory,
-            scheduler_options={"port": 0, "dashboard_address": ":0"},
-            security=request.security,
+            worker_options=workers | place,
+            scheduler_options={"port": 0, "idle_timeout": "1 hour"} | place,
         )
     except Exception as error:
         raise ConnectError(
@@ -175,6 +182,11 @@ def _reach(parts: SplitResult, address: str, request: Request) -> str:
         try:
             with _encrypted(plain, parts, request) as channel, channel.makefile("rb") as stream:
                 greeting = stream.read(8)
+        except ssl.SSLError as error:
+            raise ConnectError(
+                f"the encryption of {address} does not fit the certificates in security= ({error.reason}): use the "
+                "cluster's own."
+            ) from error
         except OSError as error:
             raise ConnectError(
                 f"something listens at {address} but no Dask scheduler answers: check the port, and whether it is "

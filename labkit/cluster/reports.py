@@ -4,10 +4,39 @@ from __future__ import annotations
 
 import pickle
 import traceback
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
 import cloudpickle
+
+from labkit.cluster.sockets import host_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `launch` was asked for; `payload` is the pickled call, `timeout` in seconds."""
+
+    name: str
+    payload: bytes
+    ranks: int
+    candidates: tuple[str, ...]
+    backend: str
+    timeout: float
+    echo_topic: str | None
+
+    def order(self, gang: str, topic: str, workers: Sequence[str]) -> Order:
+        """The same for the ranks, now that their workers are known."""
+        seen: Counter[str] = Counter()
+        local_ranks = []
+        for host in map(host_of, workers):
+            # A rank with its own GPU sees it as its first one, whatever its place on the host.
+            local_ranks.append(0 if "nccl" in self.backend else seen[host])
+            seen[host] += 1
+        return Order(
+            gang, topic, self.echo_topic, tuple(workers), tuple(local_ranks), self.backend, timeout=self.timeout
+        )
 
 
 @dataclass(frozen=True)

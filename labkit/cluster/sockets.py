@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -33,7 +34,8 @@ def open_door(host: str) -> socket.socket:
 
 def interface_of(host: str) -> str:
     """The name of the network interface that has the address `host`; raises GangError where none has."""
-    for name, addresses in psutil.net_if_addrs().items():
+    interfaces: dict[str, Any] = psutil.net_if_addrs()
+    for name, addresses in interfaces.items():
         if any(address.address.partition("%")[0] == host for address in addresses):
             return name
     raise GangError(f"no network interface here has the worker's address {host}: start it with its own --host.")

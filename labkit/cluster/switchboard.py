@@ -25,7 +25,7 @@ class Switchboard:
 
     _known: ClassVar[weakref.WeakKeyDictionary[Client, Switchboard]] = weakref.WeakKeyDictionary()
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Any) -> None:
         self.topic = f"labkit-gang-{client.id}"
         self._receivers: dict[str, Callable[[dict[str, Any]], None]] = {}
         self._registered: asyncio.Future[None] | None = None

@@ -65,7 +65,8 @@ def _own(name: str, order: Order, rank: int, failure: Failure) -> str:
 def _lost(lost: Mapping[int, str]) -> str:
     ranks = " and ".join(f"rank {rank} with worker {worker}" for rank, worker in sorted(lost.items()))
     return (
-        f"{ranks} was lost: its process was killed, crashed or ran out of memory;"
+        f"{ranks} was lost: its process was killed, ran out of memory, or crashed, as when ranks exchange tensors of"
+        " different sizes;"
         " launch again, a worker of lk.connect() is back within seconds."
     )
 

@@ -60,15 +60,17 @@ class LabPage:
         self.page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{re.escape(item)}$")).click()
 
     def run_all(self) -> None:
-        """Run every cell; returns at once."""
+        """Clear what was saved, so that it is not taken for new, and run every cell; returns at once."""
+        self.menu("Edit", "Clear Outputs of All Cells")
         self.menu("Run", "Run All Cells")
 
     def wait_idle(self, timeout: float = 60.0) -> None:
         """Wait until the notebook's kernel is there and idle (seconds)."""
-        kernel = self.page.locator(f"{PANEL} .jp-KernelName")
-        expect(kernel).not_to_have_text("No Kernel", timeout=timeout * 1000)
+        name = self.page.locator(f"{PANEL} .jp-KernelName")
+        expect(name).to_have_text(re.compile(r"^(?!No Kernel)\S"), timeout=timeout * 1000)
         indicator = self.page.locator(f"{PANEL} .jp-Notebook-ExecutionIndicator")
         expect(indicator).to_have_attribute("data-status", "idle", timeout=timeout * 1000)
+        expect(self.page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=timeout * 1000)
 
     def wait_all_run(self, timeout: float = 120.0) -> None:
         """Wait until every code cell that holds code has run, or one of them has failed (seconds)."""

@@ -16,7 +16,7 @@ import pytest
 
 import labkit as lk
 from labkit.cluster.lab import Lab
-from labkit.cluster.local import open_gpus
+from labkit.cluster.local import open_gpus, open_local
 from labkit.cluster.request import Request
 from labkit.errors import ConnectError, MissingPackage, SettingError
 from tests.cluster.kernels import gone, kernel, run
@@ -48,9 +48,12 @@ def test_connecting_twice_gives_the_same_lab_and_workers_scales_it(lab: Lab) -> 
     assert repr(lab) == "Lab: 2 workers × 1 thread, local"
 
 
-def test_other_threads_than_the_running_ones_are_refused(lab: Lab) -> None:
-    with pytest.raises(SettingError, match=r"lab\.close\(\)"):
+def test_other_threads_or_memory_than_the_running_ones_are_refused(lab: Lab) -> None:
+    with pytest.raises(SettingError, match=r"other threads.*lab\.close\(\)"):
         lk.connect(threads=2)
+    with pytest.raises(SettingError, match=r"memory.*lab\.close\(\)"):
+        lk.connect(memory="1 GiB")
+    assert lk.connect(threads=1, workers=2) is lab
 
 
 def test_a_lab_closes_quietly_leaves_nothing_and_is_replaced() -> None:
@@ -59,7 +62,7 @@ def test_a_lab_closes_quietly_leaves_nothing_and_is_replaced() -> None:
         import threading, time, psutil
         import labkit as lk
 
-        with lk.connect(workers=2) as lab:
+        with lk.connect(workers=1) as lab:
             assert lab.map(abs, [-1, -2]).result() == [1, 2]
             lab.map(time.sleep, [5, 5])     # still running when the block ends
             begin = time.monotonic()
@@ -97,7 +100,7 @@ def test_limits_of_the_environment_set_the_size() -> None:
 
 KERNEL = """
     import labkit as lk
-    lab = lk.connect(workers=2)
+    lab = lk.connect(workers=1)
     print(*(worker.pid for worker in lab.workers))
     input()
     print(sum(lab.map(abs, range(-3, 0)).result()))
@@ -108,7 +111,7 @@ KERNEL = """
 def test_a_killed_kernel_takes_its_workers_along_and_no_others() -> None:
     with kernel(KERNEL) as first, kernel(KERNEL) as second:
         killed, kept = ([int(pid) for pid in one.hear().split()] for one in (first, second))
-        assert len(killed) == len(kept) == 2
+        assert len(killed) == len(kept) == 1
         os.kill(first.process.pid, signal.SIGKILL)
         assert gone(killed, timeout=5)
         second.tell("go on")
@@ -120,7 +123,7 @@ def test_a_kernel_that_ends_without_closing_leaves_no_worker() -> None:
     ended = run(
         """
         import labkit as lk
-        print(*(worker.pid for worker in lk.connect(workers=2).workers))
+        print(*(worker.pid for worker in lk.connect(workers=1).workers))
         raise RuntimeError("the notebook's own mistake")
         """
     )
@@ -143,18 +146,23 @@ def test_the_kernels_own_environment_stays(lab: Lab) -> None:
     assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
     ended = run(
         """
-        import os
+        import os, time
         before = dict(os.environ)
         import labkit as lk
-        lab = lk.connect(workers=2)
+        lab = lk.connect(workers=1)
+        changed = lambda: {name for name in before | os.environ if before.get(name) != os.environ.get(name)}
+        print(changed())
         lab.restart_workers()
-        print({name for name in before | os.environ if before.get(name) != os.environ.get(name)})
+        deadline = time.monotonic() + 20
+        while len(changed()) > 1 and time.monotonic() < deadline:
+            time.sleep(0.05)        # a worker is back a moment before its nanny has noticed
+        print(changed())
         print(lab.client.submit(os.getenv, "OMP_NUM_THREADS").result())
         """,
         env={name: value for name, value in os.environ.items() if "THREADS" not in name},
     )
     assert ended.stderr == ""
-    assert ended.stdout.splitlines() == ["{'__DASK_PARENT_PID'}", "1"]
+    assert ended.stdout.splitlines() == ["{'__DASK_PARENT_PID'}", "{'__DASK_PARENT_PID'}", "1"]
 
 
 def test_a_worker_that_comes_back_is_prepared_like_the_first(lab: Lab) -> None:
@@ -307,6 +315,23 @@ def test_an_open_connection_to_another_machine_is_warned_of(lab: Lab, monkeypatc
     with pytest.warns(UserWarning, match=r"not encrypted.*use tls://") as caught:
         lk.connect(lab.client.scheduler.address).close()
     assert [Path(warning.filename).name for warning in caught] == [Path(__file__).name]
+
+
+def test_a_tls_lab_takes_no_one_without_its_certificates() -> None:
+    pytest.importorskip("cryptography", reason="cryptography is not installed: no certificates can be made")
+    request = Request.of(1, None, None, security=True, timeout=10)
+    with open_local(request) as private:
+        address = private.client.scheduler.address
+        assert address.startswith("tls://127.0.0.1:")
+        with lk.connect(address, security=request.security) as guest:
+            assert repr(guest) == "Lab: 1 worker × 1 thread, tls"
+            assert guest.map(abs, [-1]).result() == [1]
+        with pytest.raises(ConnectError, match="needs the cluster's certificates"):
+            lk.connect(address)
+        with pytest.raises(ConnectError, match="does not fit the certificates"):
+            lk.connect(address, security=True)
+        with pytest.raises(ConnectError, match=r"whether it is tls:// there"):
+            lk.connect(address.replace("tls", "tcp"), timeout=1.0)
 
 
 # -- what does not work ends in a sentence

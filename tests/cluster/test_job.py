@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from labkit.cluster.job import Job
+from labkit.cluster.connect import connect
+from labkit.cluster.job import Job, short
 from labkit.cluster.lab import Lab
 from labkit.cluster.progress import NotebookBar, TerminalBar
-from labkit.errors import SettingError, Stopped, TaskError, WorkerLost
+from labkit.errors import LabClosed, SettingError, Stopped, TaskError, WorkerLost
 from tests.cluster.kernels import gone, kernel, run
 
 
@@ -105,9 +106,10 @@ def test_a_failing_item_is_named_and_the_rest_is_cancelled(lab: Lab, tmp_path: P
     assert traceback_names(caught.value.__cause__) == ["work"]  # the learner's own lines only
     assert job.failed
     assert "TaskError after" in repr(job)
-    begun = len(list(tmp_path.iterdir()))
+    time.sleep(0.5)  # what was running may end
+    computed = len(list(tmp_path.iterdir()))
     time.sleep(0.5)
-    assert len(list(tmp_path.iterdir())) <= begun + 2 < 100  # what was running may end
+    assert len(list(tmp_path.iterdir())) == computed < 100
     with pytest.raises(TaskError):
         job.result()  # asked again, told again
     assert lab.map(square, [4]).result() == [16]
@@ -166,67 +168,84 @@ def test_cancel_stops_the_job_and_nothing_else(lab: Lab) -> None:
     assert other.result() == [9]
 
 
-def test_closing_the_lab_ends_its_jobs() -> None:
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    """What a kernel prints whose lab loses its workers, and is then closed under a running job."""
     ended = run(
         """
         import threading, time
-        import labkit as lk
-        from labkit.errors import LabClosed
-        lab = lk.connect(workers=1)
-        job = lab.map(time.sleep, [30])
-        threading.Timer(0.5, lab.close).start()
-        try:
-            job.result(timeout=20)
-        except Exception as error:
-            print(type(error).__name__, error)
-        for use in (lambda: lab.map(abs, [1]), lambda: lab.workers, lambda: lab.restart_workers()):
+        import labkit as lk, labkit.cluster.job as job
+
+        def told(use):
             try:
                 use()
-            except LabClosed as error:
-                print(error)
-        """
-    )
-    assert ended.stderr == ""
-    first, *rest = ended.stdout.splitlines()
-    assert first.startswith("LabClosed the lab was closed while the job ran")
-    assert rest == ["this lab is closed: call lk.connect() for a new one."] * 3
+            except lk.errors.LabkitError as error:
+                print(f"{type(error).__name__}: {error}")
 
-
-def test_a_lab_whose_workers_are_gone_is_no_endless_wait() -> None:
-    ended = run(
-        """
-        import time
-        import labkit as lk, labkit.cluster.job as job
         job._PATIENCE = 1.0
         lab = lk.connect(workers=1)
         running = lab.map(time.sleep, [30])
         lab.cluster.scale(0)
-        for use in (running.result, lambda: lab.map(abs, [1])):
-            try:
-                use()
-            except Exception as error:
-                print(type(error).__name__, error)
+        told(running.result)
+        told(lambda: lab.map(abs, [1]))
+        job._PATIENCE = 10.0
+        lab.scale(1)
+        print(lab.map(abs, [-1]).result())
+        running = lab.map(time.sleep, [30])
+        threading.Timer(0.3, lab.close).start()
+        told(lambda: running.result(timeout=20))
+        for use in (lambda: lab.map(abs, [1]), lambda: lab.workers, lab.restart_workers):
+            told(use)
         """
     )
     assert ended.stderr == ""
-    assert [line.split(":")[0] for line in ended.stdout.splitlines()] == [
-        "WorkerLost all workers of this lab are gone",
-        "WorkerLost this lab has no workers",
-    ]
+    return ended.stdout.splitlines()
+
+
+def test_a_lab_whose_workers_are_gone_is_no_endless_wait(said: list[str]) -> None:
+    assert said[0].startswith("WorkerLost: all workers of this lab are gone")
+    assert said[1].startswith("WorkerLost: this lab has no workers")
+    assert said[2] == "[1]"  # as soon as there is one again
+
+
+def test_closing_the_lab_ends_its_jobs(said: list[str]) -> None:
+    assert said[3].startswith("LabClosed: the lab was closed, or its scheduler lost, while the job ran")
+    assert said[4:] == ["LabClosed: this lab is closed, or its scheduler is gone: call lk.connect() for a new one."] * 3
+
+
+ELSEWHERE = """
+    from distributed import LocalCluster
+    cluster = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None)
+    print(cluster.scheduler_address)
+    input()
+"""
+
+
+def test_a_scheduler_that_is_gone_ends_the_wait() -> None:
+    with kernel(ELSEWHERE) as other, connect(other.hear()) as guest:
+        assert guest.map(square, [2]).result() == [4]
+        job = guest.map(time.sleep, [60])
+        begin = time.monotonic()
+        other.process.kill()
+        with pytest.raises(LabClosed, match="its scheduler lost"):
+            job.result(timeout=20)
+        with pytest.raises(LabClosed, match="its scheduler is gone"):
+            guest.map(square, [2])
+        job.cancel()  # harmless
+    assert time.monotonic() - begin < 10
 
 
 INTERRUPTED = """
     import time
     import labkit as lk
     lab = lk.connect(workers=1)
-    job = lab.map(time.sleep, [60, 60])
+    job = lab.map(time.sleep, [2, 60])
     print("waiting", lab.workers[0].pid)
     try:
         job.result()
     except KeyboardInterrupt:
         print("interrupted", job.done, lab.map(abs, [-1]).done)
-        lab.restart_workers()
-        print(lab.map(abs, [-2]).result())
+        print(lab.map(abs, [-2]).result())      # when the nap that had begun is over
     lab.close()
 """
 
@@ -344,6 +363,11 @@ def test_heavy_items_are_warned_of(lab: Lab, monkeypatch: pytest.MonkeyPatch) ->
 
 
 # -- how it looks
+
+
+def test_items_are_named_in_one_short_line() -> None:
+    assert short(np.eye(30)) == "array([[1., ...0., 0., 1.]])"
+    assert short({"a": 1}) == "{'a': 1}"
 
 
 def test_the_bar_is_one_widget_whose_value_follows_the_job(lab: Lab) -> None:

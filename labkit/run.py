@@ -33,7 +33,6 @@ class Run:
         self._error: BaseException | None = None
         self._ended = threading.Event()
         self._views: list[LiveView] = []
-        self._begun = monotonic()
         self._thread = threading.Thread(target=self._train, name="labkit-run", daemon=True)
         self._thread.start()
 

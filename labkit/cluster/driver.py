@@ -70,7 +70,7 @@ class Driver:
     def receive(self, note: dict[str, Any]) -> None:
         if "lost" in note:
             if note["nanny"]:
-                self.board.expect(len(self.plan.candidates))
+                self.board.expect(self.plan.workers)
             self._news.put_nowait(note["lost"])
         else:
             self.heard[note["rank"]] += 1
@@ -116,7 +116,6 @@ class Driver:
             client=client.id,
             topic=self.board.topic,
             ranks=plan.ranks,
-            candidates=list(plan.candidates),
             timeout=plan.timeout,
         )
         if "refused" in answer:
@@ -245,7 +244,7 @@ class Driver:
             killed = await self._quietly(
                 self.client.run(worker_side.kill, workers=stuck, nanny=True, on_error="ignore")
             )
-            self.board.expect(len(self.plan.candidates))
+            self.board.expect(self.plan.workers)
             if left := set(stuck) - set(killed or {}):
                 error.add_note(f"A rank still runs on {', '.join(left)}, which has no nanny: restart it by hand.")
 

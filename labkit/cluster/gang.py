@@ -22,7 +22,6 @@ from labkit.cluster.echo import Echo
 from labkit.cluster.rank import GRACE
 from labkit.cluster.reports import Plan, Report
 from labkit.cluster.shipping import pack
-from labkit.cluster.sockets import host_of
 from labkit.cluster.switchboard import Switchboard
 from labkit.errors import GangError, LabClosed, SettingError
 
@@ -193,14 +192,17 @@ def launch(
         raise SettingError(f"timeout={timeout} is not a number of seconds above zero.")
     if ranks is not None and ranks < 1:
         raise SettingError(f"ranks={ranks} is too few: give 1 or more, or none for one per worker.")
-    workers = _workers(lab, ranks)
+    workers = lab.workers
+    # a worker that has just died is about to be back, and counts
+    there = max(len(workers), Switchboard.of(lab.client).expected())
+    _require_room(workers, there, ranks)
     listener = Echo(lab.client) if echo else None
     plan = Plan(
         name=name,
         payload=_pack(name, fn, args, kwargs),
-        ranks=ranks or len(workers),
-        candidates=tuple(worker.address for worker in workers),
-        backend=_backend(workers),
+        ranks=ranks or there,
+        workers=there,
+        gpus={worker.address: worker.gpus[0] for worker in workers if worker.gpus},
         timeout=timeout,
         echo_topic=listener.topic if listener is not None else None,
     )
@@ -209,23 +211,16 @@ def launch(
     return gang
 
 
-def _workers(lab: Lab, ranks: int | None) -> Sequence[WorkerInfo]:
-    """The lab's workers, at least as many as ranks; one that has just died is given a moment to come back."""
-    board = Switchboard.of(lab.client)
-    workers = lab.workers
-    while len(workers) < min(ranks or math.inf, board.expected()):
-        time.sleep(0.05)
-        workers = lab.workers
-    if not workers:
+def _require_room(workers: Sequence[WorkerInfo], there: int, ranks: int | None) -> None:
+    if not there:
         raise GangError("the lab has no workers: wait until some have come, or start some with lk.connect(workers=2).")
-    if ranks is not None and ranks > len(workers):
+    if ranks is not None and ranks > there:
         raise GangError(
-            f"{ranks} ranks need {ranks} workers, but the lab has {len(workers)}:"
-            f" ask for ranks={len(workers)}, or start the lab with lk.connect(workers={ranks})."
+            f"{ranks} ranks need {ranks} workers, but the lab has {there}:"
+            f" ask for ranks={there}, or start the lab with lk.connect(workers={ranks})."
         )
     if any(worker.address.startswith("inproc://") for worker in workers):
         raise GangError("the workers are threads of this process, which can be one rank only: connect with processes.")
-    return workers
 
 
 def _pack(name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
@@ -242,13 +237,6 @@ def _unpack(report: Report) -> Any:
             f"what rank {report.rank} returned cannot be read here ({error}):"
             " return CPU tensors, numbers, lists or dicts."
         ) from error
-
-
-def _backend(workers: Sequence[WorkerInfo]) -> str:
-    """NCCL needs a GPU for each rank alone; gloo is there in any case, for tensors on the CPU."""
-    gpus = [(host_of(worker.address), worker.gpus[0]) for worker in workers if worker.gpus]
-    own = len(gpus) == len(set(gpus)) == len(workers)
-    return "cpu:gloo,cuda:nccl" if own else "gloo"
 
 
 def _closed() -> LabClosed:

@@ -92,6 +92,15 @@ def _restore(name: str, value: str | None) -> None:
         os.environ[name] = value
 
 
+class OwnCluster(SpecCluster):
+    """A cluster whose nannies stay whatever happens to their workers."""
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        # Fifteen seconds after a worker's death SpecCluster looks whether it is back, and gives its nanny up if not.
+        # Should it have died a second time just then, it would never come back.
+        super(SpecCluster, self)._update_worker_status(op, msg)
+
+
 def local_cluster(
     workers: int,
     threads: int,
@@ -99,7 +108,7 @@ def local_cluster(
     *,
     security: Security | None = None,
     environments: Sequence[Mapping[str, str]] = (),
-) -> SpecCluster:
+) -> OwnCluster:
     """A scheduler in this process and `workers` processes, all on 127.0.0.1 and free ports.
 
     `memory` is bytes per worker; `environments`, where given, holds the variables of each worker.
@@ -112,7 +121,7 @@ def local_cluster(
         index: template | {"options": template["options"] | {"env": dict(environment)}}
         for index, environment in enumerate(environments)
     }
-    return SpecCluster(
+    return OwnCluster(
         scheduler={"cls": Scheduler, "options": shared | {"port": 0, "dashboard_address": f"{LOOPBACK}:0"}},
         workers=named or dict.fromkeys(range(workers), template),
         worker=template,

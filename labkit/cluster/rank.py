@@ -7,18 +7,16 @@ thread of a rank. torch is imported inside functions, because Dask's scheduler u
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import pickle
 import threading
-import weakref
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
-from datetime import timedelta
+from contextlib import ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from labkit.cluster import sockets
 from labkit.cluster.echo import echo
+from labkit.cluster.group import Group
 from labkit.cluster.reports import Failure, Order, Report
 from labkit.errors import GangError, SettingError
 
@@ -51,70 +49,38 @@ class Rank:
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
         self._inside = False
-        self._joined = False
-        self._group: Callable[[], Any] = lambda: None
 
     def __enter__(self) -> Rank:
         if not Rank._seat.acquire(timeout=self.order.timeout):
             raise GangError("the worker still runs a rank of an earlier launch: restart it with lab.restart_workers().")
         self._environment = dict(os.environ)
-        self._listeners = sockets.listening()
+        self._group = Group()
         Rank.current = self
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._leave_group()
+            self._group.leave(cleanly=self.stage == "done" and not self.ended)
         finally:
             _restore(self._environment)
             Rank.current = None
             self.over.set()
             Rank._seat.release()
+            if self.ended:  # perhaps the client is gone, and the turnstile keeps the workers until its ranks are
+                with suppress(OSError, TimeoutError):
+                    self._ask("depart")
 
-    # -- the group
+    # -- the other ranks
 
-    def join_group(self) -> None:
-        """Meet all other ranks at the turnstile, then in the process group."""
-        import torch
-        import torch.distributed as dist
-
-        order, host = self.order, sockets.host_of(self.worker.address)
-        if dist.is_initialized():
-            raise GangError("the worker has a process group that some task left behind: lab.restart_workers() ends it.")
-        door = sockets.open_door(host) if self.rank == 0 else None
-        with ExitStack() as undo:
-            if door is not None:
-                undo.callback(door.close)
-            port = self._meet(door.getsockname()[1] if door is not None else None)
-            undo.pop_all()
-        limit = timedelta(seconds=order.timeout)
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            sockets.host_of(order.workers[0]),
-            port,
-            len(order.workers),
-            is_master=door is not None,
-            timeout=limit,
-            wait_for_workers=False,
-            master_listen_fd=door.detach() if door is not None else None,
-        )
-        os.environ |= {
-            "RANK": str(self.rank),
-            "WORLD_SIZE": str(len(order.workers)),
-            "LOCAL_RANK": str(order.local_ranks[self.rank]),
-            "GLOO_SOCKET_IFNAME": sockets.interface_of(host),
-        }
-        self._joined = True
-        dist.init_process_group(
-            order.backend, store=store, rank=self.rank, world_size=len(order.workers), timeout=limit
-        )
-        self._group = weakref.ref(dist.group.WORLD)
-        dist.all_reduce(torch.zeros(1))  # nobody goes, and takes the store along, before everybody has come
-
-    def _meet(self, port: int | None) -> int:
-        answer = self._ask("arrive", door=port)
-        if "refused" in answer:
-            raise GangError(f"this rank was not let in: {answer['refused']}.")
-        return int(answer["door"])
+    def meet(self) -> None:
+        """Wait for all of them at the turnstile, then join them in the process group."""
+        Group.require_none()
+        host = sockets.host_of(self.worker.address)
+        with sockets.open_door(host) if self.rank == 0 else nullcontext() as door:
+            answer = self._ask("arrive", door=door.getsockname()[1] if door is not None else None)
+            if "refused" in answer:
+                raise GangError(f"this rank was not let in: {answer['refused']}.")
+            self._group.join(self.order, self.rank, int(answer["door"]), door)
 
     def _ask(self, question: str, **details: Any) -> Any:
         """Call the turnstile on the scheduler from this rank's thread."""
@@ -123,31 +89,6 @@ class Rank:
         call = getattr(self.worker.scheduler, f"labkit_gang_{question}")
         limit = self.order.timeout + 2 * GRACE
         return sync(self.worker.loop, call, gang=self.order.gang, rank=self.rank, callback_timeout=limit, **details)
-
-    def _leave_group(self) -> None:
-        """Leave no group, socket or thread behind, whatever the function did."""
-        import torch.distributed as dist
-
-        ports = self._ports()
-        if self.ended or self.stage != "done":
-            sockets.shut(ports)  # else a pending operation keeps its sockets, and its peers wait
-        last = [self._group()]
-        if self._joined and dist.is_initialized():
-            dist.destroy_process_group()
-        # gloo takes 20 ms to end its thread, which nobody needs to wait for
-        threading.Thread(target=self._free, args=(last, ports), name="labkit-free", daemon=True).start()
-
-    def _free(self, last: list[Any], ports: set[int]) -> None:
-        last.clear()
-        for generation in range(3):  # DistributedDataParallel holds its group in a reference cycle, mostly a young one
-            if self._group() is not None:
-                gc.collect(generation)
-        if self._group() is not None:
-            sockets.shut(ports)  # a global variable of the function holds the group; its peers must not wait for it
-
-    def _ports(self) -> set[int]:
-        """What this process listens on since this rank took its seat: torch's doors for the other ranks."""
-        return sockets.listening() - self._listeners
 
     # -- the function
 
@@ -172,7 +113,7 @@ class Rank:
             self.ended = reason
             if self._inside:
                 _interrupt(self._thread, Ended)
-        sockets.shut(self._ports())
+        self._group.cut()
 
     async def watch(self) -> None:
         """End this rank when nobody wants its result any more: its client died, or released it."""
@@ -224,7 +165,7 @@ def _work(here: Rank, payload: bytes) -> bytes:
     order = here.order
     call = pickle.loads(payload)
     here.stage = "start"
-    here.join_group()
+    here.meet()
     here.stage = "run"
     with ExitStack() as stack:
         if order.echo_topic is not None:

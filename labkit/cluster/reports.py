@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -16,27 +15,30 @@ from labkit.cluster.sockets import host_of
 
 @dataclass(frozen=True)
 class Plan:
-    """What `launch` was asked for; `payload` is the pickled call, `timeout` in seconds."""
+    """What `launch` was asked for: `payload` is the pickled call, `workers` the size of the lab, `gpus` maps workers
+    to what each sees as its first GPU, `timeout` is in seconds.
+    """
 
     name: str
     payload: bytes
     ranks: int
-    candidates: tuple[str, ...]
-    backend: str
+    workers: int
+    gpus: Mapping[str, str]
     timeout: float
     echo_topic: str | None
 
     def order(self, gang: str, topic: str, workers: Sequence[str]) -> Order:
-        """The same for the ranks, now that their workers are known."""
-        seen: Counter[str] = Counter()
-        local_ranks = []
-        for host in map(host_of, workers):
-            # A rank with its own GPU sees it as its first one, whatever its place on the host.
-            local_ranks.append(0 if "nccl" in self.backend else seen[host])
-            seen[host] += 1
-        return Order(
-            gang, topic, self.echo_topic, tuple(workers), tuple(local_ranks), self.backend, timeout=self.timeout
-        )
+        """The same for the ranks, now that their workers are known.
+
+        NCCL needs a GPU for each rank alone; gloo is there in any case, for tensors on the CPU.
+        """
+        hosts = [host_of(worker) for worker in workers]
+        gpus = {(host, self.gpus[worker]) for host, worker in zip(hosts, workers, strict=True) if worker in self.gpus}
+        own = len(gpus) == len(workers)
+        # A rank with its own GPU sees it as its first one, whatever its place on the host.
+        local_ranks = [0 if own else hosts[:rank].count(host) for rank, host in enumerate(hosts)]
+        backend = "cpu:gloo,cuda:nccl" if own else "gloo"
+        return Order(gang, topic, self.echo_topic, tuple(workers), tuple(local_ranks), backend, self.timeout)
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,21 @@
 """What runs on the scheduler: gangs queue for workers, and the ranks of one start together or not at all.
 
 Dask has no such primitive, and `distributed.MultiLock` keeps a lock for ever whose client has died. This plugin lives
-where workers and clients are seen to leave, so it frees what a dead client held, tells a gang at once which worker it
-lost, and refuses a rank that Dask starts a second time by itself.
+where workers and clients are seen to come and go, so it waits for a worker that is being restarted, frees what a dead
+client held, tells a gang at once which worker it lost, and refuses a rank that Dask starts a second time by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from distributed import Scheduler
+from distributed import Scheduler, Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-# Seconds that a dead client's workers stay taken, so that its ranks can end before another gang comes (rank.py).
-LINGER = 5.0
+LINGER = 10.0  # seconds after which a dead client's workers are free, even where a rank never said that it has gone
 
 
 @dataclass(eq=False)
@@ -28,10 +26,10 @@ class _Ticket:
     client: str
     topic: str
     ranks: int
-    candidates: list[str]
     workers: list[str] = field(default_factory=list)  # by rank, once the gang is let through
     nannies: set[str] = field(default_factory=set)  # those of the workers that are started again when they die
-    arrived: dict[int, Any] = field(default_factory=dict)  # rank -> where it can be reached
+    doors: dict[int, Any] = field(default_factory=dict)  # rank that has arrived -> where it can be reached
+    gone: set[int] = field(default_factory=set)  # ranks that have arrived and left
     first_failed: int | None = None
     over: str = ""  # why nobody may start any more
     turn: asyncio.Event = field(default_factory=asyncio.Event)
@@ -56,25 +54,24 @@ class Turnstile(SchedulerPlugin):
     async def start(self, scheduler: Scheduler) -> None:
         """Called by Dask when the plugin is registered: from now on clients and workers can call these."""
         self.scheduler = scheduler
-        for call in (self.enter, self.assembled, self.arrive, self.failed, self.halt, self.leave):
+        for call in (self.enter, self.assembled, self.arrive, self.failed, self.depart, self.halt, self.leave):
             scheduler.handlers[f"labkit_gang_{call.__name__}"] = call
 
     # -- called by the client
 
-    async def enter(
-        self, gang: str, client: str, topic: str, ranks: int, candidates: Sequence[str], timeout: float
-    ) -> dict[str, Any]:
-        """Wait for `ranks` free workers out of `candidates`: {"workers": …} by rank, or {"refused": why}."""
+    async def enter(self, gang: str, client: str, topic: str, ranks: int, timeout: float) -> dict[str, Any]:
+        """Wait for `ranks` free workers: {"workers": …} by rank, or {"refused": why}."""
         if gang in self._left:
             return {"refused": "it was stopped"}
-        ticket = self.tickets[gang] = _Ticket(gang, client, topic, ranks, list(candidates))
+        ticket = self.tickets[gang] = _Ticket(gang, client, topic, ranks)
         self._admit()
         try:
             await asyncio.wait_for(ticket.turn.wait(), timeout)
         except TimeoutError:
+            why = self._obstacle(ticket)
             del self.tickets[gang]
             self._admit()
-            return {"refused": f"the workers are held by {self._others(ticket)}"}
+            return {"refused": why}
         return {"refused": ticket.over} if ticket.over else {"workers": ticket.workers}
 
     async def assembled(self, gang: str, timeout: float) -> dict[str, Any]:
@@ -84,7 +81,7 @@ class Turnstile(SchedulerPlugin):
             await asyncio.wait_for(ticket.complete.wait(), timeout)
         except TimeoutError:
             ticket.end("the other ranks did not start in time")
-        missing = [rank for rank in range(ticket.ranks) if rank not in ticket.arrived]
+        missing = [rank for rank in range(ticket.ranks) if rank not in ticket.doors]
         return {"over": ticket.over, "missing": {rank: self._excuse(ticket, rank) for rank in missing}}
 
     async def halt(self, gang: str, reason: str) -> None:
@@ -106,13 +103,13 @@ class Turnstile(SchedulerPlugin):
         ticket = self.tickets.get(gang)
         if ticket is None or ticket.over:
             return {"refused": ticket.over if ticket else "the gang has left"}
-        if rank in ticket.arrived:
+        if rank in ticket.doors:
             return {"refused": "Dask started this rank a second time"}
-        ticket.arrived[rank] = door
-        if len(ticket.arrived) == ticket.ranks:
+        ticket.doors[rank] = door
+        if len(ticket.doors) == ticket.ranks:
             ticket.complete.set()
         await ticket.complete.wait()
-        return {"refused": ticket.over} if ticket.over else {"door": ticket.arrived[0]}
+        return {"refused": ticket.over} if ticket.over else {"door": ticket.doors[0]}
 
     async def failed(self, gang: str, rank: int) -> int:
         """The rank that failed first, which may be this one."""
@@ -123,50 +120,68 @@ class Turnstile(SchedulerPlugin):
             ticket.first_failed = rank
         return ticket.first_failed
 
+    async def depart(self, gang: str, rank: int) -> None:
+        """A rank that was told to end has ended; the last one of a dead client frees the workers."""
+        ticket = self.tickets.get(gang)
+        if ticket is not None:
+            ticket.gone.add(rank)
+            await self._bury(ticket)
+
     # -- called by Dask
 
-    def remove_worker(self, scheduler: Scheduler, worker: str, *, stimulus_id: str, **_: Any) -> None:
-        for ticket in self.tickets.values():
-            if worker in ticket.workers:
-                ticket.end(f"worker {worker} is gone")
-                note = {"gang": ticket.gang, "lost": worker, "nanny": worker in ticket.nannies}
-                scheduler.log_event(ticket.topic, note)
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         self._admit()
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, *, stimulus_id: str, **_: Any) -> None:
+        for ticket in [ticket for ticket in self.tickets.values() if worker in ticket.workers]:
+            ticket.end(f"worker {worker} is gone")
+            ticket.gone.add(ticket.workers.index(worker))
+            note = {"gang": ticket.gang, "lost": worker, "nanny": worker in ticket.nannies}
+            scheduler.log_event(ticket.topic, note)
+            scheduler.loop.add_callback(self._bury, ticket)
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         for ticket in [ticket for ticket in self.tickets.values() if ticket.client == client]:
             ticket.end("its client is gone")
-            if ticket.workers:
-                scheduler.loop.call_later(LINGER, scheduler.loop.add_callback, self.leave, ticket.gang)
-            else:
-                del self.tickets[ticket.gang]
-        self._admit()
+            scheduler.loop.add_callback(self._bury, ticket)
+            scheduler.loop.call_later(LINGER, scheduler.loop.add_callback, self.leave, ticket.gang)
 
     # -- inside
 
     def _admit(self) -> None:
-        """First come, first served: who waits reserves what it may need, so that nobody waits for ever."""
+        """First come, first served, so that a gang that needs many workers is not overtaken for ever."""
         taken = {worker for ticket in self.tickets.values() for worker in ticket.workers}
         for ticket in self.tickets.values():
             if ticket.workers or ticket.over:
                 continue
-            alive = [worker for worker in ticket.candidates if worker in self.scheduler.workers]
-            free = [worker for worker in alive if worker not in taken]
-            if len(alive) < ticket.ranks:
-                ticket.end(f"only {len(alive)} of its workers are left")
-            elif len(free) < ticket.ranks:
-                taken.update(alive)
-            else:
-                idle_first = sorted(free, key=lambda worker: bool(self.scheduler.workers[worker].processing))
-                chosen = idle_first[: ticket.ranks]
-                ticket.workers = [worker for worker in ticket.candidates if worker in chosen]
-                ticket.nannies = {worker for worker in chosen if self.scheduler.workers[worker].nanny}
-                taken.update(chosen)
-                ticket.turn.set()
+            free = [worker for worker in self._alive() if worker not in taken]
+            if len(free) < ticket.ranks:
+                return
+            workers = self.scheduler.workers
+            chosen = sorted(free, key=lambda worker: bool(workers[worker].processing))[: ticket.ranks]  # the idle first
+            ticket.workers = [worker for worker in free if worker in chosen]
+            ticket.nannies = {worker for worker in chosen if workers[worker].nanny}
+            taken.update(chosen)
+            ticket.turn.set()
 
-    def _others(self, ticket: _Ticket) -> str:
-        holders = [other for other in self.tickets.values() if set(other.workers) & set(ticket.candidates)]
-        return f"{len(holders)} other launch{'es' * (len(holders) != 1)}"
+    def _alive(self) -> list[str]:
+        """The workers in the order in which a lab lists them."""
+        # one that joins says "init", and shortly after that "running"; one without memory left is "paused"
+        ready = (Status.init, Status.running)
+        alive = [state for state in self.scheduler.workers.values() if state.status in ready]
+        return [state.address for state in sorted(alive, key=lambda state: (len(str(state.name)), str(state.name)))]
+
+    async def _bury(self, ticket: _Ticket) -> None:
+        """Leave in place of a client that is gone, once its ranks are."""
+        if ticket.client not in self.scheduler.clients and ticket.gone >= set(ticket.doors):
+            await self.leave(ticket.gang)
+
+    def _obstacle(self, ticket: _Ticket) -> str:
+        alive = len(self._alive())
+        if alive < ticket.ranks:
+            return f"only {alive} worker{'s are' if alive != 1 else ' is'} there"
+        others = sum(1 for other in self.tickets.values() if other is not ticket)
+        return f"the workers are held by {others} other launch{'es' * (others != 1)}"
 
     def _excuse(self, ticket: _Ticket, rank: int) -> str:
         worker = ticket.workers[rank]

@@ -6,6 +6,7 @@ import gc
 import os
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,12 +17,16 @@ from labkit.cluster.reports import Order
 from labkit.errors import GangError
 
 
+LINGER = 0.1  # seconds between a goodbye and the end of the sockets
+
+
 class Group:
     """A process may have one at a time; what it listens on since this was made belongs to the group."""
 
     def __init__(self) -> None:
         self._before = sockets.listening()
         self._joined = False
+        self._doors: set[tuple[str, int]] = set()  # what the other ranks listen on
         self._world: Callable[[], Any] = lambda: None
 
     @staticmethod
@@ -57,11 +62,20 @@ class Group:
         )
         dist.init_process_group(order.backend, store=store, rank=rank, world_size=size, timeout=limit)
         self._world = weakref.ref(dist.group.WORLD)
-        dist.all_reduce(torch.zeros(1))  # nobody goes, and takes the store along, before everybody has come
+        # This exchange also sees to it that nobody goes, and takes the store along, before everybody has come.
+        ports = [torch.zeros(2, dtype=torch.int64) for _ in order.workers]
+        dist.all_gather(ports, torch.tensor([*self._ports(), 0][:2]))  # one for gloo, and one more for rank 0's store
+        hosts = map(sockets.host_of, order.workers)
+        self._doors = {(host, port) for host, pair in zip(hosts, ports, strict=True) for port in pair.tolist() if port}
 
     def cut(self) -> None:
-        """Break the connections to the other ranks; from any thread."""
-        sockets.shut(self._ports())
+        """End what this rank waits for in a collective; from any thread.
+
+        torch cannot abort a gloo collective, but gloo ends it when it finds its connections at their end. Only the
+        reading half may be shut: a send that fails before gloo looks would wait for its time limit (a write that ends
+        in EPIPE is queued, and `signalException` in gloo/transport/tcp/pair.cc forgets what is queued).
+        """
+        sockets.shut(socket.SHUT_RD, self._ports(), self._doors)
 
     def leave(self, *, cleanly: bool) -> None:
         """Destroy the group; unless `cleanly`, without waiting for operations that are still going on."""
@@ -69,22 +83,26 @@ class Group:
             return
         import torch.distributed as dist
 
-        ports = self._ports()
         if not cleanly:
-            sockets.shut(ports)  # else a pending operation keeps its sockets, and its peers wait
-        last = [self._world()]
+            self._say_goodbye()
+        last, linger = [self._world()], 0.0 if cleanly else LINGER
         if dist.is_initialized():  # the function may have destroyed it
             dist.destroy_process_group()
         # gloo takes 20 ms to end its thread, which nobody needs to wait for
-        threading.Thread(target=self._free, args=(last, ports), name="labkit-free", daemon=True).start()
+        threading.Thread(target=self._free, args=(last, linger), name="labkit-free", daemon=True).start()
 
-    def _free(self, last: list[Any], ports: set[int]) -> None:
+    def _say_goodbye(self) -> None:
+        """Let the other ranks see the end of their connections to this one, while they can still write to it."""
+        sockets.shut(socket.SHUT_WR, self._ports(), self._doors)
+
+    def _free(self, last: list[Any], linger: float) -> None:
+        time.sleep(linger)
         last.clear()
         for generation in range(3):  # DistributedDataParallel holds its group in a reference cycle, mostly a young one
             if self._world() is not None:
                 gc.collect(generation)
         if self._world() is not None:
-            sockets.shut(ports)  # a global variable of the function holds the group; its peers must not wait for it
+            self._say_goodbye()  # a global variable of the function holds the group; its peers must not wait for it
 
     def _ports(self) -> set[int]:
         return sockets.listening() - self._before

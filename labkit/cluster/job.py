@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import importlib.util
-import reprlib
-import sys
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cloudpickle
-from distributed import Future, KilledWorker
+from distributed import Future
 
 from labkit.cluster.echo import Echo
+from labkit.cluster.failure import Failure, explain, short
 from labkit.cluster.page import counted, widget_bundle
 from labkit.cluster.progress import Bar, NotebookBar, in_notebook, make_bar
 from labkit.cluster.shipping import BIG, Call, Row, no_graph_warning, pack, share, submit_alone
 from labkit.cluster.trace import measured
-from labkit.errors import LabClosed, LabkitError, SettingError, Stopped, TaskError, WorkerLost
+from labkit.errors import LabClosed, SettingError, Stopped, WorkerLost
 from labkit.tasks.schedule import Schedule
 
 if TYPE_CHECKING:
     from labkit.cluster.lab import Lab
 
 _TICK = 0.1  # seconds between two looks at the progress
-_CALL_FILE = str(Path("labkit", "cluster", "shipping.py"))  # also as another machine spells it
 _PATIENCE = 10.0  # seconds a cluster may be without any worker
 
 
@@ -40,14 +35,6 @@ class Progress(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.done} of {self.total}"
-
-
-class _Failure(NamedTuple):
-    """Why a job has no result; a fresh exception is raised from it each time the result is asked for."""
-
-    kind: type[LabkitError]
-    sentence: str
-    cause: BaseException | None = None
 
 
 class Job:
@@ -113,7 +100,7 @@ class Job:
     @property
     def failed(self) -> bool:
         """Whether `result` will raise."""
-        return self.done and isinstance(self._end.result(), _Failure)
+        return self.done and isinstance(self._end.result(), Failure)
 
     @property
     def progress(self) -> Progress:
@@ -128,7 +115,7 @@ class Job:
 
     # -- how it ends
 
-    async def _collect(self) -> list[Row] | _Failure:
+    async def _collect(self) -> list[Row] | Failure:
         """Runs on the client's event loop until the values are here, or cannot come any more."""
         client = self._lab.client
         gathering = asyncio.ensure_future(client.gather(self._futures, asynchronous=True))
@@ -163,35 +150,17 @@ class Job:
             if identity["n_workers"]:
                 since = time.monotonic()
 
-    def _explain(self, error: BaseException) -> _Failure:
-        """What a failure means; the first failed item is the one to name, for items start in their order."""
-        if isinstance(error, WorkerLost):
-            return _Failure(WorkerLost, str(error))
+    def _explain(self, error: BaseException) -> Failure:
+        """The first failed item is the one to name, for items start in their order."""
         failed = next((i for i, future in enumerate(self._futures) if future.status == "error"), None)
-        if failed is None:
-            if self._lab.closed:
-                sentence = "the lab was closed, or its scheduler lost, while the job ran: connect and map again."
-                return _Failure(LabClosed, sentence)
-            return _Failure(Stopped, f"the job was cancelled after {self.progress} items: map again for a result.")
-        item = f"item {failed} ({short(self._items[failed])})"
-        if isinstance(error, KilledWorker):
-            times = error.allowed_failures + 1
-            return _Failure(
-                WorkerLost,
-                f"{item} ended {times} workers one after the other, most likely for want of memory or by a crash "
-                "in compiled code: try it alone, or give the workers more memory.",
-            )
-        module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-        if module and (module in sys.modules or importlib.util.find_spec(module)):
-            return _Failure(
-                TaskError,
-                f"the workers have no module {module!r}, which this kernel has: install it there, or send its file "
-                f'with lab.client.upload_file("{module}.py").',
-                error,
-            )
-        place = f"worker {error.labkit_worker}" if hasattr(error, "labkit_worker") else "its worker"
-        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        return _Failure(TaskError, f"{item} failed on {place} with {what}", error.with_traceback(_users_frames(error)))
+        if failed is not None:
+            return explain(error, failed, self._items[failed])
+        if isinstance(error, WorkerLost):
+            return Failure(WorkerLost, str(error))
+        if self._lab.closed:
+            sentence = "the lab was closed, or its scheduler lost, while the job ran: connect and map again."
+            return Failure(LabClosed, sentence)
+        return Failure(Stopped, f"the job was cancelled after {self.progress} items: map again for a result.")
 
     def _rows(self, timeout: float | None) -> list[Row]:
         """Wait in steps, so that the bar moves and Ctrl-C arrives."""
@@ -212,7 +181,7 @@ class Job:
         finally:
             bar.finish()
         end = self._end.result()
-        if isinstance(end, _Failure):
+        if isinstance(end, Failure):
             raise end.kind(end.sentence) from end.cause
         return end
 
@@ -250,7 +219,7 @@ class Job:
         if not self.done:
             return f"{self.progress} items"
         end = self._end.result()
-        if isinstance(end, _Failure):
+        if isinstance(end, Failure):
             return f"{end.kind.__name__} after {self.progress} items"
         return f"{counted(len(self._items), 'item')} computed"
 
@@ -263,15 +232,6 @@ class Job:
         self._bar.keep_ticking()
         # What varies from run to run lives in the widget alone, so that saved outputs can be compared.
         return widget_bundle(self._bar.widget, f"Job {self.label}: {counted(len(self._items), 'item')}")
-
-
-def short(item: Any) -> str:
-    """An item in one short line.
-
-    >>> short("a" * 100)
-    "'aaaaaaaaaaaa...aaaaaaaaaaaaa'"
-    """
-    return " ".join(reprlib.repr(item).split())
 
 
 def _listed(fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
@@ -296,13 +256,3 @@ def _names(lab: Lab) -> list[str]:
     except TimeoutError as error:
         raise WorkerLost("this lab has no workers: wait for one to join, or connect to another lab.") from error
     return [worker.name for worker in lab.workers]
-
-
-def _users_frames(error: BaseException) -> TracebackType | None:
-    """The traceback from the user's function on: how Dask got there says nothing about the failure."""
-    frame = error.__traceback__
-    while frame is not None:
-        if frame.tb_frame.f_code.co_name == "__call__" and frame.tb_frame.f_code.co_filename.endswith(_CALL_FILE):
-            return frame.tb_next
-        frame = frame.tb_next
-    return error.__traceback__

@@ -98,7 +98,7 @@ class OwnCluster(SpecCluster):
     def _update_worker_status(self, op: str, msg: Any) -> None:
         # Fifteen seconds after a worker's death SpecCluster looks whether it is back, and gives its nanny up if not.
         # Should it have died a second time just then, it would never come back.
-        super(SpecCluster, self)._update_worker_status(op, msg)
+        super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
 
 
 def local_cluster(
@@ -121,7 +121,7 @@ def local_cluster(
         index: template | {"options": template["options"] | {"env": dict(environment)}}
         for index, environment in enumerate(environments)
     }
-    return OwnCluster(
+    return OwnCluster(  # type: ignore[no-untyped-call]
         scheduler={"cls": Scheduler, "options": shared | {"port": 0, "dashboard_address": f"{LOOPBACK}:0"}},
         workers=named or dict.fromkeys(range(workers), template),
         worker=template,

@@ -66,9 +66,7 @@ class Rank:
             Rank.current = None
             self.over.set()
             Rank._seat.release()
-            if self.ended:  # perhaps the client is gone, and the turnstile keeps the workers until its ranks are
-                with suppress(OSError, TimeoutError):
-                    self._ask("depart")
+            self.worker.loop.add_callback(self._depart)
 
     # -- the other ranks
 
@@ -81,6 +79,11 @@ class Rank:
             if "refused" in answer:
                 raise GangError(f"this rank was not let in: {answer['refused']}.")
             self._group.join(self.order, self.rank, int(answer["door"]), door)
+
+    async def _depart(self) -> None:
+        """Tell the turnstile, which keeps the workers of a dead client until its ranks are gone."""
+        with suppress(OSError):  # then the scheduler is gone too
+            await self.worker.scheduler.labkit_gang_depart(gang=self.order.gang, rank=self.rank)
 
     def _ask(self, question: str, **details: Any) -> Any:
         """Call the turnstile on the scheduler from this rank's thread."""

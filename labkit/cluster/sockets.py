@@ -43,23 +43,21 @@ def interface_of(host: str) -> str:
 
 def listening() -> set[int]:
     """The TCP ports that this process listens on."""
-    return {port for _, port, listens in _tcp() if listens}
+    return {local[1] for _, local, remote in _tcp() if remote is None}
 
 
-def shut(ports: set[int]) -> None:
-    """Break every connection that came in at one of the `ports`.
-
-    torch cannot abort a gloo collective. But each two ranks share a connection that one of them accepted, so when all
-    ranks do this none keeps waiting.
+def shut(how: int, ports: set[int], doors: set[tuple[str, int]]) -> None:
+    """Shut one direction (`socket.SHUT_RD` or `SHUT_WR`) of each connection of this process that came in at one of its
+    `ports`, or leads to one of the `doors` of others, (host, port).
     """
-    for connection, port, listens in _tcp():
-        if port in ports and not listens:
+    for connection, local, remote in _tcp():
+        if remote is not None and (local[1] in ports or remote in doors):
             with suppress(OSError):  # its peer was quicker
-                connection.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(how)
 
 
-def _tcp() -> Iterator[tuple[socket.socket, int, bool]]:
-    """Each TCP socket of this process (a duplicate, open until the next one), its local port, whether it listens."""
+def _tcp() -> Iterator[tuple[socket.socket, tuple[str, int], tuple[str, int] | None]]:
+    """Each TCP socket of this process (a duplicate, open until the next one), and both its ends; None: it listens."""
     for entry in _DESCRIPTORS.iterdir():
         try:
             if not stat.S_ISSOCK(entry.stat().st_mode):
@@ -69,5 +67,10 @@ def _tcp() -> Iterator[tuple[socket.socket, int, bool]]:
             continue
         with duplicate:
             if duplicate.family in (socket.AF_INET, socket.AF_INET6) and duplicate.type == socket.SOCK_STREAM:
-                listens = bool(duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-                yield duplicate, duplicate.getsockname()[1], listens
+                with suppress(OSError):  # neither connected nor listening
+                    listens = duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                    yield duplicate, _end(duplicate.getsockname()), None if listens else _end(duplicate.getpeername())
+
+
+def _end(name: tuple[Any, ...]) -> tuple[str, int]:
+    return str(name[0]).removeprefix("::ffff:"), int(name[1])  # an IPv4 address on a socket for both kinds

@@ -121,7 +121,7 @@ class Turnstile(SchedulerPlugin):
         return ticket.first_failed
 
     async def depart(self, gang: str, rank: int) -> None:
-        """A rank that was told to end has ended; the last one of a dead client frees the workers."""
+        """A rank has ended; the last one of a dead client frees the workers."""
         ticket = self.tickets.get(gang)
         if ticket is not None:
             ticket.gone.add(rank)

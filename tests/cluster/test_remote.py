@@ -1,0 +1,118 @@
+"""`lk.connect` to clusters that others started: by address, over TLS, or handed over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+import labkit as lk
+from labkit.cluster.lab import Lab
+from labkit.cluster.local import open_local
+from labkit.cluster.request import Request
+from labkit.errors import ConnectError, SettingError
+
+
+def test_an_address_gives_a_lab_whose_end_is_not_the_clusters(lab: Lab) -> None:
+    address = lab.client.scheduler.address
+    with lk.connect(address) as guest:
+        assert guest is lk.connect(address)
+        assert repr(guest) == "Lab: 2 workers × 1 thread, tcp"
+        assert guest.map(abs, [-5]).result() == [5]
+        with pytest.raises(SettingError, match="not this kernel's to scale"):
+            lk.connect(address, workers=3)
+        with pytest.raises(SettingError, match="brings its own workers"):
+            lk.connect(lab.client, workers=3)
+    assert guest.closed
+    assert lab.map(abs, [-6]).result() == [6]
+
+
+def test_a_client_stays_open_and_is_known_again(lab: Lab) -> None:
+    with lk.connect(lab.client) as guest:
+        assert guest is lk.connect(lab.client)
+        assert not guest.owned
+    assert lab.client.status == "running"
+
+
+def test_anything_with_get_client_will_do(lab: Lab) -> None:
+    class Classroom:  # such as a GatewayCluster
+        def get_client(self) -> object:
+            from distributed import Client
+
+            return Client(lab.client.scheduler.address, set_as_default=False)
+
+    classroom = Classroom()
+    with lk.connect(classroom) as guest:
+        assert guest.map(abs, [-7]).result() == [7]
+    assert guest.client.status == "closed"  # labkit asked for that client
+    assert not lab.closed
+
+
+@pytest.mark.filterwarnings("ignore::distributed.versions.VersionMismatchWarning")
+@pytest.mark.parametrize(("package", "found"), [("labkit", "9.9.9"), ("torch", "1.0"), ("python", "3.5.0")])
+def test_workers_with_another_version_are_named(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, package: str, found: str
+) -> None:
+    import distributed.versions
+
+    real = distributed.versions.get_package_info  # of this process: the client's and the scheduler's versions
+
+    def altered(packages: Iterable[str]) -> dict[str, str | None]:
+        told = real(packages)
+        return told | {package: found} if package in told else told
+
+    monkeypatch.setattr(distributed.versions, "get_package_info", altered)
+    sentence = rf"worker tcp://\S+ (has|has no) \S+.* while this kernel has {found}: install {package} {found} there"
+    with pytest.raises(ConnectError, match=sentence):
+        lk.connect(lab.client.scheduler.address)
+
+
+def test_a_worker_without_labkit_is_named(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = lab.client.get_versions()
+    monkeypatch.setattr(
+        "distributed.Client.get_versions",
+        lambda self, packages: {
+            **{"client": {"packages": {**real["client"]["packages"], "labkit": "0.1", "torch": "2.13.0"}}},
+            **{"scheduler": {"packages": {**real["scheduler"]["packages"], "labkit": "0.1"}}},
+            **{
+                "workers": {
+                    at: {"packages": {**it["packages"], "torch": "2.13.0+cpu"}} for at, it in real["workers"].items()
+                }
+            },
+        },
+    )
+    with pytest.raises(ConnectError, match=r"worker \S+ has no labkit while this kernel has 0\.1: install"):
+        lk.connect(lab.client.scheduler.address)
+
+
+def test_an_open_connection_to_another_machine_is_warned_of(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labkit.cluster.remote._reach", lambda *_: "192.0.2.7")
+    with pytest.warns(UserWarning, match=r"not encrypted.*use tls://") as caught:
+        lk.connect(lab.client.scheduler.address).close()
+    assert [Path(warning.filename).name for warning in caught] == [Path(__file__).name]
+
+
+def test_a_tls_lab_takes_no_one_without_its_certificates() -> None:
+    pytest.importorskip("cryptography", reason="cryptography is not installed: no certificates can be made")
+    request = Request.of(1, None, None, security=True, timeout=10)
+    with open_local(request) as private:
+        address = private.client.scheduler.address
+        assert address.startswith("tls://127.0.0.1:")
+        with lk.connect(address, security=request.security) as guest:
+            assert repr(guest) == "Lab: 1 worker × 1 thread, tls"
+            assert guest.map(abs, [-1]).result() == [1]
+        with pytest.raises(ConnectError, match="needs the cluster's certificates"):
+            lk.connect(address)
+        with pytest.raises(ConnectError, match="does not fit the certificates"):
+            lk.connect(address, security=True)
+        with pytest.raises(ConnectError, match=r"whether it is tls:// there"):
+            lk.connect(address.replace("tls", "tcp"), timeout=1.0)
+
+
+def test_dashboard_link_follows_the_hub(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUPYTERHUB_SERVICE_PREFIX", raising=False)
+    port = lab.client.scheduler_info()["services"]["dashboard"]
+    assert lab.dashboard == f"http://127.0.0.1:{port}/status"
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/ada/")
+    assert lab.dashboard == f"/user/ada/proxy/{port}/status"

@@ -1,0 +1,123 @@
+"""What a worker is like: prepared, also after a death, with its own GPU, and no trouble to the kernel."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import dask
+import pytest
+
+import labkit as lk
+from labkit.cluster.lab import Lab, WorkerInfo
+from labkit.cluster.local import open_gpus
+from labkit.cluster.request import Request
+from labkit.errors import ConnectError, SettingError
+from tests.cluster.kernels import run
+
+
+def test_the_kernels_own_environment_stays(lab: Lab) -> None:
+    assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
+    ended = run(
+        """
+        import os, time
+        before = dict(os.environ)
+        import labkit as lk
+        lab = lk.connect(workers=1)
+        changed = lambda: {name for name in before | os.environ if before.get(name) != os.environ.get(name)}
+        print(changed())
+        lab.restart_workers()
+        deadline = time.monotonic() + 20
+        while len(changed()) > 1 and time.monotonic() < deadline:
+            time.sleep(0.05)        # a worker is back a moment before its nanny has noticed
+        print(changed())
+        print(lab.client.submit(os.getenv, "OMP_NUM_THREADS").result())
+        """,
+        env={name: value for name, value in os.environ.items() if "THREADS" not in name},
+    )
+    assert ended.stderr == ""
+    assert ended.stdout.splitlines() == ["{'__DASK_PARENT_PID'}", "{'__DASK_PARENT_PID'}", "1"]
+
+
+def test_a_worker_that_comes_back_is_prepared_like_the_first(lab: Lab) -> None:
+    def prepared() -> tuple[int, bool]:
+        import time
+
+        import torch
+
+        until = time.monotonic() + 20
+        while torch.get_num_threads() != 1 and time.monotonic() < until:
+            time.sleep(0.05)  # the preparation runs in the background
+        return torch.get_num_threads(), signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+    victim = lab.workers[0]
+    fresh = killed(lab)
+    assert fresh.name == victim.name
+    assert lab.client.submit(prepared, workers=[fresh.address], pure=False).result(timeout=30) == (1, True)
+
+
+def killed(lab: Lab) -> WorkerInfo:
+    """Kill the first of two workers and wait for the process that takes its place."""
+    victim = lab.workers[0]
+    os.kill(victim.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while victim.pid in (pids := [worker.pid for worker in lab.workers]) or len(pids) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return lab.workers[0]
+
+
+def test_a_worker_comes_back_however_long_it_takes(lab: Lab) -> None:
+    # Dask's own local clusters give a worker up that is absent when this time is over: also one that is just starting
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "100 ms"}):
+        assert killed(lab).name == "0"
+    assert lab.map(abs, [-1, -2, -3]).result() == [1, 2, 3]
+
+
+def test_an_interrupt_of_the_whole_process_group_leaves_the_workers_alone(lab: Lab) -> None:
+    pids = [worker.pid for worker in lab.workers]
+    for pid in pids:
+        os.kill(pid, signal.SIGINT)
+    assert lab.map(abs, range(-4, 0)).result() == [4, 3, 2, 1]
+    assert [worker.pid for worker in lab.workers] == pids
+
+
+def test_a_task_may_have_child_processes(lab: Lab) -> None:
+    def load(count: int) -> list[int]:
+        import torch
+
+        return [int(batch.sum()) for batch in torch.utils.data.DataLoader(range(count), batch_size=4, num_workers=1)]
+
+    assert lab.map(load, [8]).result() == [[6, 22]]
+
+
+def test_the_import_of_torch_keeps_no_task_waiting() -> None:
+    ended = run(
+        """
+        import sys, time
+        import labkit as lk
+        lab = lk.connect(workers=1)
+        print(lab.client.submit(lambda: "torch.nn" in sys.modules).result())
+        deadline = time.monotonic() + 30
+        while not lab.client.submit(lambda: "torch.nn" in sys.modules, pure=False).result():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        print("imported")
+        """
+    )
+    assert ended.stdout.split() == ["False", "imported"]
+
+
+def test_each_gpu_worker_sees_its_own_gpu() -> None:
+    with open_gpus(Request(), devices=["0", "GPU-5d3c"]) as lab:
+        assert [worker.gpus for worker in lab.workers] == [("0",), ("GPU-5d3c",)]
+        assert repr(lab) == "Lab: 2 workers × 1 thread, gpu"
+    with pytest.raises(SettingError, match="share"):
+        open_gpus(Request(workers=2), devices=["0"])
+
+
+def test_gpu_without_a_gpu_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ConnectError, match=r"no NVIDIA GPU.*lk\.connect\(\)"):
+        lk.connect("gpu")

@@ -179,7 +179,7 @@ def _ungradable(notebook: NotebookNode) -> Iterator[str]:
             yield f"the nbgrader metadata of {grader.get('grade_id')!r} is not of version 3"
         if BEGIN in cell.source or END in cell.source:
             answers += 1
-            if not re.fullmatch(f"[^#]*?.*?{BEGIN}\n.*?{END}\\s*", cell.source, flags=re.DOTALL):
+            if not re.fullmatch(f".*{BEGIN}\n.*{END}\\s*", cell.source, flags=re.DOTALL):
                 yield f"an answer does not stand between {BEGIN!r} and {END!r}"
             if not grader.get("solution"):
                 yield "an answer cell lacks nbgrader's metadata (solution)"

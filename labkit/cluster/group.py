@@ -16,7 +16,6 @@ from labkit.cluster import sockets
 from labkit.cluster.reports import Order
 from labkit.errors import GangError
 
-
 LINGER = 0.1  # seconds between a goodbye and the end of the sockets
 
 

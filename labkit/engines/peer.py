@@ -1,6 +1,9 @@
-"""Peer: one learner as an ordinary model with an ordinary optimiser, in lockstep and on a worker."""
+"""Peers: what one learner and a stack of them have in common, and one learner as an ordinary model."""
 
 from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +14,23 @@ from labkit.engines.experiment import Experiment
 _EVALUATED_AT_ONCE = 4096
 
 
-class OnePeer:
-    """One peer's model, optimiser and shard size; the losses of its steps are kept until they are reported."""
+class Peers(ABC):
+    """Named parameters under one optimiser; the losses of their steps are kept until they are reported.
 
-    def __init__(self, experiment: Experiment, peer: int, device: torch.device) -> None:
-        self.model = experiment.fresh_model().to(device).train()
-        self.examples: float | Tensor = experiment.examples(peer)
-        self._named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        self._optimizer = experiment.optimizer(list(self._named.values()))
+    Gradients are those of the *sum* of the losses: of one peer that is its loss, of K stacked peers each gets its own.
+    """
+
+    examples: float | Tensor
+
+    def __init__(self, experiment: Experiment, named: dict[str, Tensor]) -> None:
+        self._named = named
+        self._optimizer = experiment.optimizer(list(named.values()))
         self._criterion = experiment.loss
         self._losses: list[Tensor] = []
 
     @property
     def params(self) -> dict[str, Tensor]:
+        """The trainable parameters by name; assigning copies the new values in."""
         return {name: p.detach() for name, p in self._named.items()}
 
     @params.setter
@@ -31,6 +38,65 @@ class OnePeer:
         with torch.no_grad():
             for name, p in self._named.items():
                 p.copy_(values[name])
+
+    @abstractmethod
+    def logits(self, inputs: Tensor) -> Tensor:
+        """The outputs of the model, [B, C] or [K, B, C]."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean loss of the batch, or one of each peer [K]."""
+
+    def gradients(self, loss: Tensor) -> dict[str, Tensor]:
+        """∇loss by parameter name; zero where a parameter had no part in it."""
+        named = self._named
+        found = torch.autograd.grad(loss.sum(), list(named.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(named, found, strict=True))
+
+    def apply(self, gradients: dict[str, Tensor]) -> None:
+        """One step of the optimiser with these gradients."""
+        for name, p in self._named.items():
+            p.grad = gradients[name]
+        self._optimizer.step()
+
+    def step(self, loss: Tensor) -> None:
+        """One step of the optimiser on this loss."""
+        self._optimizer.zero_grad()
+        loss.sum().backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+
+    @property
+    def steps(self) -> int:
+        """Local steps since the losses were last asked for."""
+        return len(self._losses)
+
+    def mean_losses(self) -> tuple[float, ...]:
+        """Each peer's mean loss over the steps since this was last asked; NaN where it took none."""
+        if not self._losses:
+            return (math.nan,) * len(self)
+        means = torch.stack(self._losses).mean(0).reshape(-1).tolist()
+        self._losses.clear()
+        return tuple(means)
+
+    @abstractmethod
+    def accuracies(self, inputs: Tensor, targets: Tensor) -> tuple[float, ...]:
+        """Each peer's share of `targets` [N] that it gets right."""
+
+    @abstractmethod
+    def models(self) -> list[nn.Module]:
+        """One trained model per peer."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+
+class OnePeer(Peers):
+    """One peer as an ordinary model with an ordinary optimiser, in lockstep and on a worker."""
+
+    def __init__(self, experiment: Experiment, peer: int, device: torch.device) -> None:
+        self.model = experiment.fresh_model().to(device).train()
+        self.examples = experiment.examples(peer)
+        super().__init__(experiment, {name: p for name, p in self.model.named_parameters() if p.requires_grad})
 
     def logits(self, inputs: Tensor) -> Tensor:
         out: Tensor = self.model(inputs)
@@ -42,28 +108,7 @@ class OnePeer:
         self._losses.append(loss.detach())
         return loss
 
-    def gradients(self, loss: Tensor) -> dict[str, Tensor]:
-        gradients = torch.autograd.grad(loss, list(self._named.values()), allow_unused=True, materialize_grads=True)
-        return dict(zip(self._named, gradients, strict=True))
-
-    def apply(self, gradients: dict[str, Tensor]) -> None:
-        for name, p in self._named.items():
-            p.grad = gradients[name]
-        self._optimizer.step()
-
-    def step(self, loss: Tensor) -> None:
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-
-    def mean_losses(self) -> tuple[float]:
-        """The mean loss of the steps since this was last asked."""
-        mean = torch.stack(self._losses).mean().item() if self._losses else float("nan")
-        self._losses.clear()
-        return (mean,)
-
-    def accuracies(self, inputs: Tensor, targets: Tensor) -> tuple[float]:
-        """The share of `targets` [N] that the model gets right."""
+    def accuracies(self, inputs: Tensor, targets: Tensor) -> tuple[float, ...]:
         self.model.eval()
         right = 0
         with torch.no_grad():
@@ -73,8 +118,10 @@ class OnePeer:
         return (right / targets.numel(),)
 
     def models(self) -> list[nn.Module]:
-        """The trained model."""
         return [trained(self.model)]
+
+    def __len__(self) -> int:
+        return 1
 
 
 def trained(model: nn.Module) -> nn.Module:

@@ -18,7 +18,7 @@ from labkit.cluster.rank import signals, tell
 from labkit.engines.control import Wish
 from labkit.engines.drive import drive
 from labkit.engines.experiment import Experiment, require_finite
-from labkit.engines.peer import OnePeer
+from labkit.engines.peer import OnePeer, Peers
 from labkit.engines.stacked import StackedPeers
 from labkit.errors import ExchangeError
 from labkit.exchange import Message
@@ -65,7 +65,7 @@ def train_rank(experiment: Experiment, blocks: list[range], ddp: bool) -> list[d
 
 def _local(
     experiment: Experiment, block: range, device: torch.device, group: Group, ddp: bool
-) -> tuple[OnePeer | StackedPeers, Iterator[Batch], Algorithm, Callable[[Message], Tree]]:
+) -> tuple[Peers, Iterator[Batch], Algorithm, Callable[[Message], Tree]]:
     """The block's peers, their batches, the algorithm they follow, and how their messages are answered."""
     algorithm = experiment.algorithm
     if len(block) > 1:
@@ -81,7 +81,7 @@ def _local(
     return OnePeer(experiment, block.start, device), batches, algorithm, answer
 
 
-def _compared(answer: Callable[[Message], Tree], peers: OnePeer | StackedPeers) -> Callable[[Message], Tree]:
+def _compared(answer: Callable[[Message], Tree], peers: Peers) -> Callable[[Message], Tree]:
     """In the first round the ranks compare what they are about to send: gloo would wait, or sum what does not fit."""
 
     def compare_then_answer(message: Message) -> Tree:

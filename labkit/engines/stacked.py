@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.func import functional_call, vmap
 
 from labkit.algorithms.base import Batch
 from labkit.engines.experiment import Experiment
-from labkit.engines.peer import trained
+from labkit.engines.peer import Peers, trained
 from labkit.errors import ModelError
 
 # Their update of one number looks at that number's own history only, so K peers stacked are K optimisers.
@@ -31,38 +30,25 @@ ELEMENTWISE = (
 _EVALUATED_AT_ONCE = 1 << 22  # inputs × peers in one forward pass of an evaluation
 
 
-class StackedPeers:
-    """The peers of `block` as one: parameters [K, …], batches [K, B, …], losses [K]; same methods as one peer.
+class StackedPeers(Peers):
+    """The peers of `block` as one: parameters [K, …], batches [K, B, …], losses [K].
 
     The forward pass is vmap(functional_call); the backward pass is autograd on the sum of the K losses, whose
     gradient with respect to peer k's parameters is that of peer k's loss alone.
     """
 
     def __init__(self, experiment: Experiment, block: range, device: torch.device) -> None:
-        self._experiment = experiment
+        self._experiment, self._peers = experiment, len(block)
         self.model = experiment.fresh_model().to(device).train()
         require_stackable(self.model)
-        peers = len(block)
-        self._named = {
-            name: p.detach().expand(peers, *p.shape).clone().requires_grad_()  # [K, …]
+        self.examples = torch.tensor([float(experiment.examples(k)) for k in block], device=device)
+        named = {
+            name: p.detach().expand(len(block), *p.shape).clone().requires_grad_()  # [K, …]
             for name, p in self.model.named_parameters()
             if p.requires_grad
         }
-        self.examples: float | Tensor = torch.tensor([float(experiment.examples(k)) for k in block], device=device)
-        self._optimizer = experiment.optimizer(list(self._named.values()))
+        super().__init__(experiment, named)
         require_elementwise(self._optimizer)
-        self._criterion = experiment.loss
-        self._losses: list[Tensor] = []
-
-    @property
-    def params(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self._named.items()}
-
-    @params.setter
-    def params(self, values: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, p in self._named.items():
-                p.copy_(values[name])
 
     def logits(self, inputs: Tensor) -> Tensor:
         def one(params: dict[str, Tensor], x: Tensor) -> Any:
@@ -73,40 +59,11 @@ class StackedPeers:
 
     def loss(self, batch: Batch) -> Tensor:
         inputs, targets = batch
-        losses = vmap(self._criterion)(self.logits(inputs), targets)  # [K]
+        losses: Tensor = vmap(self._criterion)(self.logits(inputs), targets)  # [K]
         self._losses.append(losses.detach())
         return losses
 
-    def gradients(self, loss: Tensor) -> dict[str, Tensor]:
-        gradients = torch.autograd.grad(
-            loss.sum(), list(self._named.values()), allow_unused=True, materialize_grads=True
-        )
-        return dict(zip(self._named, gradients, strict=True))
-
-    def apply(self, gradients: dict[str, Tensor]) -> None:
-        for name, p in self._named.items():
-            p.grad = gradients[name]
-        self._optimizer.step()
-
-    def step(self, loss: Tensor) -> None:
-        self._optimizer.zero_grad()
-        loss.sum().backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-
-    def mean_losses(self) -> tuple[float, ...]:
-        """Each peer's mean loss over the steps since this was last asked."""
-        means = torch.stack(self._losses).mean(0).tolist() if self._losses else [math.nan] * len(self)
-        self._losses.clear()
-        return tuple(means)
-
-    @property
-    def steps(self) -> int:
-        """Local steps since the losses were last asked for."""
-        return len(self._losses)
-
     def accuracies(self, inputs: Tensor, targets: Tensor) -> tuple[float, ...]:
-        """Each peer's share of `targets` [N] that it gets right."""
-
         def one(params: dict[str, Tensor], x: Tensor) -> Any:
             return functional_call(self.model, params, (x,)).argmax(-1)
 
@@ -120,7 +77,6 @@ class StackedPeers:
         return tuple((right / targets.numel()).tolist())
 
     def models(self) -> list[nn.Module]:
-        """One ordinary model per peer."""
         made = []
         for k in range(len(self)):
             model = self._experiment.fresh_model()
@@ -132,7 +88,7 @@ class StackedPeers:
         return made
 
     def __len__(self) -> int:
-        return len(next(iter(self._named.values())))
+        return self._peers
 
 
 def require_stackable(model: nn.Module) -> None:

@@ -54,9 +54,9 @@ def train(
 
     >>> import labkit as lk, torch
     >>> digits = lk.data.load("digits")
-    >>> history = lk.train(lambda: torch.nn.Linear(64, 10), digits, peers=2, rounds=30).result()
+    >>> history = lk.train(lambda: torch.nn.Linear(64, 10), digits, peers=2, rounds=100).result()
     >>> len(history.rows), history.final.accuracy > 0.8
-    (30, True)
+    (100, True)
     """
     engine = _engine(on)
     if peers is None:

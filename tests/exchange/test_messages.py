@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from labkit.costs.link import Link
 
+from labkit.costs.link import Link
 from labkit.errors import ExchangeError
 from labkit.exchange import Gather, Mean
 

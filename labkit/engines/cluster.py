@@ -25,11 +25,14 @@ _PATIENCE = 5.0  # seconds a round may take to heed Stop before its group is clo
 
 @dataclass(frozen=True)
 class Cluster:
-    """Train on the lab's workers; `ddp=False` runs AllReduce by its generator instead of DistributedDataParallel."""
+    """Train on the lab's workers; `ddp=False` runs AllReduce by its generator instead of DistributedDataParallel.
+
+    `timeout` limits, in seconds, the wait for free workers and the wait of one rank for the others' messages.
+    """
 
     lab: Lab
     ddp: bool = True
-    timeout: float = 60.0
+    timeout: float = 300.0
     name = "cluster"
     clock = "wall"
     ledger = "measured"

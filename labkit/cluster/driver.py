@@ -148,8 +148,10 @@ class Driver:
             self._tasks.append(asyncio.ensure_future(self._collect(rank, future)))
 
     async def _assemble(self, timeout: float) -> None:
-        answer = await self._ask("assembled", timeout=timeout)
-        if not answer["missing"]:
+        answer = await self._quietly(self._ask("assembled", timeout=timeout), limit=math.inf)
+        if answer is None:  # no scheduler: `_next` finds out
+            return
+        if not answer["missing"] and not answer["over"]:
             self.assembled = True
             if self._signals:
                 await self.signal({})
@@ -162,7 +164,7 @@ class Driver:
     async def _collect(self, rank: int, future: Future[Report]) -> None:
         try:
             self._news.put_nowait(await future)
-        except Exception as error:  # noqa: BLE001  Dask could not run the task at all, or somebody cancelled it
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  Dask could not run it, or it was cancelled
             sentence = f"rank {rank} could not be run by Dask ({type(error).__name__}: {error}): launch again."
             trouble = GangError(sentence) if self.client.status == "running" else _gone()
             trouble.__cause__ = error
@@ -190,6 +192,7 @@ class Driver:
         error = verdict(self.plan.name, self.order, list(self.reports.values()), self.lost)
         if error is not None:
             raise error
+        self.assembled = True  # should `_assemble` not have heard yet
 
     async def _next(self, timeout: float) -> Report | str | ClusterError | None:
         try:
@@ -213,9 +216,10 @@ class Driver:
             elif self._futures and self.client.status == "running":
                 await self._end(error)
         finally:
-            for task in self._tasks:
-                task.cancel()
-            self._futures, self._data = [], None
+            # `_collect` must not be cancelled: all gathers of a client share one answer, and all would be cancelled.
+            for future in self._futures:
+                future.release()
+            self._data = None
             self.board.disconnect(self.gang)
             self.done(list(self.reports.values()), error)
         await self._quietly(self._ask("leave"))
@@ -262,10 +266,10 @@ class Driver:
         answer: Awaitable[Any] = getattr(self.client.scheduler, f"labkit_gang_{question}")(gang=self.gang, **details)
         return answer
 
-    async def _quietly(self, call: Awaitable[Any]) -> Any:
+    async def _quietly(self, call: Awaitable[Any], limit: float = 2.0) -> Any:
         """None where no answer comes: what is to be ended is then gone, or gets its worker restarted."""
         try:
-            return await asyncio.wait_for(call, 2.0)
+            return await asyncio.wait_for(call, limit if limit < math.inf else None)
         except (TimeoutError, OSError):
             return None
 

@@ -8,15 +8,18 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from labkit.cluster import sockets
 from labkit.cluster.reports import Order
 from labkit.errors import GangError
 
-LINGER = 0.1  # seconds between a goodbye and the end of the sockets
+LOOK = 0.02  # seconds in which gloo finds that a connection is at its end
+LINGER = 0.3  # seconds in which the other ranks do
 
 
 class Group:
@@ -68,40 +71,54 @@ class Group:
         self._doors = {(host, port) for host, pair in zip(hosts, ports, strict=True) for port in pair.tolist() if port}
 
     def cut(self) -> None:
-        """End what this rank waits for in a collective; from any thread.
-
-        torch cannot abort a gloo collective, but gloo ends it when it finds its connections at their end. Only the
-        reading half may be shut: a send that fails before gloo looks would wait for its time limit (a write that ends
-        in EPIPE is queued, and `signalException` in gloo/transport/tcp/pair.cc forgets what is queued).
-        """
-        sockets.shut(socket.SHUT_RD, self._ports(), self._doors)
+        """End what this rank waits for in a collective, and let the other ranks know; from any thread."""
+        self._hang_up(socket.SHUT_RD, socket.SHUT_WR, then=self._abort)
 
     def leave(self, *, cleanly: bool) -> None:
-        """Destroy the group; unless `cleanly`, without waiting for operations that are still going on."""
+        """Destroy the group; unless `cleanly`, with operations that are still going on."""
         if not self._joined:
             return
         import torch.distributed as dist
 
-        if not cleanly:
-            self._say_goodbye()
-        last, linger = [self._world()], 0.0 if cleanly else LINGER
+        world = [self._world()]
+        directions = [socket.SHUT_WR] if cleanly else [socket.SHUT_RD, socket.SHUT_WR]
+        self._hang_up(*directions, then=partial(self._free, world))
         if dist.is_initialized():  # the function may have destroyed it
             dist.destroy_process_group()
-        # gloo takes 20 ms to end its thread, which nobody needs to wait for
-        threading.Thread(target=self._free, args=(last, linger), name="labkit-free", daemon=True).start()
 
-    def _say_goodbye(self) -> None:
-        """Let the other ranks see the end of their connections to this one, while they can still write to it."""
-        sockets.shut(socket.SHUT_WR, self._ports(), self._doors)
+    def _hang_up(self, *directions: int, then: Callable[[], None] | None = None) -> None:
+        """Shut the connections to the other ranks one direction after the other, and close them some time later.
 
-    def _free(self, last: list[Any], linger: float) -> None:
-        time.sleep(linger)
-        last.clear()
+        torch cannot abort a gloo collective, but gloo ends it when it finds a connection at its end. It must find it
+        by reading: a write that fails first is queued and forgotten, and waits for its time limit (gloo's
+        transport/tcp/pair.cc, `write` and `signalException`). So connections stay open until both sides have looked.
+        """
+        held = sockets.connections(self._ports(), self._doors)
+        threading.Thread(target=_fade, args=(held, directions, then), name="labkit-fade").start()
+
+    def _abort(self) -> None:
+        world = self._world()
+        if world is not None:
+            world.abort()  # NCCL ends by this what it does on GPUs; gloo takes no notice
+
+    def _free(self, world: list[Any]) -> None:
+        world.clear()  # takes gloo 20 ms
         for generation in range(3):  # DistributedDataParallel holds its group in a reference cycle, mostly a young one
             if self._world() is not None:
                 gc.collect(generation)
-        if self._world() is not None:
-            self._say_goodbye()  # a global variable of the function holds the group; its peers must not wait for it
 
     def _ports(self) -> set[int]:
         return sockets.listening() - self._before
+
+
+def _fade(held: list[socket.socket], directions: Sequence[int], then: Callable[[], None] | None) -> None:
+    for direction in directions:
+        for connection in held:
+            with suppress(OSError):  # the other side was quicker
+                connection.shutdown(direction)
+        time.sleep(LOOK)
+    if then is not None:
+        then()
+    time.sleep(LINGER)
+    for connection in held:
+        connection.close()

@@ -48,7 +48,7 @@ class Rank:
         self.over = threading.Event()
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
-        self._inside = False
+        self._inside = self._leaving = False
 
     def __enter__(self) -> Rank:
         if not Rank._seat.acquire(timeout=self.order.timeout):
@@ -59,6 +59,8 @@ class Rank:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._leaving = True
         try:
             self._group.leave(cleanly=self.stage == "done" and not self.ended)
         finally:
@@ -111,12 +113,12 @@ class Rank:
     def end(self, reason: str) -> None:
         """Break this rank's connections and raise `Ended` in its own code; called on the worker's event loop."""
         with self._lock:
-            if self.ended or self.over.is_set():
+            if self.ended or self._leaving:
                 return
             self.ended = reason
             if self._inside:
                 _interrupt(self._thread, Ended)
-        self._group.cut()
+            self._group.cut()
 
     async def watch(self) -> None:
         """End this rank when nobody wants its result any more: its client died, or released it."""

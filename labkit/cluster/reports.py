@@ -73,10 +73,13 @@ class Failure:
             trace = trace.tb_next
         error.__traceback__ = trace  # a learner's traceback starts at the learner's own function
         text = "".join(traceback.format_exception(error))
-        summary = "".join(traceback.format_exception_only(error)).strip()
+        summary, *more = "".join(traceback.format_exception_only(error)).strip().splitlines()
         packed = _pack(error, trace)
-        traceback.clear_frames(trace)
-        return cls(stage, summary, text, packed, first, ended)
+        cause: BaseException | None = error
+        while cause is not None:
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__cause__ or cause.__context__
+        return cls(stage, summary + " …" * bool(more), text, packed, first, ended)
 
     def original(self) -> BaseException:
         """The exception with its own traceback; its words in a RuntimeError where it cannot be unpickled here."""

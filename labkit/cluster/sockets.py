@@ -46,14 +46,11 @@ def listening() -> set[int]:
     return {local[1] for _, local, remote in _tcp() if remote is None}
 
 
-def shut(how: int, ports: set[int], doors: set[tuple[str, int]]) -> None:
-    """Shut one direction (`socket.SHUT_RD` or `SHUT_WR`) of each connection of this process that came in at one of its
-    `ports`, or leads to one of the `doors` of others, (host, port).
+def connections(ports: set[int], doors: set[tuple[str, int]]) -> list[socket.socket]:
+    """Duplicates of this process's connections that came in at one of its `ports`, or lead to one of the `doors` of
+    others, (host, port). As long as a duplicate is open, so is the connection, whoever else closes it.
     """
-    for connection, local, remote in _tcp():
-        if remote is not None and (local[1] in ports or remote in doors):
-            with suppress(OSError):  # its peer was quicker
-                connection.shutdown(how)
+    return [it.dup() for it, local, remote in _tcp() if remote is not None and (local[1] in ports or remote in doors)]
 
 
 def _tcp() -> Iterator[tuple[socket.socket, tuple[str, int], tuple[str, int] | None]]:

@@ -76,7 +76,9 @@ class Turnstile(SchedulerPlugin):
 
     async def assembled(self, gang: str, timeout: float) -> dict[str, Any]:
         """Wait until every rank has arrived; when time is up nobody may start any more, and `missing` says why."""
-        ticket = self.tickets[gang]
+        ticket = self.tickets.get(gang)
+        if ticket is None:
+            return {"over": "the gang has left", "missing": {}}
         try:
             await asyncio.wait_for(ticket.complete.wait(), timeout)
         except TimeoutError:

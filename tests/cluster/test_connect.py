@@ -15,6 +15,7 @@ import pytest
 
 import labkit as lk
 from labkit.cluster.lab import Lab
+from labkit.cluster.local import local_cluster
 from labkit.errors import ConnectError, MissingPackage, SettingError
 from tests.cluster.kernels import gone, kernel, run
 
@@ -204,3 +205,11 @@ def test_extras_that_are_not_installed_are_named(
     monkeypatch.setitem(sys.modules, module, None)  # so Python refuses the import
     with pytest.raises(MissingPackage, match=rf'pip install "labkit\[{extra}\]"'):
         lk.connect(target)
+
+
+def test_two_clusters_of_one_kernel_are_two_labs(lab: Lab) -> None:
+    """Dask takes clusters of one name for the same, and would hand out the client of the first."""
+    with local_cluster(1, threads=1, memory=2 << 30) as other, lk.connect(other) as second:
+        assert len(second.workers) == 1
+        assert second.client.scheduler.address != lab.client.scheduler.address
+    assert not lab.closed

@@ -68,6 +68,7 @@ class Driver:
                 self._leading.cancel()
 
     def receive(self, note: dict[str, Any]) -> None:
+        """Take a message of a rank, or of the turnstile."""
         if "lost" in note:
             if note["nanny"]:
                 self.board.expect(self.plan.workers)
@@ -84,6 +85,7 @@ class Driver:
             await self._run_on(self._waiting(), worker_side.receive, self._version, self._signals)
 
     async def lead(self) -> None:
+        """Start, watch and clear away."""
         error: Exception | None = None
         try:
             self._leading = asyncio.current_task()
@@ -112,11 +114,7 @@ class Driver:
         start = time.monotonic()
         await self.board.ready(client)
         answer = await self._ask(
-            "enter",
-            client=client.id,
-            topic=self.board.topic,
-            ranks=plan.ranks,
-            timeout=plan.timeout,
+            "enter", client=client.id, topic=self.board.topic, ranks=plan.ranks, timeout=plan.timeout
         )
         if "refused" in answer:
             raise GangError(

@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,9 @@ class Mailbox(queue.SimpleQueue[dict[str, Any]]):
     def drain(self) -> list[dict[str, Any]]:
         """The messages that arrived since the last call; never waits."""
         messages = []
-        while not self.empty():
-            messages.append(self.get())
+        with suppress(queue.Empty):
+            while True:
+                messages.append(self.get_nowait())
         return messages
 
 
@@ -147,6 +149,8 @@ class Gang:
     def _done(self, reports: list[Report], error: Exception | None) -> None:
         if not self._over.is_set():
             self._reports, self._error = reports, error
+            if error is not None:
+                error.__traceback__ = None  # how labkit came upon it helps nobody; the cause has the rank's own
             if self._echo is not None:
                 self._echo.close()  # every line has come: they travel in order with the reports
             self._over.set()
@@ -188,10 +192,10 @@ def launch(
     name = getattr(fn, "__name__", type(fn).__name__)
     if not callable(fn):
         raise SettingError(f"{fn!r} is not a function: give launch the function, and its arguments after it.")
-    if not timeout > 0:
-        raise SettingError(f"timeout={timeout} is not a number of seconds above zero.")
-    if ranks is not None and ranks < 1:
-        raise SettingError(f"ranks={ranks} is too few: give 1 or more, or none for one per worker.")
+    if not 0 < timeout < math.inf:
+        raise SettingError(f"timeout={timeout} is not a number of seconds above zero: give one, such as 60.")
+    if ranks is not None and not (isinstance(ranks, int) and ranks >= 1):
+        raise SettingError(f"ranks={ranks} is not a number of ranks: give 1 or more, or none for one per worker.")
     workers = lab.workers
     # a worker that has just died is about to be back, and counts
     there = max(len(workers), Switchboard.of(lab.client).expected())

@@ -43,6 +43,7 @@ class Group:
         """Meet the other ranks at `port` of rank 0's worker, who brings the `door` that listens there."""
         import torch
         import torch.distributed as dist
+        import torch.distributed.nn  # its default arguments would keep the group that exists at its first import
 
         size, limit = len(order.workers), timedelta(seconds=order.timeout)
         os.environ |= {
@@ -103,7 +104,7 @@ class Group:
 
     def _free(self, world: list[Any]) -> None:
         world.clear()  # takes gloo 20 ms
-        for generation in range(3):  # DistributedDataParallel holds its group in a reference cycle, mostly a young one
+        for generation in range(3):  # a model in a reference cycle, mostly a young one, holds its group with it
             if self._world() is not None:
                 gc.collect(generation)
 

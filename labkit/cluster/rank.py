@@ -41,6 +41,7 @@ class Rank:
     def __init__(self, order: Order, rank: int, worker: Worker, key: Any) -> None:
         self.order, self.rank, self.worker, self.key = order, rank, worker, key
         self.sent = 0
+        self.telling = threading.Lock()
         self.signals: Mapping[str, Any] = {}
         self.version = 0
         self.stage = "load"
@@ -194,10 +195,11 @@ def tell(message: Mapping[str, Any]) -> None:
     here = _here("tell")
     note = {"gang": here.order.gang, "rank": here.rank, "message": dict(message)}
     try:
-        here.worker.log_event(here.order.topic, note)
+        with here.telling:
+            here.worker.log_event(here.order.topic, note)
+            here.sent += 1
     except TypeError as error:
         raise SettingError(f"tell() sends numbers, strings, bytes, lists and dicts, not this: {message!r}.") from error
-    here.sent += 1
 
 
 def signals() -> Mapping[str, Any]:

@@ -46,6 +46,7 @@ class Switchboard:
         try:
             await asyncio.shield(self._registered)
         except ImportError as error:
+            self._registered = None
             raise GangError(f"the scheduler cannot import labkit ({error}): install the same version there.") from error
 
     def connect(self, gang: str, receive: Callable[[dict[str, Any]], None]) -> None:

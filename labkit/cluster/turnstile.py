@@ -36,6 +36,7 @@ class _Ticket:
     complete: asyncio.Event = field(default_factory=asyncio.Event)
 
     def end(self, reason: str) -> None:
+        """Let nobody start any more, and tell those who wait."""
         self.over = self.over or reason
         self.turn.set()
         self.complete.set()

@@ -54,6 +54,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     session.config.stash[_left] = [f"{it.pid}: {' '.join(it.cmdline())[:200]}" for it in left]
     for process in left:
         process.kill()
+    psutil.wait_procs(left, timeout=PATIENCE)  # killed is not yet gone
     if left:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -95,7 +95,8 @@ class Group:
         transport/tcp/pair.cc, `write` and `signalException`). So connections stay open until both sides have looked.
         """
         held = sockets.connections(self._ports(), self._doors)
-        threading.Thread(target=_fade, args=(held, directions, then), name="labkit-fade").start()
+        # no daemon: one that the end of the process catches inside torch would abort it
+        threading.Thread(target=_fade, args=(held, directions, then), name="labkit-fade", daemon=False).start()
 
     def _abort(self) -> None:
         world = self._world()

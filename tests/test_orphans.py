@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -29,13 +30,23 @@ def _session(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def _ends(pid: int, limit: float = 10.0) -> bool:
+    """Whether a process is gone, or dead and only waits for its parent to notice, within `limit` seconds."""
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def test_a_grandchild_left_behind_fails_the_session_and_is_ended(tmp_path: Path) -> None:
     done = _session(LEAVES_ONE, tmp_path)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
     assert "processes left behind by the tests" in done.stdout
     assert "1 passed" in done.stdout  # the test itself saw nothing
     pid = int(done.stdout.partition("left behind by the tests")[2].split("\n")[1].split(":")[0])
-    assert not psutil.pid_exists(pid)
+    assert _ends(pid)
 
 
 def test_a_session_that_cleans_up_passes(tmp_path: Path) -> None:

@@ -34,7 +34,10 @@ def _ends(pid: int, limit: float = 10.0) -> bool:
     """Whether a process is gone, or dead and only waits for its parent to notice, within `limit` seconds."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
             return True
         time.sleep(0.05)
     return False

@@ -46,7 +46,21 @@ class Preparation(WorkerPlugin):
             # "Interrupt kernel" and Ctrl-C signal the whole process group; they are meant for the cell alone.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         # Importing torch takes more than a second: on the event loop it would stop the worker's heartbeats.
-        threading.Thread(target=_preload, args=(worker.state.nthreads,), name="labkit-preload", daemon=True).start()
+        global _preloading
+        _preloading = threading.Thread(
+            target=_preload, args=(worker.state.nthreads,), name="labkit-preload", daemon=True
+        )
+        _preloading.start()
+
+
+_preloading: threading.Thread | None = None
+_PATIENCE = 60.0  # seconds; an import that takes longer is not waited for
+
+
+def wait_for_torch() -> None:
+    """Return once torch is imported here: a task that imports a part of it meanwhile can abort the worker."""
+    if _preloading is not None:
+        _preloading.join(_PATIENCE)
 
 
 def _preload(threads: int) -> None:

@@ -24,6 +24,7 @@ import dask.config
 from dask.sizeof import sizeof
 from distributed import Client, Future, get_worker
 
+from labkit.cluster.allocator import wait_for_torch
 from labkit.cluster.echo import echo
 from labkit.cluster.machine import size
 from labkit.errors import SettingError
@@ -57,6 +58,7 @@ class Call:
     def __call__(self, item: Any, payload: bytes | None = None) -> Row:
         """Compute fn(item); a failure carries the worker's name."""
         worker = get_worker()
+        wait_for_torch()  # before the function is unpickled, which may import it too
         name = str(worker.name)
         delay = worker.scheduler_delay if abs(worker.scheduler_delay) > _CLOCK_ERROR else 0.0
         try:

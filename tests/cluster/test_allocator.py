@@ -63,3 +63,20 @@ def test_elsewhere_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr("ctypes.CDLL", lambda *_: pytest.fail("no library may be touched"))
     assert keep_memory() is False
+
+
+def test_a_map_straight_after_connecting_may_import_any_part_of_torch() -> None:
+    """The background import of torch is still going on then; importing a part of it beside that aborted workers."""
+    ended = run(
+        """
+        import labkit as lk
+
+        def part(item):
+            import torch.distributed
+            return item + torch.distributed.is_available()
+
+        lab = lk.connect(workers=2)
+        print(lab.map(part, range(4)).result(timeout=60))
+        """
+    )
+    assert ended.stdout.strip() == "[1, 2, 3, 4]", ended.stderr

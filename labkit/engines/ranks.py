@@ -21,7 +21,7 @@ from labkit.engines.experiment import Experiment, require_finite
 from labkit.engines.peer import OnePeer, Peers
 from labkit.engines.stacked import StackedPeers
 from labkit.errors import ExchangeError
-from labkit.exchange import Message
+from labkit.exchange import Mean, Message
 from labkit.exchange.group import Group
 from labkit.tree import Tree
 
@@ -40,7 +40,7 @@ class Part(NamedTuple):
 
 def train_rank(experiment: Experiment, blocks: list[range], ddp: bool) -> list[dict[str, Tensor]]:
     """Train this rank's block of peers and return their models' states."""
-    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    device = torch.device("cuda" if "nccl" in dist.get_backend_config() else "cpu")
     group = Group(tuple(len(block) for block in blocks))
     block = blocks[group.rank]
     peers, batches, algorithm, answer = _local(experiment, block, device, group, ddp)
@@ -114,7 +114,7 @@ class DataParallelPeer(OnePeer):
         # Each peer keeps its own running statistics, as the generator says: buffers are not synchronised.
         self._parallel = DistributedDataParallel(self.model, forward_sync_buffers=False)
         self._group = group
-        self._message = 2 * (group.size - 1) / group.size * tree.nbytes(self.params)
+        self._message = Mean(self.params).bytes(group.size)
 
     def logits(self, inputs: Tensor) -> Tensor:
         out: Tensor = self._parallel(inputs) if self.model.training else self.model(inputs)

@@ -2,36 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, MutableMapping
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from labkit.exchange import Message
+from labkit.tree import Tree
 
 Batch = tuple[Tensor, Tensor]  # inputs [B, …] and targets [B, …]; a stacked peer's have a leading dimension K
 Round = Generator[Message, Any, None]
 
 
 class Peer(Protocol):
-    """One learner, or K of them stacked: every tensor then has a leading dimension K, and the code is the same."""
+    """One learner, or K of them stacked: every tensor then has a leading dimension K, and the code is the same.
+
+    Code that is to serve both counts dimensions from the end: `.mean(-1)`, `cross_entropy` over the last dimension.
+    """
+
+    # -- who it is
+
+    @property
+    def ids(self) -> Tensor:
+        """The peer's number, int64, among all registered ones: of no dimension, or [K]."""
+
+    @property
+    def peers(self) -> int:
+        """How many peers are registered, n."""
+
+    @property
+    def present(self) -> int:
+        """How many of them take part in this round, m ≤ n."""
+
+    @property
+    def examples(self) -> float | Tensor:
+        """How many training examples the peer's shard holds; [K] when stacked."""
+
+    @property
+    def number(self) -> int:
+        """The round under way, counted from 1."""
+
+    @property
+    def seed(self) -> int:
+        """The run's seed: with `number` it seeds random choices that all peers must make alike."""
+
+    # -- what it remembers
 
     @property
     def params(self) -> dict[str, Tensor]:
-        """The trainable parameters by name; assigning copies the new values in."""
+        """The trainable parameters by name; they change under you as the peer steps, assigning copies values in."""
 
     @params.setter
     def params(self, values: dict[str, Tensor]) -> None: ...
 
     @property
-    def examples(self) -> float | Tensor:
-        """How many training examples the peer's shard holds."""
+    def state(self) -> MutableMapping[str, Tree]:
+        """What this peer keeps from round to round; `state.get(name, default)` where nothing was kept yet."""
 
-    def logits(self, inputs: Tensor) -> Tensor:
-        """The model's outputs [B, C]."""
+    @property
+    def shared(self) -> MutableMapping[str, Tree]:
+        """What all peers hold in common, and only exchanged results may change: `shared["params"]` at the start.
+
+        Stacked, its tensors have a leading dimension of one, which broadcasts. What a round writes all others read in
+        the next round; the writer sees it at once.
+        """
+
+    # -- what it computes
+
+    def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
+        """The model's outputs [B, C], with other parameters than its own if they are given."""
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean loss of the batch, differentiable; recorded as the peer's loss of this step."""
+
+    def losses(self, batch: Batch) -> Tensor:
+        """The loss of each example [B], differentiable; their mean is recorded as the peer's loss of this step."""
 
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
         """∇loss by parameter name."""
@@ -42,9 +87,57 @@ class Peer(Protocol):
     def step(self, loss: Tensor) -> None:
         """One step of the peer's optimiser on this loss: `apply(gradients(loss))`."""
 
+    def local(self, batches: Iterator[Batch], every: int, epochs: int | None = None) -> Iterator[Batch]:
+        """The batches of one round's local work: `every` of them, or those of `epochs` passes over the peer's shard.
+
+        Stacked peers whose shards are smaller finish earlier; from then on `step` and `apply` leave them as they are.
+        """
+
+    def local_steps(self, every: int, epochs: int | None = None) -> float | Tensor:
+        """How many batches `local` deals this peer, τ; [K] when stacked."""
+
+    @property
+    def public(self) -> Iterator[Tensor]:
+        """Batches of public inputs [B, …], without labels and the same for every peer (`train(…, public=…)`)."""
+
 
 class Algorithm(Protocol):
-    """A frozen dataclass of settings with one method."""
+    """A frozen dataclass of settings with one method; the functions below read the settings that engines heed."""
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         """One peer's round: compute, yield messages, receive the replies."""
+
+
+# Settings that an algorithm may have as an attribute or field, and what they are where it has none.
+
+
+def every(algorithm: Algorithm) -> int:
+    """Local steps in a round (`every`; 1)."""
+    return int(getattr(algorithm, "every", 1))
+
+
+def participation(algorithm: Algorithm) -> float | None:
+    """The share of the registered peers that take part in each round (`participation`).
+
+    None where peers are not a server's clients. Clients begin each round with a fresh optimiser and keep nothing but
+    `peer.state`, so that their number costs no memory.
+    """
+    share = getattr(algorithm, "participation", None)
+    return None if share is None else float(share)
+
+
+def starts_apart(algorithm: Algorithm) -> bool:
+    """Whether every peer starts from random weights of its own (`starts_apart`; False)."""
+    return bool(getattr(algorithm, "starts_apart", False))
+
+
+def same_batches(algorithm: Algorithm) -> bool:
+    """Whether all peers must see the same batches, because they talk about single examples (`same_batches`; False)."""
+    return bool(getattr(algorithm, "same_batches", False))
+
+
+def check(algorithm: Algorithm, peers: int) -> None:
+    """Let the algorithm refuse a number of peers that take part (`check(peers)`), before anything runs."""
+    refuse = getattr(algorithm, "check", None)
+    if refuse is not None:
+        refuse(peers)

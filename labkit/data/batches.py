@@ -8,22 +8,78 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from labkit.errors import DataError, SettingError
+from labkit.tasks.arguments import whole
+
 Indices = npt.NDArray[np.int64]
 
+_DECK = 1024  # examples shuffled at once for a shard smaller than a batch; part of the order that a seed stands for
 
-def batches(shard: Any, batch_size: int, seed: int, peer: int) -> Iterator[Indices]:
-    """Endless batches [B] of one peer's shard: each epoch is a new permutation, its incomplete last batch dropped.
 
-    The order depends on (seed, peer, epoch) and on nothing else, so every engine deals the same batches.
+def batches(shard: Any, batch_size: int, seed: int, peer: int, start: int = 0) -> Batches:
+    """Endless batches [B] of one peer's shard [n], from batch number `start` on: each epoch is a new permutation.
+
+    An epoch's incomplete last batch is dropped; a shard smaller than a batch goes round and round without a gap, so
+    that its examples are seen equally often. The order depends on (seed, peer) and on nothing else, so every engine
+    deals the same batches, and beginning at `start` costs no more than shuffling one epoch.
+
+    Raises DataError for an empty shard, SettingError for numbers out of range.
 
     >>> dealt = batches([10, 11, 12, 13], 2, seed=0, peer=0)
     >>> sorted([*next(dealt), *next(dealt)])
     [np.int64(10), np.int64(11), np.int64(12), np.int64(13)]
+    >>> dealt.epoch, dealt.per_epoch
+    (1, 2)
+    >>> sorted(next(batches([7, 8], 6, seed=0, peer=0)).tolist())
+    [7, 7, 7, 8, 8, 8]
     """
-    shard = np.asarray(shard, dtype=np.int64)
-    epoch = 0
-    while True:
-        order = np.random.default_rng([seed, peer, epoch]).permutation(shard)
-        for start in range(0, len(order) - batch_size + 1, batch_size):
-            yield order[start : start + batch_size]
-        epoch += 1
+    return Batches(shard, batch_size, seed, peer, start)
+
+
+class Batches(Iterator[Indices]):
+    """An endless stream of batches [B], dealt from one shuffled deck after another.
+
+    `per_epoch` is how many batches one epoch has: n // B, or one where the shard is smaller than a batch.
+    """
+
+    def __init__(self, shard: Any, batch_size: int, seed: int, peer: int, start: int) -> None:
+        self._shard = np.asarray(shard, dtype=np.int64)
+        n = len(self._shard)
+        if not n:
+            raise DataError(
+                f"Peer {peer} has no training examples: take fewer peers, or a split that leaves some to it."
+            )
+        self._batch = whole(batch_size, "batch_size", SettingError)
+        self._dealt = whole(start, "start", SettingError, least=0)
+        self._key = (whole(seed, "seed", SettingError, least=0), whole(peer, "peer", SettingError, least=0))
+        self.per_epoch = max(1, n // self._batch)
+        # Epochs in a deck: one, or of a small shard many, since a generator costs as much as shuffling hundreds; a
+        # deck is never smaller than a batch, so a batch comes from two decks at most.
+        self._epochs = 1 if n >= self._batch else -(-max(self._batch, _DECK) // n)
+        self._size = n * self._epochs if n < self._batch else self.per_epoch * self._batch
+        self._number, self._at = divmod(self._dealt * self._batch, self._size)
+        self._deck = self._shuffled()
+
+    def __next__(self) -> Indices:
+        at = self._at
+        end = at + self._batch
+        self._dealt += 1
+        if end <= self._size:
+            self._at = end
+            return self._deck[at:end]
+        rest = self._deck[at:]  # empty unless the shard is smaller than a batch
+        self._number += 1
+        self._deck = self._shuffled()
+        self._at = end - self._size if len(rest) else self._batch
+        return np.concatenate((rest, self._deck[: self._at]))
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are finished, each of `per_epoch` batches."""
+        return self._dealt // self.per_epoch
+
+    def _shuffled(self) -> Indices:
+        random = np.random.default_rng([*self._key, self._number])
+        if self._epochs == 1:
+            return random.permutation(self._shard)[: self._size]
+        return random.permuted(np.tile(self._shard, (self._epochs, 1)), axis=1).reshape(-1)

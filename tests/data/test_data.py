@@ -1,16 +1,14 @@
-"""Datasets are real, seeded and complete; batches follow from the seed alone."""
+"""Datasets are real, seeded and complete."""
 
 from __future__ import annotations
 
 import pickle
-from itertools import islice
 
-import numpy as np
 import pytest
 import torch
 
 import labkit as lk
-from labkit.data import batches, from_tensors, load
+from labkit.data import from_tensors, load
 from labkit.errors import DataError
 
 
@@ -48,24 +46,6 @@ def test_iid_shards_are_disjoint_complete_and_even(peers):
 def test_the_seed_decides_the_shards():
     first, again, other = (load("digits").shards(4, seed=seed) for seed in (1, 1, 2))
     assert first == again and first != other
-
-
-def test_an_epoch_deals_every_example_once_and_the_next_in_another_order():
-    dealt = batches(range(10, 22), 4, seed=0, peer=0)
-    first, second = (np.concatenate(list(islice(dealt, 3))) for _ in range(2))
-    assert sorted(first) == sorted(second) == list(range(10, 22))
-    assert not np.array_equal(first, second)
-
-
-def test_an_incomplete_last_batch_is_dropped():
-    assert all(len(batch) == 4 for batch in islice(batches(range(10), 4, seed=0, peer=0), 7))
-
-
-def test_peers_and_seeds_have_streams_of_their_own():
-    streams = {
-        (seed, peer): tuple(next(batches(range(100), 50, seed, peer)).tolist()) for seed in (0, 1) for peer in (0, 1)
-    }
-    assert len(set(streams.values())) == 4
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,6 @@
 
 from labkit.exchange.gather import Gather
 from labkit.exchange.mean import Mean
-from labkit.exchange.message import Message
+from labkit.exchange.message import Message, Transfer
 
-__all__ = ["Gather", "Mean", "Message"]
+__all__ = ["Gather", "Mean", "Message", "Transfer"]

@@ -11,13 +11,15 @@ import torch
 from labkit import tree
 from labkit.costs.link import Link
 from labkit.exchange.group import Group
-from labkit.exchange.message import Message
+from labkit.exchange.message import Message, Transfer
 from labkit.tree import Tree
 
 
 @dataclass(frozen=True, eq=False)
 class Gather(Message):
     """(x₁, …, xₙ) to everyone: the reply has a leading dimension n; on the wire a ring all-gather of (n−1) · S bytes.
+
+    In step t of the ring's n−1 peer i hands peer i+1 the value of peer i−t (nccl-tests, doc/PERFORMANCE.md).
 
     >>> import torch
     >>> Gather.lockstep([Gather(torch.tensor(1)), Gather(torch.tensor(2))])[0]
@@ -39,15 +41,16 @@ class Gather(Message):
         return [tree.map(lambda *leaves: torch.stack(leaves), *sent) for _ in sent]
 
     def stacked(self) -> Tree:
-        return tree.map(lambda leaf: leaf.unsqueeze(0).expand(len(leaf), *leaf.shape), self.x)  # [K, K, …]
+        return tree.map(lambda leaf: leaf.unsqueeze(0), self.x)  # [1, n, …]
 
     def collective(self, group: Group) -> Tree:
-        peers = group.blocks[group.rank]
-        gathered = tree.map(lambda leaf: group.all_gather(leaf.contiguous()), self.x)  # [n, …]
-        return tree.map(lambda leaf: leaf.unsqueeze(0).expand(peers, *leaf.shape), gathered)  # [K, n, …]
+        return tree.map(lambda leaf: group.all_gather(leaf).unsqueeze(0), self.x)  # [1, n, …]
 
     def bytes(self, peers: int) -> float:
         return (peers - 1) * tree.nbytes(self.x)
 
     def seconds(self, peers: int, link: Link) -> float:
         return (peers - 1) * link.latency + self.bytes(peers) / link.bandwidth
+
+    def transfers(self, peers: int) -> list[Transfer]:
+        return [Transfer(i, (i + 1) % peers, self.bytes(peers)) for i in range(peers) if peers > 1]

@@ -35,12 +35,12 @@ def test_stacked_mean_equals_lockstep(values, weights):
     each = [None] * 4 if weights is None else weights
     together = None if weights is None else torch.tensor(weights)
     expected = Mean.lockstep([Mean(value, w) for value, w in zip(values, each, strict=True)])
-    torch.testing.assert_close(Mean(stack(values), together).stacked(), stack(expected))
+    torch.testing.assert_close(Mean(stack(values), together).stacked(), stack(expected[:1]))  # the same for all: [1, …]
 
 
 def test_stacked_gather_equals_lockstep(values):
     expected = Gather.lockstep([Gather(value) for value in values])
-    torch.testing.assert_close(Gather(stack(values)).stacked(), stack(expected))
+    torch.testing.assert_close(Gather(stack(values)).stacked(), stack(expected[:1]))  # [1, n, …]
 
 
 def test_mean_of_different_shapes_is_refused_naming_the_parameter():

@@ -1,7 +1,22 @@
 """Data: sources that are there offline, and how they are dealt to peers."""
 
 from labkit.data.batches import batches
-from labkit.data.dataset import IID, Dataset, Sharding
+from labkit.data.dataset import Dataset
+from labkit.data.noise import noisy
+from labkit.data.shards import IID, ByLabel, Dirichlet, Quantity, Replicated, Sharding
 from labkit.data.sources import SOURCES, from_tensors, load
 
-__all__ = ["IID", "SOURCES", "Dataset", "Sharding", "batches", "from_tensors", "load"]
+__all__ = [
+    "IID",
+    "SOURCES",
+    "ByLabel",
+    "Dataset",
+    "Dirichlet",
+    "Quantity",
+    "Replicated",
+    "Sharding",
+    "batches",
+    "from_tensors",
+    "load",
+    "noisy",
+]

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from labkit.errors import DataError
-from labkit.tasks.split import Partition, split
-
-
-class Sharding(Protocol):
-    """A way to deal a dataset's training examples to peers."""
-
-    def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
-        """Disjoint and complete shards of the training examples' indices."""
-
-
-@dataclass(frozen=True)
-class IID:
-    """Shuffle, then cut into shards whose sizes differ by at most one: every peer sees the same distribution."""
-
-    def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
-        return split(len(dataset), parts=peers, how="random", seed=seed)
+from labkit.data.shards import IID, Sharding
+from labkit.errors import DataError, SettingError
+from labkit.tasks.arguments import generator, whole
+from labkit.tasks.split import Partition
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +59,47 @@ class Dataset:
     def shards(self, peers: int, how: Sharding | None = None, seed: int = 0) -> Partition:
         """One shard of training-example indices for each peer; IID unless `how` says otherwise.
 
-        Raises DataError when there are fewer examples than peers.
+        Raises SettingError for `peers` < 1, and DataError when there are too few examples for them.
         """
-        if len(self) < peers:
+        return (how or IID()).deal(self, whole(peers, "peers", SettingError), seed)
+
+    def hold_out(self, share: float, seed: int = 0) -> tuple[Dataset, Dataset]:
+        """Cut the training examples in two, (private, public): the public part holds a seeded `share` of them.
+
+        Both keep the test set. FedMD (arXiv:1910.03581) and FedDF (arXiv:2006.07242) train peers on the private part
+        and let them exchange predictions on the public one.
+
+        Raises SettingError for a share outside 0…1, and DataError where a part would be empty.
+
+        >>> import labkit as lk
+        >>> private, public = lk.data.load("digits").hold_out(0.25)
+        >>> len(private), len(public)
+        (1078, 360)
+        """
+        size = round(fraction(share, "share") * len(self))
+        if not 0 < size < len(self):
             raise DataError(
-                f"{self.name} has {len(self)} training examples, too few for {peers} peers: "
-                f"take at most {len(self)} peers."
+                f"{self.name} has {len(self)} training examples, of which a share of {share} leaves one part empty: "
+                "give a share between 0 and 1."
             )
-        return (how or IID()).deal(self, peers, seed)
+        return _part(self, size, seed, public=False), _part(self, size, seed, public=True)
+
+
+def fraction(value: Any, name: str) -> float:
+    """Return a share between 0 and 1; SettingError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, float | int) or not 0 <= value <= 1:
+        raise SettingError(f"{name}={value!r} is no share: give a number from 0 to 1.")
+    return float(value)
+
+
+def _part(dataset: Dataset, size: int, seed: int, public: bool) -> Dataset:
+    """The public part of `size` examples, or the private rest."""
+    order = generator(seed, SettingError).permutation(len(dataset))
+    mine = torch.from_numpy(order[:size] if public else order[size:])
+    return replace(
+        dataset,
+        name=f"{dataset.name}, {'public' if public else 'private'} part",
+        x=dataset.x[mine],
+        y=dataset.y[mine],
+        source=partial(_part, dataset, size, seed, public) if dataset.source else None,
+    )

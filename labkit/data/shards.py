@@ -1,0 +1,197 @@
+"""Shards: how a dataset's training examples are dealt to peers: evenly, skewed, or all of them to everyone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+from labkit.data.owners import dealt, hands, parts, shares, slots, topped_up
+from labkit.errors import DataError, SettingError
+from labkit.tasks.arguments import Integers, generator, whole
+from labkit.tasks.split import Partition, split
+
+if TYPE_CHECKING:
+    from labkit.data.dataset import Dataset
+
+
+class Sharding(Protocol):
+    """A way to deal a dataset's training examples to peers."""
+
+    common_order: ClassVar[bool]  # whether all peers see the same batches in the same order
+
+    def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
+        """One shard of the training examples' indices for each peer."""
+
+
+@dataclass(frozen=True)
+class IID:
+    """Shuffle, then cut into shards whose sizes differ by at most one: every peer sees the same distribution."""
+
+    common_order: ClassVar[bool] = False
+
+    def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
+        _require_room(dataset, peers)
+        return split(len(dataset), parts=peers, how="random", seed=seed)
+
+
+@dataclass(frozen=True)
+class Dirichlet:
+    """Skewed labels: of each class k, shares p_k ~ Dir(α, …, α) of its examples go to the peers.
+
+    A small α gives a class to few peers, a large one deals it evenly. The distribution over peers is drawn for each
+    class, as in Li et al., arXiv:2102.02079 (label skew); Hsu et al., arXiv:1909.06335, draw one over classes for each
+    peer. Whoever ends with fewer than `least` examples is topped up from the largest shards.
+
+    Raises SettingError for α ≤ 0 or `least` < 1.
+
+    >>> import labkit as lk
+    >>> shards = lk.data.load("digits").shards(100, lk.data.Dirichlet(0.1, least=8), seed=1)
+    >>> shards.check(), min(shards.sizes)
+    (every item has exactly one owner, 8)
+    """
+
+    alpha: float
+    least: int = 1
+    common_order: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _require_alpha(self.alpha)
+        whole(self.least, "least", SettingError)
+
+    def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
+        _require_room(dataset, peers, self.least)
+        random = generator(seed, SettingError)
+        owner = np.empty(len(dataset), dtype=np.int64)
+        for members in _classes(dataset, self):
+            owner[random.permutation(members)] = dealt(len(members), shares(self.alpha, peers, random))
+        owner = topped_up(owner, peers, self.least, random)
+        return Partition(range(len(dataset)), parts(owner, peers), repr(self))
+
+
+@dataclass(frozen=True)
+class ByLabel:
+    """Pathological skew: every peer holds examples of exactly `labels` classes.
+
+    After McMahan et al., arXiv:1602.05629, §3, who sort by label and give each peer two of 2·n runs; here runs never
+    cross from one class into the next, a class has about as many owners as its size asks for, and they share it evenly.
+
+    Raises SettingError for `labels` < 1; dealing raises DataError where classes, peers and labels do not fit.
+
+    >>> import labkit as lk
+    >>> digits = lk.data.load("digits")
+    >>> [len(digits.y[mine].unique()) for mine in digits.shards(5, lk.data.ByLabel(2)).indices]
+    [2, 2, 2, 2, 2]
+    """
+
+    labels: int = 2
+    common_order: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        whole(self.labels, "labels", SettingError)
+
+    def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
+        classes = _classes(dataset, self)
+        sizes = np.array([len(members) for members in classes])
+        self._require_fit(dataset.name, sizes, peers)
+        random = generator(seed, SettingError)
+        owner = np.empty(len(dataset), dtype=np.int64)
+        holders = hands(slots(sizes, peers * self.labels, peers), peers, random)
+        for members, mine in zip(classes, holders, strict=True):
+            owner[random.permutation(members)] = mine[np.arange(len(members)) * len(mine) // len(members)]
+        return Partition(range(len(dataset)), parts(owner, peers), repr(self))
+
+    def _require_fit(self, name: str, sizes: Integers, peers: int) -> None:
+        classes, wanted = len(sizes), peers * self.labels
+        if self.labels > classes:
+            raise DataError(
+                f"{self} asks for more classes than the {classes} of {name}: take labels={classes} or less."
+            )
+        if wanted < classes:
+            raise DataError(
+                f"{peers} peers with {self.labels} classes each cannot hold the {classes} classes of {name}: take at "
+                f"least {math.ceil(classes / self.labels)} peers, or labels={math.ceil(classes / peers)}."
+            )
+        room = int(np.minimum(sizes, peers).sum())  # an owner of a class needs an example of it
+        if wanted > room:
+            raise DataError(
+                f"{name} has too few examples of its classes for {peers} peers with {self.labels} classes each: take "
+                "fewer peers or fewer labels."
+            )
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Skewed sizes: shares q ~ Dir(α, …, α) of the shuffled examples go to the peers, their labels as in IID.
+
+    Li et al., arXiv:2102.02079 (quantity skew). Whoever ends with fewer than `least` examples is topped up from the
+    largest shards.
+
+    Raises SettingError for α ≤ 0 or `least` < 1.
+
+    >>> import labkit as lk
+    >>> sizes = lk.data.load("digits").shards(4, lk.data.Quantity(0.5)).sizes
+    >>> sum(sizes), max(sizes) > 2 * min(sizes)
+    (1438, True)
+    """
+
+    alpha: float
+    least: int = 1
+    common_order: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _require_alpha(self.alpha)
+        whole(self.least, "least", SettingError)
+
+    def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
+        _require_room(dataset, peers, self.least)
+        random = generator(seed, SettingError)
+        owner = np.empty(len(dataset), dtype=np.int64)
+        owner[random.permutation(len(dataset))] = dealt(len(dataset), shares(self.alpha, peers, random))
+        owner = topped_up(owner, peers, self.least, random)
+        return Partition(range(len(dataset)), parts(owner, peers), repr(self))
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """Every peer holds all examples and sees them in the same order, as mutual learning and co-teaching need it.
+
+    The shards are one array, however many peers hold it, and no partition: every item has all peers as owners.
+    """
+
+    common_order: ClassVar[bool] = True
+
+    def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
+        everything = np.arange(len(dataset), dtype=np.int64)
+        everything.flags.writeable = False  # it is everybody's
+        return Partition(range(len(dataset)), (everything,) * peers, repr(self))
+
+
+def _classes(dataset: Dataset, how: Sharding) -> list[Integers]:
+    """The examples of each class that occurs."""
+    labels = dataset.y.cpu().numpy()
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{how} deals by class, but the targets of {dataset.name} are not one class number for each example: "
+            "take IID() or Quantity(alpha)."
+        )
+    _, counts = np.unique(labels, return_counts=True)
+    return np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+
+
+def _require_alpha(alpha: Any) -> None:
+    if isinstance(alpha, bool) or not isinstance(alpha, float | int) or not (math.isfinite(alpha) and alpha > 0):
+        raise SettingError(f"alpha={alpha!r} is no concentration: give a finite number above zero.")
+
+
+def _require_room(dataset: Dataset, peers: int, least: int = 1) -> None:
+    n = len(dataset)
+    if n < peers:
+        raise DataError(f"{dataset.name} has {n} training examples, too few for {peers} peers: take at most {n} peers.")
+    if n < peers * least:
+        raise DataError(
+            f"{dataset.name} has {n} training examples, too few to give each of {peers} peers {least}: take "
+            f"least={n // peers} or less, or fewer peers."
+        )

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
+
+from labkit import tree
+from labkit.errors import ExchangeError
+from labkit.exchange.collectives import FORMS, Move, Program
+from labkit.tree import T
+
+Rows = Sequence[int] | NDArray[np.int64]
 
 
 @dataclass
 class Group:
     """The default process group, and the bytes that this rank sent through it.
 
-    `blocks[r]` is the number of peers that rank r holds. The ledger counts the tensors really handed to each
-    collective, each by what the collective's ring form sends for it (nccl-tests, doc/PERFORMANCE.md).
+    `blocks[r]` is the number of peers that rank r holds, which may be none. The ledger counts the tensors really handed
+    to torch: a collective's by what its ring form sends for them (nccl-tests, doc/PERFORMANCE.md), others as they are.
+    Raises ExchangeError where there is no process group any more; a rank that dies breaks the others' calls, and who
+    launched them knows which it was.
     """
 
     blocks: tuple[int, ...]
@@ -22,28 +34,115 @@ class Group:
 
     @property
     def rank(self) -> int:
+        _require_alive()
         return dist.get_rank()
 
     @property
     def size(self) -> int:
+        _require_alive()
         return dist.get_world_size()
 
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Sum `tensor` over the ranks, in place: a ring sends 2(n−1)/n · S bytes."""
-        dist.all_reduce(tensor)
-        self.sent += 2 * (self.size - 1) / self.size * _nbytes(tensor)
+    def bounds(self, rank: int) -> tuple[int, int]:
+        """The first of a rank's rows among all ranks' rows, and the first that is no longer its own."""
+        first = sum(self.blocks[:rank])
+        return first, first + self.blocks[rank]
+
+    def all_reduce(self, tensor: Tensor, how: str | Program = "native") -> Tensor:
+        """Sum `tensor` over the ranks, in place: torch's ring sends 2(n−1)/n · S bytes.
+
+        `how` may also be one of the forms "naive", "ring" and "tree", or a program like them for vectors [P].
+        """
+        size = self.size
+        if how == "native":
+            dist.all_reduce(tensor)
+            self.sent += 2 * (size - 1) / size * tree.nbytes(tensor)
+        else:
+            self._run(FORMS[how].program if isinstance(how, str) else how, tensor)
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """All ranks' blocks [K_r, …] joined to [ΣK_r, …]: a ring sends what n−1 ranks hold, (n−1) · S bytes."""
-        widest = max(self.blocks)
-        padded = tensor.new_zeros(widest, *tensor.shape[1:])
-        padded[: len(tensor)] = tensor
+        """All ranks' blocks [K_r, …] joined to [ΣK_r, …]: a ring sends what n−1 ranks hold, (n−1) · S bytes.
+
+        torch gathers blocks of one size only, so smaller ones are sent with rows of zeros.
+        """
+        size, widest = self.size, max(self.blocks)
+        padded = tensor.contiguous()
+        if len(tensor) < widest:
+            padded = tensor.new_zeros(widest, *tensor.shape[1:])
+            padded[: len(tensor)] = tensor
         received = [torch.empty_like(padded) for _ in self.blocks]
         dist.all_gather(received, padded)
-        self.sent += (self.size - 1) * _nbytes(padded)
+        self.sent += (size - 1) * tree.nbytes(padded)
         return torch.cat([block[:peers] for block, peers in zip(received, self.blocks, strict=True)])
 
+    def fetch(self, rows: T, wanted: Sequence[Rows]) -> T:
+        """The rows `wanted[this rank]`, by their numbers among all ranks' rows, from the ranks that hold them.
 
-def _nbytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+        `rows` are this rank's [K_r, …], of any dtype. All ranks know what all want; each row goes once to each rank
+        that wants it, and ranks that want nothing of each other do not talk.
+        """
+        me, first = self.rank, self.bounds(self.rank)[0]
+        needed, at = np.unique(np.asarray(wanted[me], dtype=np.int64), return_inverse=True)
+        out = tree.map(lambda leaf: leaf.new_empty(len(needed), *leaf.shape[1:]), rows)
+        operations = []
+        for rank in range(self.size):
+            asked = np.unique(np.asarray(wanted[rank], dtype=np.int64))
+            asked = asked[self._held(asked, me)] - first  # of mine
+            place = self._held(needed, rank)
+            for tag, (leaf, target) in enumerate(zip(tree.leaves(rows), tree.leaves(out), strict=True)):
+                parcel = leaf[_index(asked, leaf)]
+                if rank == me:
+                    target[place] = parcel
+                    continue
+                if len(asked):
+                    operations.append(dist.P2POp(dist.isend, parcel, rank, tag=tag))
+                    self.sent += tree.nbytes(parcel)
+                if place.stop > place.start:
+                    operations.append(dist.P2POp(dist.irecv, target[place], rank, tag=tag))
+        _wait(operations)
+        return tree.map(lambda leaf: leaf[_index(at, leaf)], out)
+
+    def exchange(self, move: Move) -> Tensor | None:
+        """Make one move of a program, and return what came."""
+        operations = []
+        if move.send is not None and move.to is not None and move.send.numel():
+            operations.append(dist.P2POp(dist.isend, move.send.contiguous(), move.to))
+            self.sent += tree.nbytes(move.send)
+        received = None
+        if move.like is not None and move.source is not None:
+            received = torch.empty_like(move.like)
+            if received.numel():
+                operations.append(dist.P2POp(dist.irecv, received, move.source))
+        _wait(operations)
+        return received
+
+    def _run(self, program: Program, vector: Tensor) -> None:
+        steps, reply = program(self.rank, self.size, vector), None
+        while True:
+            try:
+                move = steps.send(reply)
+            except StopIteration:
+                return
+            reply = self.exchange(move)
+
+    def _held(self, numbers: NDArray[np.int64], rank: int) -> slice:
+        """Which stretch of ascending row numbers a rank holds."""
+        low, high = np.searchsorted(numbers, self.bounds(rank)).tolist()
+        return slice(low, high)
+
+
+def _require_alive() -> None:
+    if not dist.is_initialized():
+        raise ExchangeError(
+            "The ranks' process group is gone, so nothing can be exchanged: leave destroy_process_group to labkit, and "
+            "start the run or lab.launch again."
+        )
+
+
+def _index(rows: NDArray[np.int64], like: Tensor) -> Tensor:
+    return torch.from_numpy(rows).to(like.device)
+
+
+def _wait(operations: list[dist.P2POp]) -> None:
+    for work in dist.batch_isend_irecv(operations) if operations else ():
+        work.wait()

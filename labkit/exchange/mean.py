@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import ClassVar, cast
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from labkit import tree
 from labkit.costs.link import Link
 from labkit.errors import ExchangeError
+from labkit.exchange.collectives import form
 from labkit.exchange.group import Group
 from labkit.exchange.message import Message, Transfer
 from labkit.tree import Tree
@@ -19,10 +21,12 @@ from labkit.tree import Tree
 
 @dataclass(frozen=True, eq=False)
 class Mean(Message):
-    """x̄ = Σⱼ wⱼ xⱼ / Σⱼ wⱼ, on the wire as a ring all-reduce.
+    """x̄ = Σⱼ wⱼ xⱼ / Σⱼ wⱼ, on the wire as an all-reduce: torch's own ("native") or "naive", "ring", "tree".
 
-    A ring sends 2(n−1) messages of S/n bytes from each of n peers, which is optimal in bytes
-    (Patarasuk & Yuan 2009, doi:10.1016/j.jpdc.2008.09.002).
+    All forms send 2(n−1) · S bytes in all, which is optimal (Patarasuk & Yuan 2009, doi:10.1016/j.jpdc.2008.09.002);
+    they differ in how many of them pass one link, see `labkit.exchange.collectives`. `start` is the point that all
+    peers set out from, where x are parameters: it is not sent, and for wrappers that act on the change since then.
+    Raises SettingError for another form, ExchangeError for weights that add up to nothing.
 
     >>> import torch
     >>> Mean.lockstep([Mean(torch.tensor([0.0])), Mean(torch.tensor([4.0]), weight=3)])
@@ -34,7 +38,11 @@ class Mean(Message):
 
     x: Tree
     weight: float | Tensor | None = None
-    start: Tree | None = None  # the point that all peers set out from
+    form: str = "native"
+    start: Tree | None = None
+
+    def __post_init__(self) -> None:
+        form(self.form)
 
     @property
     def value(self) -> Tree:
@@ -51,37 +59,60 @@ class Mean(Message):
         return [tree.map(torch.clone, mean) for _ in sent]
 
     def stacked(self) -> Tree:
-        total, weight = self._weighted_sum()
-        return self._divided(total, float(weight))
+        if self.weight is None:
+            return tree.map(lambda leaf: _real(leaf).mean(0, keepdim=True), self.x)  # [1, …]
+        weight = self._weights()
+        share = weight / _require_positive(float(weight.sum()))
+        return tree.map(lambda leaf: _weighted_sum(share, leaf).unsqueeze(0), self.x)
 
     def collective(self, group: Group) -> Tree:
-        total, weight = self._weighted_sum()
         if self.weight is None:
-            return self._divided(group.all_reduce(total), sum(group.blocks))
-        sums = group.all_reduce(torch.cat([total, weight.reshape(1)]))  # weights travel with what they weigh
-        return self._divided(sums[:-1], float(sums[-1]))
+            mean = tree.flatten(tree.map(lambda leaf: _real(leaf).sum(0), self.x))  # [P]
+            mean = group.all_reduce(mean, self.form) / sum(group.blocks)
+        else:
+            weight = self._weights()
+            total = tree.flatten(tree.map(lambda leaf: _weighted_sum(weight, leaf), self.x))
+            sums = torch.cat([total, weight.sum().to(total).reshape(1)])  # weights travel with what they weigh
+            sums = group.all_reduce(sums, self.form)
+            mean = sums[:-1] / _require_positive(float(sums[-1]))
+        parts = tree.unflatten(mean.unsqueeze(0), self.x, lead=1)  # [1, …]
+        return tree.map(lambda part, leaf: part.to(_real_dtype(leaf)), parts, self.x)
 
-    def _weighted_sum(self) -> tuple[Tensor, Tensor]:
-        """Σ wₖ xₖ over the K stacked peers as one vector [P], and Σ wₖ."""
-        flat = tree.flatten(self.x, lead=1)  # [K, P]
-        if self.weight is None:
-            return flat.sum(0), torch.tensor(float(len(flat)))
-        weight = torch.as_tensor(self.weight).to(flat).expand(len(flat))
-        return weight @ flat, weight.sum()
-
-    def _divided(self, total: Tensor, weight: float) -> Tree:
-        mean = total / _require_positive(weight)
-        return tree.unflatten(mean.unsqueeze(0), self.x, lead=1)  # [1, …]
+    def _weights(self) -> Tensor:
+        first = tree.leaves(self.x)[0]
+        return torch.as_tensor(self.weight).to(first.device, _real_dtype(first)).expand(len(first))  # [K]
 
     def bytes(self, peers: int) -> float:
-        weight = 0 if self.weight is None else tree.leaves(self.x)[0].element_size()
-        return 2 * (peers - 1) / peers * (tree.nbytes(self.x) + weight)
+        numbers, itemsize = self._vector()
+        return 2 * (peers - 1) / peers * numbers * itemsize
 
     def seconds(self, peers: int, link: Link) -> float:
-        return 2 * (peers - 1) * link.latency + self.bytes(peers) / link.bandwidth
+        numbers, itemsize = self._vector()
+        return form(self.form).seconds(peers, numbers * itemsize, link)
 
     def transfers(self, peers: int) -> list[Transfer]:
-        return [Transfer(i, (i + 1) % peers, self.bytes(peers)) for i in range(peers) if peers > 1]
+        numbers, itemsize = self._vector()
+        traffic = form(self.form).traffic(peers, numbers)
+        return [Transfer(source, target, count * itemsize) for (source, target), count in traffic.items()]
+
+    def _vector(self) -> tuple[int, int]:
+        """How many numbers the vector has that travels, and the bytes of each."""
+        dtype = reduce(torch.promote_types, map(_real_dtype, tree.leaves(self.x)))
+        return tree.size(self.x) + (self.weight is not None), dtype.itemsize
+
+
+def _real_dtype(leaf: Tensor) -> torch.dtype:
+    return leaf.dtype if leaf.is_floating_point() else torch.get_default_dtype()
+
+
+def _real(leaf: Tensor) -> Tensor:
+    return leaf.to(_real_dtype(leaf))
+
+
+def _weighted_sum(weight: Tensor, leaf: Tensor) -> Tensor:
+    """Σₖ wₖ xₖ over the first dimension, as one product of a vector and a matrix."""
+    flat = _real(leaf).flatten(1) if leaf.dim() > 1 else _real(leaf)
+    return (weight.to(flat) @ flat).view(leaf.shape[1:])
 
 
 def _require_positive(total: float) -> float:

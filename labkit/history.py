@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -14,7 +15,8 @@ from labkit.panel import Picture
 class Row:
     """One round: each peer's mean training loss, its test accuracy where it was evaluated, and what it cost so far.
 
-    `bytes` is what one peer has sent since the start, `seconds` the time since the start.
+    `bytes` is what one peer has sent since the start, on average, `seconds` the time since the start. `peers` are the
+    numbers of those whose losses these are, where not all took part. There is one accuracy where all have one model.
     """
 
     round: int
@@ -22,6 +24,7 @@ class Row:
     accuracies: tuple[float, ...] | None
     bytes: float
     seconds: float
+    peers: tuple[int, ...] | None = None
 
     @property
     def loss(self) -> float:
@@ -36,8 +39,10 @@ class Row:
 
 @dataclass
 class History:
-    """The rows of a run as they came in, and at its end the trained models, one per peer.
+    """The rows of a run as they came in, and at its end the trained models: one per peer, or the server's only one.
 
+    `timeline` is a Timeline of the peers' work between messages where one was kept: predicted by the virtual clock, or
+    measured on real workers.
     `clock` says whose seconds these are ("wall", measured; or "virtual", computed from link and speeds), `ledger`
     whether the bytes were counted on the wire ("measured") or by the messages' formula ("formula").
     """
@@ -48,7 +53,8 @@ class History:
     clock: str = "wall"
     ledger: str = "formula"
     rows: list[Row] = field(default_factory=list)
-    models: list[Any] = field(default_factory=list, repr=False)
+    models: Sequence[Any] = field(default_factory=list, repr=False)
+    timeline: Any = field(default=None, repr=False)
     stopped: bool = False
 
     @property
@@ -70,6 +76,8 @@ class History:
     def curve(self, what: str) -> tuple[list[int], list[tuple[float, ...]]]:
         """Rounds, and each peer's "losses" or "accuracies" in them, where they were measured."""
         known = [(row.round, getattr(row, what)) for row in self.rows]
+        if any(row.peers is not None for row in self.rows):  # others in every round: only their mean is a line
+            known = [(at, values if values is None else (fmean(values),)) for at, values in known]
         return [at for at, values in known if values is not None], [v for _, v in known if v is not None]
 
     def plot(self) -> Picture:

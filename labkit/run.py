@@ -25,7 +25,7 @@ class Run:
     """
 
     def __init__(self, engine: Engine, experiment: Experiment) -> None:
-        algorithm = type(experiment.algorithm).__name__
+        algorithm = ", ".join(dict.fromkeys(type(it).__name__ for it in experiment.algorithms))
         self.history = History(algorithm, engine.name, experiment.peers, engine.clock, engine.ledger)
         self.rounds = experiment.rounds
         self._engine, self._experiment = engine, experiment
@@ -93,8 +93,8 @@ class Run:
 
     def _train(self) -> None:
         try:
-            models = self._engine.run(self._experiment, self._report, self._control)
-            self.history.models.extend(models)
+            outcome = self._engine.run(self._experiment, self._report, self._control)
+            self.history.models, self.history.timeline = outcome.models, outcome.timeline
             self.history.stopped = len(self.history.rows) < self.rounds
         except Exception as error:  # noqa: BLE001  kept for result(), which raises it in the user's cell
             self._error = error

@@ -39,7 +39,8 @@ def batches(shard: Any, batch_size: int, seed: int, peer: int, start: int = 0) -
 class Batches(Iterator[Indices]):
     """An endless stream of batches [B], dealt from one shuffled deck after another.
 
-    `per_epoch` is how many batches one epoch has: n // B, or one where the shard is smaller than a batch.
+    `per_epoch` is how many batches one epoch has: n // B, or one where the shard is smaller than a batch; `dealt` is
+    how many batches were dealt, the first `start` included.
     """
 
     def __init__(self, shard: Any, batch_size: int, seed: int, peer: int, start: int) -> None:
@@ -50,20 +51,20 @@ class Batches(Iterator[Indices]):
                 f"Peer {peer} has no training examples: take fewer peers, or a split that leaves some to it."
             )
         self._batch = whole(batch_size, "batch_size", SettingError)
-        self._dealt = whole(start, "start", SettingError, least=0)
+        self.dealt = whole(start, "start", SettingError, least=0)
         self._key = (whole(seed, "seed", SettingError, least=0), whole(peer, "peer", SettingError, least=0))
         self.per_epoch = max(1, n // self._batch)
         # Epochs in a deck: one, or of a small shard many, since a generator costs as much as shuffling hundreds; a
         # deck is never smaller than a batch, so a batch comes from two decks at most.
         self._epochs = 1 if n >= self._batch else -(-max(self._batch, _DECK) // n)
         self._size = n * self._epochs if n < self._batch else self.per_epoch * self._batch
-        self._number, self._at = divmod(self._dealt * self._batch, self._size)
+        self._number, self._at = divmod(self.dealt * self._batch, self._size)
         self._deck = self._shuffled()
 
     def __next__(self) -> Indices:
         at = self._at
         end = at + self._batch
-        self._dealt += 1
+        self.dealt += 1
         if end <= self._size:
             self._at = end
             return self._deck[at:end]
@@ -76,7 +77,7 @@ class Batches(Iterator[Indices]):
     @property
     def epoch(self) -> int:
         """How many epochs are finished, each of `per_epoch` batches."""
-        return self._dealt // self.per_epoch
+        return self.dealt // self.per_epoch
 
     def _shuffled(self) -> Indices:
         random = np.random.default_rng([*self._key, self._number])

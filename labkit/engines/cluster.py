@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from labkit.cluster.gang import Gang, launch
 from labkit.cluster.lab import Lab
 from labkit.engines.control import Control, Wish
-from labkit.engines.experiment import Experiment
+from labkit.engines.experiment import Experiment, Outcome
 from labkit.engines.peer import trained
-from labkit.engines.ranks import Part, train_rank
+from labkit.engines.ranks import Part, Result, train_rank
 from labkit.errors import GangError, LabkitError, SettingError, Stopped
 from labkit.history import Row
 from labkit.tasks.split import split
+from labkit.tasks.sync import BSP, Timeline
 
 _POLL = 0.05  # seconds between two looks at the gang
 _PATIENCE = 5.0  # seconds a round may take to heed Stop before its group is closed under it
@@ -37,19 +40,19 @@ class Cluster:
     clock = "wall"
     ledger = "measured"
 
-    def run(self, experiment: Experiment, report: Callable[[Row], None], control: Control) -> list[nn.Module]:
+    def run(self, experiment: Experiment, report: Callable[[Row], None], control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
         ranks = min(experiment.peers, len(self.lab.workers))
         if ranks == 0:
             raise SettingError("The cluster has no workers: start some, for example with lk.connect(workers=2).")
         blocks = [range(block[0], block[-1] + 1) for block in split(experiment.peers, parts=ranks).indices]
         gang = launch(self.lab, train_rank, experiment, blocks, self.ddp, ranks=ranks, timeout=self.timeout)
-        rows = _Rows(ranks, experiment.peers)
+        rows = _Rows(ranks, experiment.peers, hasattr(experiment.algorithm, "predict"))
         try:
             _watch(gang, rows, report, control)
-            states = gang.result()
+            results = gang.result()
         except Stopped:
-            return []  # the group was closed under a round that would not end: no model is whole
+            return Outcome()  # the group was closed under a round that would not end: no model is whole
         except GangError as error:
             if isinstance(error.__cause__, LabkitError):
                 raise error.__cause__ from None
@@ -57,7 +60,7 @@ class Cluster:
         finally:
             for row in rows.complete(gang.events.drain()):
                 report(row)
-        return [_model(experiment, state) for states_of_rank in states for state in states_of_rank]
+        return _outcome(experiment, blocks, results)
 
 
 def _watch(gang: Gang, rows: _Rows, report: Callable[[Row], None], control: Control) -> None:
@@ -79,6 +82,7 @@ class _Rows:
 
     ranks: int
     peers: int
+    together: bool  # whether the peers are tested as one
     _parts: dict[int, dict[int, Part]] = field(default_factory=dict)
 
     def complete(self, events: list[dict[str, Any]]) -> list[Row]:
@@ -91,16 +95,32 @@ class _Rows:
 
     def _row(self, parts: list[Part]) -> Row:
         tested = parts[0].accuracies is not None
+        shares = tuple(share for part in parts for share in part.accuracies or ())
         return Row(
             parts[0].round,
             tuple(loss for part in parts for loss in part.losses),
-            tuple(share for part in parts for share in part.accuracies or ()) if tested else None,
+            (shares[:1] if self.together else shares) if tested else None,
             sum(part.sent for part in parts) / self.peers,
             max(part.seconds for part in parts),
+            None if parts[0].peers is None else tuple(peer for part in parts for peer in part.peers or ()),
         )
 
 
-def _model(experiment: Experiment, state: dict[str, Any]) -> nn.Module:
-    model = experiment.fresh_model()
-    model.load_state_dict(state)
+def _outcome(experiment: Experiment, blocks: list[range], results: list[Result]) -> Outcome:
+    states = [state for result in results for state in result.states]
+    return Outcome(experiment.models_of(partial(_model, experiment, states)), _timeline(experiment, blocks, results))
+
+
+def _model(experiment: Experiment, states: list[dict[str, Any]], peer: int) -> nn.Module:
+    model = experiment.fresh_model(peer)
+    model.load_state_dict(states[0 if experiment.served else peer])
     return trained(model)
+
+
+def _timeline(experiment: Experiment, blocks: list[range], results: list[Result]) -> Timeline | None:
+    """When each peer worked, from message to message; the peers of one worker work together."""
+    each = [np.array(result.stretches).reshape(-1, 2) for result in results]
+    if experiment.present < experiment.peers or not len(each[0]) or any(len(it) != len(each[0]) for it in each):
+        return None
+    rows = np.repeat(np.stack(each), [len(block) for block in blocks], axis=0)  # [n, stretches, 2]
+    return Timeline.measured(rows[..., 0], rows[..., 1], BSP())

@@ -1,34 +1,33 @@
-"""Drive: step a round's generator from message to message."""
+"""Drive: step the generators of a round from message to message."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
-from labkit.algorithms.base import Round
 from labkit.errors import ExchangeError
 from labkit.exchange import Message
 from labkit.tree import Tree
 
 
-def drive(round: Round, answer: Callable[[Message], Tree]) -> None:
-    """Run one generator to its end, replying to each message it yields."""
-    reply: Tree | None = None
-    while True:
-        try:
-            message = round.send(reply)
-        except StopIteration:
-            return
-        reply = answer(message)
+Talk = Generator[Message, Any, Any]  # a peer's round, or its part in a prediction
 
 
-def drive_together(rounds: Sequence[Round]) -> Iterator[list[Message]]:
-    """Run all peers' generators from barrier to barrier, handing out the messages met at each.
+def together(talks: Sequence[Talk]) -> Generator[list[Message], Sequence[Tree], list[Any]]:
+    """Run all generators from barrier to barrier: yields the messages met at each, is sent the replies to them.
 
-    Raises ExchangeError when the peers do not all yield the same kind of message, or not all stop together.
+    Returns what the generators return. Raises ExchangeError when they do not all yield the same kind of message, or not all stop together.
     """
-    replies: list[Tree | None] = [None] * len(rounds)
+    replies: Sequence[Tree | None] = [None] * len(talks)
+    returned: list[Any] = [None] * len(talks)
     while True:
-        met = [_advance(round, reply) for round, reply in zip(rounds, replies, strict=True)]
+        met: list[Message | None] = []
+        for k, (talk, reply) in enumerate(zip(talks, replies, strict=True)):
+            try:
+                met.append(talk.send(reply))
+            except StopIteration as end:
+                met.append(None)
+                returned[k] = end.value
         kinds = {"nothing" if message is None else type(message).__name__ for message in met}
         if len(kinds) > 1:
             raise ExchangeError(
@@ -37,13 +36,18 @@ def drive_together(rounds: Sequence[Round]) -> Iterator[list[Message]]:
             )
         messages = [message for message in met if message is not None]
         if not messages:
-            return
-        yield messages
-        replies = list(type(messages[0]).lockstep(messages))
+            return returned
+        replies = yield messages
 
 
-def _advance(round: Round, reply: Tree | None) -> Message | None:
-    try:
-        return round.send(reply)
-    except StopIteration:
-        return None
+def conduct(talks: Sequence[Talk], answer: Callable[[list[Message]], Sequence[Tree]]) -> list[Any]:
+    """Run all generators to their ends, answering the messages met at each barrier; what they return."""
+    barriers = together(talks)
+    replies: Sequence[Tree] | None = None
+    while True:
+        try:
+            messages = next(barriers) if replies is None else barriers.send(replies)
+        except StopIteration as end:
+            returned: list[Any] = end.value
+            return returned
+        replies = answer(messages)

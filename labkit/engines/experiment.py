@@ -3,73 +3,172 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from labkit.algorithms.base import Algorithm
+from labkit.algorithms.base import Algorithm, participation
 from labkit.data import Dataset, batches
-from labkit.data.batches import Indices
+from labkit.data.batches import Batches, Indices
 from labkit.engines.control import Control
-from labkit.errors import DivergenceError
+from labkit.errors import DataError, DivergenceError
 from labkit.history import Row
 
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 Loss = Callable[[Tensor, Tensor], Tensor]
+T = TypeVar("T")
+_PUBLIC = 1 << 40  # the public examples' stream, as if it were the one of a peer that nobody is
+_ELECTION = 1 << 41  # the choice of those who take part
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is trained on what by which algorithm; equal experiments give equal results on every engine."""
+    """What is trained on what by which algorithms; equal experiments give equal results on every engine.
 
-    model: nn.Module
+    `models` are the modules to start from, `algorithms` and `optimizers` what peers follow: one for all, or one each.
+    `kinds` numbers the peers' architectures (empty when all have the same): peers of one kind can be stacked.
+    """
+
+    models: tuple[nn.Module, ...]
     dataset: Dataset
-    algorithm: Algorithm
-    shards: tuple[Indices, ...]  # each peer's training examples
+    algorithms: tuple[Algorithm, ...]
+    shards: Sequence[Indices]  # each peer's training examples
     rounds: int
     batch_size: int
     seed: int
-    optimizer: OptimizerFactory
+    optimizers: tuple[OptimizerFactory, ...]
     loss: Loss
     evaluate_every: int
+    kinds: tuple[int, ...] = ()
+    common_order: bool = False  # everyone sees the same examples in the same order
+    public: Tensor | None = None  # inputs [N, …] that everyone may see, without labels
 
     @property
     def peers(self) -> int:
         return len(self.shards)
 
-    def fresh_model(self) -> nn.Module:
-        """A copy of the model as it stands before the first round."""
-        return copy.deepcopy(self.model)
+    @property
+    def algorithm(self) -> Algorithm:
+        """The first peer's algorithm, whose settings hold for the run: who takes part, how it is evaluated."""
+        return self.algorithms[0]
+
+    def algorithm_of(self, peer: int) -> Algorithm:
+        return _own(self.algorithms, peer)
+
+    def optimizer_of(self, peer: int) -> OptimizerFactory:
+        return _own(self.optimizers, peer)
+
+    def model_of(self, peer: int) -> nn.Module:
+        """The module that peer `peer` starts from; not to be trained itself."""
+        return _own(self.models, peer)
+
+    def fresh_model(self, peer: int = 0) -> nn.Module:
+        """A copy of the peer's model as it stands before the first round."""
+        return copy.deepcopy(self.model_of(peer))
+
+    @property
+    def alike(self) -> bool:
+        """Whether all peers have the same parameters before the first round."""
+        return len(self.models) == 1
+
+    def kind(self, peer: int) -> tuple[int, int, int]:
+        """Peers of one kind can be stacked: they have the same architecture, algorithm and optimiser."""
+        return (
+            self.kinds[peer] if self.kinds else 0,
+            _first(self.algorithms, peer),
+            _first(self.optimizers, peer),
+        )
+
+    # -- who takes part
+
+    @property
+    def served(self) -> bool:
+        """Whether a server holds the model and peers are its clients, made anew for every round they take part in."""
+        return participation(self.algorithm) is not None
+
+    @property
+    def present(self) -> int:
+        """How many peers take part in each round."""
+        return max(1, round((participation(self.algorithm) or 1.0) * self.peers))
+
+    def participants(self, round: int) -> Sequence[int]:
+        """The peers that take part in this round, ascending: a sample without replacement that the seed decides."""
+        if self.present == self.peers:
+            return range(self.peers)
+        random = np.random.default_rng([self.seed, _ELECTION, round])
+        return tuple(sorted(random.choice(self.peers, self.present, replace=False).tolist()))
+
+    # -- data
 
     def examples(self, peer: int) -> int:
         """How many training examples peer `peer` holds."""
         return len(self.shards[peer])
 
-    def indices(self, peer: int) -> Iterator[Indices]:
-        """The peer's endless stream of batches, as indices [B] into the training examples."""
-        return batches(self.shards[peer], self.batch_size, self.seed, peer)
+    def indices(self, peer: int, start: int = 0) -> Batches:
+        """The peer's endless stream of batches from batch `start` on, as indices [B] into the training examples."""
+        return batches(self.shards[peer], self.batch_size, self.seed, 0 if self.common_order else peer, start)
 
-    def batches(self, peer: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """The peer's endless stream of batches: inputs [B, …] and targets [B]."""
-        x, y = self.dataset.x.to(device), self.dataset.y.to(device)
-        for indices in self.indices(peer):
-            at = torch.from_numpy(indices).to(device)
-            yield x[at], y[at]
+    def per_epoch(self, peer: int) -> int:
+        """How many batches one pass over the peer's shard has."""
+        return max(1, self.examples(peer) // self.batch_size)
 
-    def stacked_batches(self, peers: range, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """The endless stream of the batches of K peers at once: inputs [K, B, …] and targets [K, B]."""
-        x, y = self.dataset.x.to(device), self.dataset.y.to(device)
-        for rows in zip(*(self.indices(peer) for peer in peers), strict=True):
-            at = torch.from_numpy(np.stack(rows)).to(device)  # [K, B]
-            yield x[at], y[at]
+    def public_batches(self, round: int, device: torch.device) -> Iterator[Tensor]:
+        """The batches of public inputs [B, …] of this round, the same for every peer."""
+        if self.public is None:
+            raise DataError(
+                f"{type(self.algorithm).__name__} needs inputs that all peers may see: give public=…, for example "
+                "private, public = dataset.hold_out(0.2)."
+            )
+        inputs = self.public.to(device)
+        for indices in batches(range(len(inputs)), self.batch_size, self.seed, _PUBLIC + round):
+            yield inputs[torch.from_numpy(indices).to(device)]
+
+    def models_of(self, build: Callable[[int], nn.Module]) -> Models:
+        """The trained models as they are handed to the user: one for each peer, or the only one that outlives a round."""
+        return Models(1 if self.present < self.peers else self.peers, build)
 
     def evaluates(self, round: int) -> bool:
         """Whether the models are tested after this round (counted from 1); the last round always is."""
         return round % self.evaluate_every == 0 or round == self.rounds
+
+
+class Models(Sequence[nn.Module]):
+    """Trained models, each built when it is first asked for: of ten thousand peers few are looked at."""
+
+    def __init__(self, count: int, build: Callable[[int], nn.Module]) -> None:
+        self._build = build
+        self._built: dict[int, nn.Module] = {}
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, at: int) -> nn.Module: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[nn.Module]: ...
+    def __getitem__(self, at: int | slice) -> nn.Module | list[nn.Module]:
+        if isinstance(at, slice):
+            return [self[k] for k in range(*at.indices(len(self)))]
+        k = range(len(self))[at]
+        if k not in self._built:
+            self._built[k] = self._build(k)
+        return self._built[k]
+
+    def __repr__(self) -> str:
+        return f"{len(self)} trained model{'s' * (len(self) != 1)}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an engine has besides the rows: the trained models, and a Timeline of the peers' work where one was kept."""
+
+    models: Sequence[nn.Module] = field(default_factory=list)
+    timeline: Any = None
 
 
 class Engine(Protocol):
@@ -87,15 +186,35 @@ class Engine(Protocol):
     def ledger(self) -> str:
         """Whether its bytes are "measured" on the wire or evaluated by "formula"."""
 
-    def run(self, experiment: Experiment, report: Callable[[Row], None], control: Control) -> list[nn.Module]:
-        """Train, reporting a row per round and obeying `control` between rounds; one trained model per peer."""
+    def run(self, experiment: Experiment, report: Callable[[Row], None], control: Control) -> Outcome:
+        """Train, reporting a row per round and obeying `control` between rounds; models of all peers, or the server's.
+
+        A server's clients have its model: as many references to it as there are peers when all of them take part in
+        every round, and one otherwise.
+        """
 
 
-def require_finite(losses: Iterable[float], round: int, first_peer: int = 0) -> None:
+def require_finite(losses: Iterable[float], round: int, ids: Iterable[int]) -> None:
     """Raise DivergenceError naming the first peer whose loss is NaN or infinite."""
-    for peer, loss in enumerate(losses, start=first_peer):
+    for peer, loss in zip(ids, losses, strict=True):
         if not np.isfinite(loss):
             raise DivergenceError(
                 f"The loss of peer {peer} became {loss} in round {round}: lower the learning rate, clip the "
                 "gradients, or look for NaN in the data."
             )
+
+
+def _own(each: Sequence[T], peer: int) -> T:
+    return each[0] if len(each) == 1 else each[peer]
+
+
+def _first(each: Sequence[Any], peer: int) -> int:
+    """The number of the first peer that has the same thing: the same object, or an equal algorithm."""
+    if len(each) == 1:
+        return 0
+    mine = each[peer]
+    return next(k for k, other in enumerate(each) if other is mine or _equal(other, mine))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and bool(one == other)

@@ -2,50 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
 import torch
-from torch import nn
 
+from labkit.engines.cohort import Cohort
 from labkit.engines.control import Control
-from labkit.engines.drive import drive_together
-from labkit.engines.experiment import Experiment, require_finite
+from labkit.engines.experiment import Experiment, Outcome, require_finite
 from labkit.engines.peer import OnePeer
+from labkit.exchange import Message
 from labkit.history import Row
+from labkit.tree import Tree
 
 
 @dataclass(frozen=True)
 class Lockstep:
-    """Train n peers one after the other, from barrier to barrier: slow, exact, with tracebacks you can read."""
+    """Train n peers one after the other, from barrier to barrier: slow, exact, with tracebacks you can read.
+
+    `watch(round, messages, replies)` is called at every barrier with what all peers send and receive there.
+    """
 
     device: str = "cpu"
+    watch: Callable[[int, Sequence[Message], Sequence[Tree]], None] | None = None
     name = "lockstep"
     clock = "wall"
     ledger = "formula"
 
-    def run(self, experiment: Experiment, report: Callable[[Row], None], control: Control) -> list[nn.Module]:
+    def run(self, experiment: Experiment, report: Callable[[Row], None], control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
         device = torch.device(self.device)
-        dataset = experiment.dataset
-        test_x, test_y = dataset.test_x.to(device), dataset.test_y.to(device)
-        peers = [OnePeer(experiment, k, device) for k in range(experiment.peers)]
-        streams = [experiment.batches(k, device) for k in range(experiment.peers)]
-        sent, start = 0.0, perf_counter()
+        test_x, test_y = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)
+        cohort = Cohort(experiment, range(experiment.peers), device, single=OnePeer)
+        sent, number, start = 0.0, 0, perf_counter()
+
+        def answer(messages: list[Message]) -> Sequence[Tree]:
+            nonlocal sent
+            replies = type(messages[0]).lockstep(messages)
+            sent += sum(message.bytes(len(messages)) for message in messages) / experiment.peers
+            if self.watch is not None:
+                self.watch(number, messages, replies)
+            return replies
+
         with torch.random.fork_rng():
             torch.manual_seed(experiment.seed)
             for number in range(1, experiment.rounds + 1):
                 if not control.proceed():
                     break
-                rounds = [experiment.algorithm.round(peer, stream) for peer, stream in zip(peers, streams, strict=True)]
-                for messages in drive_together(rounds):
-                    sent += sum(message.bytes(len(peers)) for message in messages) / len(peers)
-                losses = tuple(loss for peer in peers for loss in peer.mean_losses())
-                require_finite(losses, number)
+                cohort.begin(number)
+                cohort.round(answer)
+                losses = cohort.mean_losses()
+                require_finite(losses, number, cohort.present)
+                cohort.end()
                 tested = experiment.evaluates(number)
-                accuracies = (
-                    tuple(share for peer in peers for share in peer.accuracies(test_x, test_y)) if tested else None
-                )
-                report(Row(number, losses, accuracies, sent, perf_counter() - start))
-        return [model for peer in peers for model in peer.models()]
+                accuracies = cohort.accuracies(test_x, test_y, _answer) if tested else None
+                report(Row(number, losses, accuracies, sent, perf_counter() - start, cohort.who))
+        return Outcome(experiment.models_of(cohort.model))
+
+
+def _answer(messages: list[Message]) -> Sequence[Tree]:
+    return type(messages[0]).lockstep(messages)

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from labkit.algorithms.base import Batch
 from labkit.engines.experiment import Experiment
+from labkit.engines.memory import Commons, Shared, State
 
 _EVALUATED_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where peers live: on which device, with what they share, and the archive of a server's clients."""
+
+    device: torch.device
+    commons: Commons
+    archive: dict[int, dict[str, Any]] | None = None
 
 
 class Peers(ABC):
@@ -20,13 +35,31 @@ class Peers(ABC):
     Gradients are those of the *sum* of the losses: of one peer that is its loss, of K stacked peers each gets its own.
     """
 
+    net: nn.Module
+    lead: int  # leading dimensions: 0 for one peer, 1 for a stack
+    ids: Tensor
     examples: float | Tensor
+    shared: Shared
 
-    def __init__(self, experiment: Experiment, named: dict[str, Tensor]) -> None:
+    def __init__(self, experiment: Experiment, ids: Sequence[int], place: Place, named: dict[str, Tensor]) -> None:
+        self.members = tuple(ids)
+        self.peers, self.present, self.seed = experiment.peers, experiment.present, experiment.seed
+        self.number = 0
+        self._experiment, self._place = experiment, place
         self._named = named
-        self._optimizer = experiment.optimizer(list(named.values()))
+        self._optimizer = experiment.optimizer_of(ids[0])(list(named.values()))
         self._criterion = experiment.loss
         self._losses: list[Tensor] = []
+        self._public: Iterator[Tensor] | None = None
+        self.state = State(self.lead, self.members, place.archive)
+
+    def begin(self, number: int) -> None:
+        """Get ready for round `number`."""
+        self.number = number
+        self.shared = self._place.commons.view(self.lead)
+        self._public = None
+
+    # -- parameters
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -39,13 +72,26 @@ class Peers(ABC):
             for name, p in self._named.items():
                 p.copy_(values[name])
 
+    # -- forward
+
     @abstractmethod
-    def logits(self, inputs: Tensor) -> Tensor:
-        """The outputs of the model, [B, C] or [K, B, C]."""
+    def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
+        """The outputs of the model, [B, C] or [K, B, C], with the given parameters or its own."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
         """The mean loss of the batch, or one of each peer [K]."""
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> Tensor:
+        """The loss of each example, [B] or [K, B]."""
+
+    @property
+    @abstractmethod
+    def public(self) -> Iterator[Tensor]:
+        """This round's batches of public inputs."""
+
+    # -- backward
 
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
         """∇loss by parameter name; zero where a parameter had no part in it."""
@@ -56,50 +102,76 @@ class Peers(ABC):
     def apply(self, gradients: dict[str, Tensor]) -> None:
         """One step of the optimiser with these gradients."""
         for name, p in self._named.items():
-            p.grad = gradients[name]
-        self._optimizer.step()
+            gradient = gradients[name]
+            p.grad = gradient if gradient.shape == p.shape else gradient.expand_as(p).contiguous()
+        self._update()
 
     def step(self, loss: Tensor) -> None:
         """One step of the optimiser on this loss."""
         self._optimizer.zero_grad()
         loss.sum().backward()  # type: ignore[no-untyped-call]
+        self._update()
+
+    def _update(self) -> None:
         self._optimizer.step()
 
-    @property
-    def steps(self) -> int:
-        """Local steps since the losses were last asked for."""
-        return len(self._losses)
+    # -- local work
 
+    @abstractmethod
+    def local(self, batches: Any, every: int, epochs: int | None = None) -> Iterator[Batch]:
+        """The batches of one round's local work."""
+
+    @abstractmethod
+    def local_steps(self, every: int, epochs: int | None = None) -> float | Tensor:
+        """How many batches `local` deals, τ."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> Tensor:
+        """Each peer's local steps [K] since the losses were last asked for."""
+
+    @abstractmethod
     def mean_losses(self) -> tuple[float, ...]:
         """Each peer's mean loss over the steps since this was last asked; NaN where it took none."""
-        if not self._losses:
-            return (math.nan,) * len(self)
-        means = torch.stack(self._losses).mean(0).reshape(-1).tolist()
-        self._losses.clear()
-        return tuple(means)
+
+    # -- results
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode and no gradients, for as long as the context lasts."""
+        self.net.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.net.train()
 
     @abstractmethod
-    def accuracies(self, inputs: Tensor, targets: Tensor) -> tuple[float, ...]:
-        """Each peer's share of `targets` [N] that it gets right."""
+    def predicted(self, inputs: Tensor) -> Tensor:
+        """The classes [K, N] that each peer's model gives inputs [N, …], in evaluation mode."""
 
     @abstractmethod
-    def models(self) -> list[nn.Module]:
-        """One trained model per peer."""
+    def model(self, k: int) -> nn.Module:
+        """The trained model of the k-th peer here."""
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.members)
 
 
 class OnePeer(Peers):
     """One peer as an ordinary model with an ordinary optimiser, in lockstep and on a worker."""
 
-    def __init__(self, experiment: Experiment, peer: int, device: torch.device) -> None:
-        self.model = experiment.fresh_model().to(device).train()
-        self.examples = experiment.examples(peer)
-        super().__init__(experiment, {name: p for name, p in self.model.named_parameters() if p.requires_grad})
+    lead = 0
 
-    def logits(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self.model(inputs)
+    def __init__(self, experiment: Experiment, peer: int, place: Place) -> None:
+        self.net = experiment.fresh_model(peer).to(place.device).train()
+        self.ids = torch.tensor(peer)
+        self.examples = float(experiment.examples(peer))
+        trainable: dict[str, Tensor] = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+        super().__init__(experiment, [peer], place, trainable)
+
+    def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
+        out: Tensor = self.net(inputs) if params is None else functional_call(self.net, params, (inputs,))
         return out
 
     def loss(self, batch: Batch) -> Tensor:
@@ -108,20 +180,51 @@ class OnePeer(Peers):
         self._losses.append(loss.detach())
         return loss
 
-    def accuracies(self, inputs: Tensor, targets: Tensor) -> tuple[float, ...]:
-        self.model.eval()
-        right = 0
-        with torch.no_grad():
-            for at in torch.arange(len(targets)).split(_EVALUATED_AT_ONCE):  # type: ignore[no-untyped-call]
-                right += int((self.logits(inputs[at]).argmax(-1) == targets[at]).sum())
-        self.model.train()
-        return (right / targets.numel(),)
+    def losses(self, batch: Batch) -> Tensor:
+        inputs, targets = batch
+        losses: Tensor = vmap(self._criterion)(self.logits(inputs), targets)
+        self._losses.append(losses.detach().mean())
+        return losses
 
-    def models(self) -> list[nn.Module]:
-        return [trained(self.model)]
+    @property
+    def public(self) -> Iterator[Tensor]:
+        if self._public is None:
+            self._public = self._experiment.public_batches(self.number, self._place.device)
+        return self._public
 
-    def __len__(self) -> int:
-        return 1
+    def local(self, batches: Any, every: int, epochs: int | None = None) -> Iterator[Batch]:
+        return islice(batches, every if epochs is None else epochs * batches.per_epoch)
+
+    def local_steps(self, every: int, epochs: int | None = None) -> float | Tensor:
+        return float(every if epochs is None else epochs * self._experiment.per_epoch(self.members[0]))
+
+    @property
+    def steps(self) -> Tensor:
+        return torch.tensor([len(self._losses)])
+
+    def mean_losses(self) -> tuple[float, ...]:
+        mean = float(torch.stack(self._losses).mean()) if self._losses else float("nan")
+        self._losses.clear()
+        return (mean,)
+
+    def predicted(self, inputs: Tensor) -> Tensor:
+        with self.evaluating():
+            return classes(self.net, inputs).unsqueeze(0)
+
+    def model(self, k: int = 0) -> nn.Module:
+        return trained(self.net)
+
+
+def classes(net: nn.Module, inputs: Tensor) -> Tensor:
+    """The classes [N] that a model in evaluation mode gives inputs [N, …]."""
+    with torch.no_grad():
+        return torch.cat([net(x).argmax(-1) for x in torch.split(inputs, _EVALUATED_AT_ONCE)])
+
+
+def accuracies(predicted: Tensor, targets: Tensor) -> tuple[float, ...]:
+    """The share of targets [N] that each row of predictions [K, N] gets right."""
+    right = (predicted == targets).flatten(1).float().mean(1)
+    return tuple(right.tolist())
 
 
 def trained(model: nn.Module) -> nn.Module:
@@ -129,3 +232,15 @@ def trained(model: nn.Module) -> nn.Module:
     model = model.cpu().eval()
     model.zero_grad(set_to_none=True)
     return model
+
+
+def server_model(experiment: Experiment, commons: Commons) -> nn.Module:
+    """The model that a server's clients share, where the commons are."""
+    model = experiment.fresh_model()
+    named = dict(model.named_parameters())
+    params = commons.values["params"]
+    assert isinstance(params, dict)
+    with torch.no_grad():
+        for name, p in params.items():
+            named[name].copy_(p)
+    return model.eval().to(next(iter(params.values())).device)

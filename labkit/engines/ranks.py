@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from time import perf_counter, sleep
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from labkit import tree
-from labkit.algorithms import Algorithm, AllReduce, Independent
-from labkit.algorithms.base import Batch
+from labkit.algorithms import AllReduce, Independent
 from labkit.cluster.rank import signals, tell
+from labkit.engines.cohort import Answer, Cohort
 from labkit.engines.control import Wish
-from labkit.engines.drive import drive
 from labkit.engines.experiment import Experiment, require_finite
-from labkit.engines.peer import OnePeer, Peers
-from labkit.engines.stacked import StackedPeers
+from labkit.engines.peer import OnePeer, Place
 from labkit.errors import ExchangeError
 from labkit.exchange import Mean, Message
 from labkit.exchange.group import Group
 from labkit.tree import Tree
 
 _HEED = 0.05  # seconds between two agreements on what the user wishes, and between two reports
+_MOST_STRETCHES = 20_000  # in a rank's timeline
 
 
 class Part(NamedTuple):
@@ -36,60 +37,106 @@ class Part(NamedTuple):
     accuracies: tuple[float, ...] | None
     sent: float
     seconds: float
+    peers: tuple[int, ...] | None
 
 
-def train_rank(experiment: Experiment, blocks: list[range], ddp: bool) -> list[dict[str, Tensor]]:
-    """Train this rank's block of peers and return their models' states."""
+class Result(NamedTuple):
+    """What one rank has at the end: its peers' parameters, and when each stretch of its work began and ended."""
+
+    states: list[dict[str, Tensor]]
+    stretches: list[tuple[float, float]]  # seconds since all ranks began together
+
+
+def train_rank(experiment: Experiment, blocks: list[range], ddp: bool) -> Result:
+    """Train this rank's block of peers."""
     device = torch.device("cuda" if "nccl" in dist.get_backend_config() else "cpu")
     group = Group(tuple(len(block) for block in blocks))
-    block = blocks[group.rank]
-    peers, batches, algorithm, answer = _local(experiment, block, device, group, ddp)
-    dataset = experiment.dataset
-    test_x, test_y = dataset.test_x.to(device), dataset.test_y.to(device)
-    steering, reports, start = _Steering(device), _Reports(), perf_counter()
+    members = blocks[group.rank]
+    parallel = ddp and isinstance(experiment.algorithm, AllReduce) and max(group.blocks) == 1
+    if parallel:
+        experiment = replace(experiment, algorithms=(Independent(every=1),))  # DDP's backward pass is the exchange
+    single = partial(DataParallelPeer, group=group) if parallel else OnePeer if max(group.blocks) == 1 else None
+    cohort = Cohort(experiment, members, device, single=single)
+    test_x, test_y = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)
+    evaluates = group.rank == 0 or not experiment.served  # a server's model is tested once
+    steering, reports = _Steering(device), _Reports()
+    dist.barrier()
+    watch = _Stopwatch()
+    everybody = Group(group.blocks)  # predictions are no part of what training sends
+    predict = cohort.joined(lambda message: message.collective(everybody))
     with torch.random.fork_rng():
-        torch.manual_seed(experiment.seed + block.start)
+        torch.manual_seed(experiment.seed + members.start)
         for number in range(1, experiment.rounds + 1):
             if not steering.proceed(number):
                 break
-            drive(algorithm.round(peers, batches), _compared(answer, peers) if number == 1 else answer)
+            cohort.begin(number)
+            group.blocks = _present(experiment, blocks, number)
+            answer = cohort.joined(watch.timed(lambda message: message.collective(group)))
+            watch.start()
+            cohort.round(_compared(answer, stacked=single is None) if number == 1 else answer)
+            watch.stop()
             if number == 1:
                 _compare("nothing more in its round")
-            losses = peers.mean_losses()
-            require_finite(losses, number, block.start)
-            accuracies = peers.accuracies(test_x, test_y) if experiment.evaluates(number) else None
-            reports.add(Part(number, losses, accuracies, group.sent, perf_counter() - start))
+            losses = cohort.mean_losses()
+            require_finite(losses, number, cohort.present)
+            cohort.end()
+            tested = evaluates and experiment.evaluates(number)
+            accuracies = cohort.accuracies(test_x, test_y, predict) if tested else None
+            reports.add(Part(number, losses, accuracies, group.sent, watch.seconds, cohort.who))
     reports.flush()
-    return [dict(model.state_dict()) for model in peers.models()]
+    keepers = members[: 1 if group.rank == 0 else 0] if experiment.served else members
+    return Result([dict(cohort.model(k).state_dict()) for k in keepers], watch.stretches)
 
 
-def _local(
-    experiment: Experiment, block: range, device: torch.device, group: Group, ddp: bool
-) -> tuple[Peers, Iterator[Batch], Algorithm, Callable[[Message], Tree]]:
-    """The block's peers, their batches, the algorithm they follow, and how their messages are answered."""
-    algorithm = experiment.algorithm
-    if len(block) > 1:
-        batches = experiment.stacked_batches(block, device)
-        return StackedPeers(experiment, block, device), batches, algorithm, lambda m: m.collective(group)
-    batches = experiment.batches(block.start, device)
-
-    def answer(message: Message) -> Tree:
-        return tree.map(lambda leaf: leaf[0], message.lift().collective(group))
-
-    if ddp and isinstance(algorithm, AllReduce) and max(group.blocks) == 1:
-        return DataParallelPeer(experiment, block.start, device, group), batches, Independent(every=1), answer
-    return OnePeer(experiment, block.start, device), batches, algorithm, answer
+def _present(experiment: Experiment, blocks: list[range], number: int) -> tuple[int, ...]:
+    """How many peers of each rank take part in a round."""
+    if experiment.present == experiment.peers:
+        return tuple(len(block) for block in blocks)
+    chosen = np.asarray(experiment.participants(number))
+    return tuple(int(((chosen >= block.start) & (chosen < block.stop)).sum()) for block in blocks)
 
 
-def _compared(answer: Callable[[Message], Tree], peers: Peers) -> Callable[[Message], Tree]:
+class _Stopwatch:
+    """When this rank works, from message to message, in seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._zero = self._begun = perf_counter()
+        self.stretches: list[tuple[float, float]] = []
+
+    @property
+    def seconds(self) -> float:
+        return perf_counter() - self._zero
+
+    def start(self) -> None:
+        """A stretch begins."""
+        self._begun = self.seconds
+
+    def stop(self) -> None:
+        """A stretch ends; those beyond `_MOST_STRETCHES` are not kept."""
+        if len(self.stretches) < _MOST_STRETCHES:
+            self.stretches.append((self._begun, self.seconds))
+
+    def timed(self, answer: Callable[[Message], Tree]) -> Callable[[Message], Tree]:
+        """The same, with the time of each exchange left out of the stretches."""
+
+        def stop_then_answer(message: Message) -> Tree:
+            self.stop()
+            reply = answer(message)
+            self.start()
+            return reply
+
+        return stop_then_answer
+
+
+def _compared(answer: Answer, stacked: bool) -> Answer:
     """In the first round the ranks compare what they are about to send: gloo would wait, or sum what does not fit."""
 
-    def compare_then_answer(message: Message) -> Tree:
-        value = message.row().value if isinstance(peers, StackedPeers) else message.value
+    def compare_then_answer(messages: list[Message]) -> Sequence[Tree]:
+        value = messages[0].row().value if stacked else messages[0].value
         named = {"": value} if isinstance(value, Tensor) else value
         shapes = ", ".join(f"{name} {list(leaf.shape)}".strip() for name, leaf in named.items())
-        _compare(f"{type(message).__name__} of {shapes}")
-        return answer(message)
+        _compare(f"{type(messages[0]).__name__} of {shapes}")
+        return answer(messages)
 
     return compare_then_answer
 
@@ -109,15 +156,17 @@ def _compare(sends: str) -> None:
 class DataParallelPeer(OnePeer):
     """One peer whose backward pass averages the gradients: torch's DistributedDataParallel, buckets and overlap."""
 
-    def __init__(self, experiment: Experiment, peer: int, device: torch.device, group: Group) -> None:
-        super().__init__(experiment, peer, device)
+    def __init__(self, experiment: Experiment, peer: int, place: Place, group: Group) -> None:
+        super().__init__(experiment, peer, place)
         # Each peer keeps its own running statistics, as the generator says: buffers are not synchronised.
-        self._parallel = DistributedDataParallel(self.model, forward_sync_buffers=False)
+        self._parallel = DistributedDataParallel(self.net, forward_sync_buffers=False)
         self._group = group
         self._message = Mean(self.params).bytes(group.size)
 
-    def logits(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self._parallel(inputs) if self.model.training else self.model(inputs)
+    def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
+        if params is not None or not self.net.training:
+            return super().logits(inputs, params)
+        out: Tensor = self._parallel(inputs)
         return out
 
     def step(self, loss: Tensor) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from labkit.algorithms.base import Batch
 from labkit.engines.experiment import Experiment
-from labkit.engines.peer import Peers, trained
+from labkit.engines.peer import Peers, Place, trained
 from labkit.errors import ModelError
 
 # Their update of one number looks at that number's own history only, so K peers stacked are K optimisers.
@@ -31,64 +34,145 @@ _EVALUATED_AT_ONCE = 1 << 22  # inputs × peers in one forward pass of an evalua
 
 
 class StackedPeers(Peers):
-    """The peers of `block` as one: parameters [K, …], batches [K, B, …], losses [K].
+    """Peers of one kind as one: parameters [K, …], batches [K, B, …], losses [K].
 
     The forward pass is vmap(functional_call); the backward pass is autograd on the sum of the K losses, whose
-    gradient with respect to peer k's parameters is that of peer k's loss alone.
+    gradient with respect to peer k's parameters is that of peer k's loss alone. `skeleton` is a module of their kind
+    on their device, which lends its layers and keeps its own weights.
     """
 
-    def __init__(self, experiment: Experiment, block: range, device: torch.device) -> None:
-        self._experiment, self._peers = experiment, len(block)
-        self.model = experiment.fresh_model().to(device).train()
-        require_stackable(self.model)
-        self.examples = torch.tensor([float(experiment.examples(k)) for k in block], device=device)
-        named = {
-            name: p.detach().expand(len(block), *p.shape).clone().requires_grad_()  # [K, …]
-            for name, p in self.model.named_parameters()
-            if p.requires_grad
-        }
-        super().__init__(experiment, named)
+    lead = 1
+
+    def __init__(self, experiment: Experiment, ids: Sequence[int], place: Place, skeleton: nn.Module) -> None:
+        self.net = skeleton
+        self.ids = torch.tensor(ids)
+        self.examples = torch.tensor([float(experiment.examples(k)) for k in ids], device=place.device)
+        super().__init__(experiment, ids, place, _start(experiment, ids, place))
         require_elementwise(self._optimizer)
+        self._active: NDArray[np.bool_] | None = None  # who still has local work to do in this round; None: everybody
+        self._worked: list[NDArray[np.bool_] | None] = []  # and who had at each step
 
-    def logits(self, inputs: Tensor) -> Tensor:
+    # -- forward
+
+    def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
         def one(params: dict[str, Tensor], x: Tensor) -> Any:
-            return functional_call(self.model, params, (x,))
+            return functional_call(self.net, params, (x,))
 
-        out: Tensor = vmap(one, randomness="different")(self._named, inputs)  # [K, B, C]
+        peers = len(self)
+        named = self._named if params is None else {n: p.expand(peers, *p.shape[1:]) for n, p in params.items()}
+        if len(inputs) == peers:
+            out: Tensor = vmap(one, randomness="different")(named, inputs)  # [K, B, C]
+        else:  # one batch for all
+            out = vmap(one, in_dims=(0, None), randomness="different")(named, inputs[0])
         return out
 
     def loss(self, batch: Batch) -> Tensor:
         inputs, targets = batch
         losses: Tensor = vmap(self._criterion)(self.logits(inputs), targets)  # [K]
-        self._losses.append(losses.detach())
+        self._record(losses)
         return losses
 
-    def accuracies(self, inputs: Tensor, targets: Tensor) -> tuple[float, ...]:
-        def one(params: dict[str, Tensor], x: Tensor) -> Any:
-            return functional_call(self.model, params, (x,)).argmax(-1)
+    def losses(self, batch: Batch) -> Tensor:
+        inputs, targets = batch
+        losses: Tensor = vmap(vmap(self._criterion))(self.logits(inputs), targets)  # [K, B]
+        self._record(losses.mean(-1))
+        return losses
 
-        self.model.eval()
-        right = torch.zeros(len(self), device=inputs.device)
-        size = max(1, _EVALUATED_AT_ONCE // (len(self) * max(1, inputs[0].numel())))
+    def _record(self, losses: Tensor) -> None:
+        self._losses.append(losses.detach())
+        self._worked.append(self._active)
+
+    @property
+    def public(self) -> Iterator[Tensor]:
+        if self._public is None:
+            batches = self._experiment.public_batches(self.number, self._place.device)
+            self._public = (x.unsqueeze(0).expand(len(self), *x.shape) for x in batches)
+        return self._public
+
+    # -- backward
+
+    def _update(self) -> None:
+        if self._active is None:
+            self._optimizer.step()
+            return
+        before = [(leaf, leaf.detach().clone()) for leaf in self._rows()]
+        self._optimizer.step()
+        active = torch.from_numpy(self._active).to(self._place.device)
         with torch.no_grad():
-            for x, y in zip(torch.split(inputs, size), torch.split(targets, size), strict=True):
-                right += (vmap(one, in_dims=(0, None))(self._named, x) == y).flatten(1).sum(1)
-        self.model.train()
-        return tuple((right / targets.numel()).tolist())
+            for leaf, old in before:
+                leaf.copy_(torch.where(active.reshape(-1, *(1,) * (leaf.dim() - 1)), leaf, old))
 
-    def models(self) -> list[nn.Module]:
-        made = []
-        for k in range(len(self)):
-            model = self._experiment.fresh_model()
-            named = dict(model.named_parameters())
-            with torch.no_grad():
-                for name, p in self._named.items():
-                    named[name].copy_(p[k])
-            made.append(trained(model))
-        return made
+    def _rows(self) -> list[Tensor]:
+        """Everything that an optimiser's step changes and that has a row for each peer."""
+        params = list(self._named.values())
+        kept = [value for state in self._optimizer.state.values() for value in state.values()]
+        return params + [it for it in kept if isinstance(it, Tensor) and it.dim() and len(it) == len(self)]
 
-    def __len__(self) -> int:
-        return self._peers
+    # -- local work
+
+    def local(self, batches: Any, every: int, epochs: int | None = None) -> Iterator[Batch]:
+        steps = every if epochs is None else epochs * batches.per_epoch  # [K]
+        try:
+            for step in range(int(np.max(steps))):
+                active = np.broadcast_to(steps > step, len(self))
+                self._active = None if active.all() else active
+                yield next(batches) if self._active is None else batches.deal(active)
+        finally:
+            self._active = None
+
+    def local_steps(self, every: int, epochs: int | None = None) -> float | Tensor:
+        if epochs is None:
+            return float(every)
+        passes = [float(epochs * self._experiment.per_epoch(k)) for k in self.members]
+        return torch.tensor(passes, device=self._place.device)
+
+    @property
+    def steps(self) -> Tensor:
+        everybody = np.ones(len(self), dtype=np.int64)
+        return torch.from_numpy(sum((everybody if w is None else w for w in self._worked), 0 * everybody))
+
+    def mean_losses(self) -> tuple[float, ...]:
+        if not self._losses:
+            return (float("nan"),) * len(self)
+        losses = torch.stack(self._losses)  # [steps, K]
+        if any(worked is not None for worked in self._worked):
+            everybody = np.ones(len(self), dtype=bool)
+            stacked = np.stack([everybody if who is None else who for who in self._worked])
+            worked = torch.from_numpy(stacked).to(losses.device)
+            means = losses.masked_fill(~worked, 0.0).sum(0) / worked.sum(0)
+        else:
+            means = losses.mean(0)
+        self._losses.clear()
+        self._worked.clear()
+        return tuple(means.tolist())
+
+    # -- results
+
+    def predicted(self, inputs: Tensor) -> Tensor:
+        size = max(1, _EVALUATED_AT_ONCE // (len(self) * max(1, inputs[0].numel())))
+        with self.evaluating():
+            return torch.cat([self.logits(x.unsqueeze(0)).argmax(-1) for x in torch.split(inputs, size)], dim=1)
+
+    def model(self, k: int = 0) -> nn.Module:
+        model = self._experiment.fresh_model(self.members[k])
+        named = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, p in self._named.items():
+                named[name].copy_(p[k])
+        return trained(model)
+
+
+def _start(experiment: Experiment, ids: Sequence[int], place: Place) -> dict[str, Tensor]:
+    """The parameters [K, …] that the peers start from: what all share, or each its own model's."""
+    common: Any = place.commons.values.get("params")
+    if common is not None:
+        return {n: p.expand(len(ids), *p.shape).clone().requires_grad_() for n, p in common.items()}
+    each = [dict(experiment.model_of(k).named_parameters()) for k in ids]
+    return {
+        name: torch.stack([own[name].detach() for own in each]).to(place.device).requires_grad_()
+        for name, p in each[0].items()
+        if p.requires_grad
+    }
 
 
 def require_stackable(model: nn.Module) -> None:

@@ -65,8 +65,15 @@ class Message(ABC):
     def transfers(self, peers: int) -> list[Transfer]:
         """Who sends how many bytes to whom, in all; their sum is `peers` times `bytes(peers)`."""
 
+    def arrivals(self, ready: Tensor, link: Link) -> Tensor:
+        """When each of m peers has its reply, [m] seconds, if they send at the moments `ready` [m].
+
+        Everyone waits for the last one; a message for which that is not so says when its own replies arrive.
+        """
+        return (ready.max() + self.seconds(len(ready), link)).expand(len(ready))
+
     @classmethod
-    def join(cls, messages: Sequence[Self], order: Sequence[int] | None = None) -> Self:
+    def join(cls, messages: Sequence[Self], order: Sequence[int] | Tensor | None = None) -> Self:
         """Several stacked messages as one, whose row i is row `order[i]` of all their rows one after the other.
 
         Raises ExchangeError where their tensors have different shapes.
@@ -95,6 +102,10 @@ class Message(ABC):
         """The first of the stacked peers' messages, which costs what each of them costs."""
         return self._each(_first)
 
+    def none(self) -> Self:
+        """The stacked message of no peer, with zero rows: what a rank sends in a round in which none of its peers is."""
+        return self._each(_none)
+
     def _each(self, fn: Callable[[object], object]) -> Self:
         """A copy with `fn` applied to every field: messages are dataclasses, but a base class cannot say so."""
         message: Any = self
@@ -120,3 +131,7 @@ def _first(field: object) -> object:
 
 def _row(leaf: Tensor) -> Tensor:
     return leaf[0]
+
+
+def _none(field: object) -> object:
+    return tree.map(lambda leaf: leaf[:0], field) if isinstance(field, Tensor | dict) else field

@@ -1,0 +1,216 @@
+"""Cohort: the peers that one process holds, in blocks that run one generator each, driven from barrier to barrier."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labkit import tree
+from labkit.engines.drive import Talk, conduct
+from labkit.engines.experiment import Experiment
+from labkit.engines.memory import Commons
+from labkit.engines.peer import OnePeer, Peers, Place, accuracies, classes, server_model, trained
+from labkit.engines.stacked import StackedPeers, require_stackable
+from labkit.engines.streams import Examples, StackedStream, Stream
+from labkit.exchange import Message
+from labkit.tree import Tree
+
+Answer = Callable[[list[Message]], Sequence[Tree]]
+_EVALUATED_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Block:
+    """Peers that run one generator, the stream of their batches, and where they stand among those present, [K]."""
+
+    peers: Peers
+    stream: Stream | StackedStream
+    at: Tensor
+
+
+class Cohort:
+    """Those of the peers `members` that take part: each by itself, or in stacks of at most `most` peers of one kind.
+
+    Peers live as long as the run; a server's clients are made anew for each round. Where none of the members takes
+    part in a round, one of them goes through it as a ghost, whose messages are left out: its process still has to
+    receive the replies, by which it keeps up what all peers share.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        members: range,
+        device: torch.device,
+        most: int | None = None,
+        single: Callable[[Experiment, int, Place], OnePeer] | None = None,
+    ) -> None:
+        self._experiment, self._members = experiment, members
+        self.commons = Commons.of(experiment.models[0] if experiment.alike else None, device)
+        self._place = Place(device, self.commons, {} if experiment.served else None)
+        self._examples = Examples(experiment.dataset, device)
+        self._most, self._single = most or len(members), single
+        self._skeletons: dict[Any, nn.Module] = {}  # by kind
+        self._streams: dict[int, Any] = {}  # by client: its batches, or how many of them it was dealt
+        self._ghost = False
+        self.present: Sequence[int] = members
+        self._blocks: list[Block] = [] if experiment.served else self._made(members)
+        self._order = self._order_of(self._blocks)
+
+    # -- a round
+
+    def begin(self, number: int) -> None:
+        """Get the peers ready that take part in round `number`."""
+        if self._experiment.served:
+            chosen = self._experiment.participants(number)
+            self.present = [k for k in chosen if k in self._members] if self.comes_and_goes else self._members
+            self._ghost = not self.present
+            self._blocks = self._made(self.present or self._members[:1])
+            self._order = self._order_of(self._blocks)
+        for block in self._blocks:
+            block.peers.begin(number)
+
+    def round(self, answer: Answer) -> None:
+        """Run the round, the messages at each barrier being answered by `answer`, one reply for each block."""
+        own = self._experiment.algorithm_of
+        conduct([own(block.peers.members[0]).round(block.peers, block.stream) for block in self._blocks], answer)
+
+    def end(self) -> None:
+        """Take over what the round has written to the memories, once its losses were looked at."""
+        self.commons.commit([block.peers.shared for block in self._blocks])
+        if self._experiment.served and not self._ghost:
+            for block in self._blocks:
+                block.peers.state.put_back()
+            self._put_back_streams()
+
+    def joined(self, answer: Callable[[Message], Tree]) -> Answer:
+        """Let a function of one stacked message answer those of all blocks, their rows in the order of the peers."""
+
+        def answer_all(messages: list[Message]) -> list[Tree]:
+            stacked = messages if self._single is None else [message.lift() for message in messages]
+            one = type(stacked[0]).join(stacked, self._order)
+            if not self._ghost:
+                reply = answer(one)
+                return [_part(reply, block) for block in self._blocks]
+            reply = answer(one.none())
+            return [tree.map(lambda leaf: leaf if len(leaf) else leaf.new_zeros(1, *leaf.shape[1:]), reply)]
+
+        return answer_all
+
+    @property
+    def comes_and_goes(self) -> bool:
+        """Whether other peers are present in every round."""
+        return self._experiment.present < self._experiment.peers
+
+    @property
+    def who(self) -> tuple[int, ...] | None:
+        """Those present, for a history; None where everybody always is."""
+        return tuple(self.present) if self.comes_and_goes else None
+
+    # -- what came of it
+
+    @property
+    def steps(self) -> Tensor:
+        """The local steps of those present since the losses were last asked for, [K]."""
+        return self._in_order([block.peers.steps for block in self._blocks])
+
+    def mean_losses(self) -> tuple[float, ...]:
+        """The mean losses of those present since they were last asked for."""
+        losses = [torch.tensor(block.peers.mean_losses(), dtype=torch.float64) for block in self._blocks]
+        return () if self._ghost else tuple(self._in_order(losses).tolist())
+
+    def accuracies(self, inputs: Tensor, targets: Tensor, answer: Answer) -> tuple[float, ...]:
+        """The share of targets [N] that each peer gets right given inputs [N, …], or the one of all together.
+
+        A server's clients have one model; an algorithm with a `predict` generator lets the peers talk about it.
+        """
+        if self._experiment.served:
+            return accuracies(classes(server_model(self._experiment, self.commons), inputs).unsqueeze(0), targets)
+        predict = getattr(self._experiment.algorithm, "predict", None)
+        if predict is None:
+            return accuracies(self._in_order([block.peers.predicted(inputs) for block in self._blocks]), targets)
+        pieces = []
+        for x in torch.split(inputs, _EVALUATED_AT_ONCE):
+            with self._evaluating():
+                talks: list[Talk] = [predict(b.peers, x.expand(*(1,) * b.peers.lead, *x.shape)) for b in self._blocks]
+                logits = conduct(talks, answer)[0]  # of one block: what they agree on is the same for all
+            pieces.append(logits.argmax(-1).reshape(-1, len(x))[:1])
+        return accuracies(torch.cat(pieces, dim=1), targets)
+
+    def model(self, peer: int) -> nn.Module:
+        """The trained model of a member, or the one that its server has."""
+        if self._experiment.served:
+            return trained(server_model(self._experiment, self.commons))
+        block = next(block for block in self._blocks if peer in block.peers.members)
+        return block.peers.model(block.peers.members.index(peer))
+
+    # -- inside
+
+    def _made(self, ids: Sequence[int]) -> list[Block]:
+        """The blocks of peers `ids`."""
+        if self._single is not None:
+            return [
+                Block(
+                    self._single(self._experiment, k, self._place),
+                    Stream(self._examples, self._stream(k)),
+                    torch.tensor([at]),
+                )
+                for at, k in enumerate(ids)
+            ]
+        kinds: dict[Any, list[int]] = defaultdict(list)
+        for at, k in enumerate(ids):
+            kinds[self._experiment.kind(k)].append(at)
+        pieces = [own[i : i + self._most] for own in kinds.values() for i in range(0, len(own), self._most)]
+        return [self._stack([ids[at] for at in piece], torch.tensor(piece)) for piece in pieces]
+
+    def _stack(self, ids: list[int], at: Tensor) -> Block:
+        kind = self._experiment.kind(ids[0])
+        if kind not in self._skeletons:
+            model = self._experiment.fresh_model(ids[0]).to(self._place.device).train()
+            require_stackable(model)
+            self._skeletons[kind] = model
+        peers = StackedPeers(self._experiment, ids, self._place, self._skeletons[kind])
+        return Block(peers, StackedStream(self._examples, [self._stream(k) for k in ids]), at)
+
+    def _stream(self, peer: int) -> Any:
+        """The peer's batches from where it stopped; of clients that seldom come only the place is kept."""
+        kept = self._streams.get(peer, 0)
+        return self._experiment.indices(peer, kept) if isinstance(kept, int) else kept
+
+    def _put_back_streams(self) -> None:
+        everybody = self._experiment.present == self._experiment.peers
+        for block in self._blocks:
+            for peer, stream in zip(block.peers.members, block.stream.indices, strict=True):
+                self._streams[peer] = stream if everybody else stream.dealt
+
+    @staticmethod
+    def _order_of(blocks: list[Block]) -> Tensor | None:
+        """Which of the blocks' rows, one block after the other, is each peer's; None where they are in order."""
+        if not blocks:
+            return None
+        rows = torch.cat([block.at for block in blocks])
+        order = rows.argsort()
+        return None if torch.equal(order, torch.arange(len(order))) else order
+
+    def _in_order(self, parts: list[Tensor]) -> Tensor:
+        rows = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return rows if self._order is None else rows[self._order]
+
+    def _evaluating(self) -> ExitStack:
+        stack = ExitStack()
+        for block in self._blocks:
+            stack.enter_context(block.peers.evaluating())
+        return stack
+
+
+def _part(reply: Tree, block: Block) -> Tree:
+    """The rows of the reply that belong to the block, or the one row that belongs to everybody."""
+    if block.peers.lead:
+        return tree.map(lambda leaf: leaf if len(leaf) == 1 else leaf[block.at], reply)
+    row = int(block.at)
+    return tree.map(lambda leaf: leaf[0 if len(leaf) == 1 else row], reply)

@@ -1,0 +1,164 @@
+"""Memory: what peers remember between rounds, each for itself or all in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from labkit import tree
+from labkit.errors import ExchangeError
+from labkit.tree import Tree
+
+
+class Commons:
+    """What all peers hold in common; it changes between rounds only, to what everybody wrote alike."""
+
+    def __init__(self, values: dict[str, Tree]) -> None:
+        self.values = values
+
+    @classmethod
+    def of(cls, model: nn.Module | None, device: torch.device) -> Commons:
+        """What peers share before the first round: the trainable parameters of the model they all start from, if any."""
+        if model is None:
+            return cls({})
+        named = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        return cls({"params": tree.map(lambda p: p.to(device, copy=True), named)})
+
+    def view(self, lead: int) -> Shared:
+        """What one peer, or with `lead` one block of stacked peers, sees of it in a round."""
+        return Shared(self, lead)
+
+    def commit(self, views: Sequence[Shared]) -> None:
+        """Take over what was written in a round.
+
+        Raises ExchangeError when the views wrote different things: what only one peer knows is no common knowledge.
+        """
+        first = views[0].written
+        for view in views[1:]:
+            for name in {**first, **view.written}:
+                if name not in first or name not in view.written or not _same(first[name], view.written[name]):
+                    raise ExchangeError(
+                        f"Peers write different values into shared[{name!r}]: only exchanged results, which all peers "
+                        "know alike, may change what they share; keep a peer's own values in peer.state."
+                    )
+        self.values.update(first)
+
+
+class Shared(MutableMapping[str, Tree]):
+    """One peer's view of the commons in one round: it sees at once what it writes, the others in the next round.
+
+    The commons hold no peer dimension; `lead` = 1 shows them with a leading dimension of one.
+    """
+
+    def __init__(self, commons: Commons, lead: int) -> None:
+        self._commons, self._lead = commons, lead
+        self._seen: dict[str, Tree] = {}
+        self.written: dict[str, Tree] = {}
+
+    def __getitem__(self, name: str) -> Tree:
+        if name not in self._seen:
+            value = self._commons.values[name]
+            self._seen[name] = tree.map(lambda leaf: leaf.unsqueeze(0), value) if self._lead else value
+        return self._seen[name]
+
+    def __setitem__(self, name: str, value: Tree) -> None:
+        if self._lead and any(len(leaf) != 1 for leaf in tree.leaves(value)):
+            raise ExchangeError(
+                f"shared[{name!r}] would get a value for each peer: only exchanged results, which are the same for "
+                "all, may change what peers share; keep a peer's own values in peer.state."
+            )
+        own = _own(value)
+        self._seen[name] = own
+        self.written[name] = tree.map(lambda leaf: leaf[0], own) if self._lead else own
+
+    def __delitem__(self, name: str) -> None:
+        raise ExchangeError(f"shared[{name!r}] cannot be deleted: peers share what they have exchanged.")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._commons.values, **self.written})
+
+    def __len__(self) -> int:
+        return len({**self._commons.values, **self.written})
+
+
+class State(MutableMapping[str, Tree]):
+    """What a peer, or with `lead` each of K stacked peers, keeps from round to round.
+
+    A server's clients come and go, so theirs is taken from an `archive` by peer number and put back after the round.
+    """
+
+    def __init__(self, lead: int, ids: Sequence[int] = (), archive: dict[int, dict[str, Tree]] | None = None) -> None:
+        self._lead, self._ids, self._archive = lead, ids, archive
+        self._values: dict[str, Tree] = {}
+        self._written: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """What was kept under `name`; each peer that has kept nothing yet gets its own part of `default`."""
+        if name not in self._values and self._archive is not None:
+            kept = [self._archive.get(k, {}).get(name) for k in self._ids]
+            if any(value is not None for value in kept):
+                self._values[name] = self._restored(kept, default)
+        return self._values.get(name, default)
+
+    def _restored(self, kept: list[Tree | None], default: Tree | None) -> Tree:
+        if not self._lead:
+            value = kept[0]
+            assert value is not None
+            return value
+        if default is None and any(value is None for value in kept):
+            raise KeyError("some of the stacked peers have kept nothing yet: use state.get(name, default)")
+        rows = []
+        for k, value in enumerate(kept):
+            if value is not None:
+                rows.append(value)
+            else:
+                assert default is not None
+                rows.append(tree.map(lambda leaf, k=k: leaf[k if len(leaf) > 1 else 0], default))
+        return tree.map(lambda *leaves: torch.stack(leaves), *rows)
+
+    def __getitem__(self, name: str) -> Tree:
+        value: Tree | None = self.get(name)
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def __setitem__(self, name: str, value: Tree) -> None:
+        self._values[name] = _own(value)
+        self._written.add(name)
+
+    def __delitem__(self, name: str) -> None:
+        del self._values[name]
+        self._written.discard(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def put_back(self) -> None:
+        """Archive what was written, by peer."""
+        if self._archive is None:
+            return
+        for name in self._written:
+            value = self._values[name]
+            for k, peer in enumerate(self._ids):
+                own = (
+                    tree.map(lambda leaf, k=k: leaf[k if len(leaf) > 1 else 0].clone(), value) if self._lead else value
+                )
+                self._archive.setdefault(peer, {})[name] = own
+
+
+def _own(value: Tree) -> Tree:
+    """A copy: parameters, above all, would change under the memory as the peer steps on."""
+    return tree.map(lambda leaf: leaf.detach().clone(), value)
+
+
+def _same(one: Tree, other: Tree) -> bool:
+    return len(tree.leaves(one)) == len(tree.leaves(other)) and all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+        for a, b in zip(tree.leaves(one), tree.leaves(other), strict=True)
+    )

@@ -1,0 +1,66 @@
+"""Streams: the batches of one peer, or of a stack of peers at once, as tensors on their device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from labkit.algorithms.base import Batch
+from labkit.data import Dataset
+from labkit.data.batches import Batches
+
+
+class Examples:
+    """The training examples of a dataset on one device, from which every stream there takes its batches."""
+
+    def __init__(self, dataset: Dataset, device: torch.device) -> None:
+        self._x, self._y = dataset.x.to(device), dataset.y.to(device)
+        self._device = device
+
+    def __getitem__(self, indices: NDArray[np.int64]) -> Batch:
+        at = torch.from_numpy(indices).to(self._device)
+        return self._x[at], self._y[at]
+
+
+class Stream(Iterator[Batch]):
+    """One peer's endless batches: inputs [B, …] and targets [B, …]."""
+
+    def __init__(self, examples: Examples, indices: Batches) -> None:
+        self._examples, self.indices = examples, [indices]
+        self.per_epoch = indices.per_epoch
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are finished."""
+        return self.indices[0].epoch
+
+    def __next__(self) -> Batch:
+        return self._examples[next(self.indices[0])]
+
+
+class StackedStream(Iterator[Batch]):
+    """The endless batches of K peers at once: inputs [K, B, …] and targets [K, B, …]."""
+
+    def __init__(self, examples: Examples, indices: Sequence[Batches]) -> None:
+        self._examples, self.indices = examples, indices
+        self.per_epoch = np.array([own.per_epoch for own in indices])  # [K]
+        self._last: list[NDArray[np.int64]] = []
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs the first peer has finished."""
+        return self.indices[0].epoch
+
+    def __next__(self) -> Batch:
+        self._last = [next(own) for own in self.indices]
+        return self._examples[np.stack(self._last)]
+
+    def deal(self, active: NDArray[np.bool_]) -> Batch:
+        """New batches to the active peers [K]; the others, who are done, get their last one once more."""
+        if not self._last:  # everybody is active in a round's first step
+            return next(self)
+        self._last = [next(own) if go else old for own, go, old in zip(self.indices, active, self._last, strict=True)]
+        return self._examples[np.stack(self._last)]

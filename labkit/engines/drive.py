@@ -9,14 +9,14 @@ from labkit.errors import ExchangeError
 from labkit.exchange import Message
 from labkit.tree import Tree
 
-
 Talk = Generator[Message, Any, Any]  # a peer's round, or its part in a prediction
 
 
 def together(talks: Sequence[Talk]) -> Generator[list[Message], Sequence[Tree], list[Any]]:
     """Run all generators from barrier to barrier: yields the messages met at each, is sent the replies to them.
 
-    Returns what the generators return. Raises ExchangeError when they do not all yield the same kind of message, or not all stop together.
+    Returns what the generators return. Raises ExchangeError when they do not all yield the same kind of message, or not
+    all stop together.
     """
     replies: Sequence[Tree | None] = [None] * len(talks)
     returned: list[Any] = [None] * len(talks)

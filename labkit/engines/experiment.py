@@ -128,7 +128,7 @@ class Experiment:
             yield inputs[torch.from_numpy(indices).to(device)]
 
     def models_of(self, build: Callable[[int], nn.Module]) -> Models:
-        """The trained models as they are handed to the user: one for each peer, or the only one that outlives a round."""
+        """The trained models as the user gets them: one for each peer, or the only one that outlives a round."""
         return Models(1 if self.present < self.peers else self.peers, build)
 
     def evaluates(self, round: int) -> bool:

@@ -21,7 +21,7 @@ class Commons:
 
     @classmethod
     def of(cls, model: nn.Module | None, device: torch.device) -> Commons:
-        """What peers share before the first round: the trainable parameters of the model they all start from, if any."""
+        """What peers share before the first round: the parameters of the model that all of them start from, if any."""
         if model is None:
             return cls({})
         named = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}

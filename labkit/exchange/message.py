@@ -103,7 +103,7 @@ class Message(ABC):
         return self._each(_first)
 
     def none(self) -> Self:
-        """The stacked message of no peer, with zero rows: what a rank sends in a round in which none of its peers is."""
+        """The stacked message of no peer, with zero rows: what a rank sends when none of its peers takes part."""
         return self._each(_none)
 
     def _each(self, fn: Callable[[object], object]) -> Self:

@@ -1,0 +1,190 @@
+"""The usual topologies, by name: `topologies.ring(8)`, or `choose("ring", 8)` where a name is a setting.
+
+All have Metropolis–Hastings weights, W_ij = 1 / (1 + max(dᵢ, dⱼ)) for neighbours of degrees d (Xiao & Boyd 2004,
+doi:10.1016/j.sysconle.2004.02.022), which are 1 / (d + 1) where all have the same degree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from labkit.errors import ExchangeError, SettingError
+from labkit.exchange.topology import Integers, Topology
+
+_LARGEST_COMPLETE = 5000
+_SWAPS = 10  # tried for each edge of a random graph
+
+
+@lru_cache(maxsize=32)
+def ring(n: int) -> Topology:
+    """Each peer with the one before and the one after; for n ≥ 4 the gap is 1 − (1 + 2 cos(2π/n)) / 3.
+
+    >>> ring(8)
+    ring of 8 peers: 2 neighbours each, spectral gap 0.195
+    """
+    return _around("ring", (_whole(n),), [(-1,), (1,)])
+
+
+@lru_cache(maxsize=32)
+def torus(n: int) -> Topology:
+    """Rows and columns of rings, as near to a square as n can be divided; a prime n leaves one row, a ring.
+
+    >>> torus(12)
+    torus 3 × 4 of 12 peers: 4 neighbours each, spectral gap 0.4
+    """
+    rows = next(a for a in range(int(_whole(n) ** 0.5), 0, -1) if n % a == 0)
+    return _around(f"torus {rows} × {n // rows}", (rows, n // rows), [(-1, 0), (1, 0), (0, -1), (0, 1)])
+
+
+@lru_cache(maxsize=32)
+def star(n: int) -> Topology:
+    """Peer 0 with everyone, the others with it alone."""
+    leaves = np.arange(1, _whole(n))
+    return _metropolis("star", n, np.stack([leaves, 0 * leaves], axis=-1))
+
+
+@lru_cache(maxsize=32)
+def exponential(n: int) -> Topology:
+    """Each peer hears those 1, 2, 4, 8, … places ahead; for even n the gap is 2 / (1 + ⌈log₂ n⌉).
+
+    Ying et al., arXiv:2110.13363, Sec. 3: as fast as any graph of ⌈log₂ n⌉ neighbours, whatever n.
+    """
+    return _around("exponential graph", (_whole(n),), [(2**k,) for k in range((n - 1).bit_length())])
+
+
+@lru_cache(maxsize=32)
+def complete(n: int) -> Topology:
+    """Everyone with everyone: one round is the mean, gap 1."""
+    if _whole(n) > _LARGEST_COMPLETE:
+        raise SettingError(
+            f"A complete topology of {n:,} peers has {n * n:,} weights: send a Mean instead, which gives the same."
+        )
+    return _around("complete graph", (n,), [(k,) for k in range(n)])
+
+
+@lru_cache(maxsize=32)
+def random_regular(n: int, degree: int = 4, seed: int = 0) -> Topology:
+    """A connected random graph in which every peer has `degree` neighbours.
+
+    Edges of a circulant graph swap their ends at random, which leaves degrees as they are and in the end reaches every
+    regular graph alike (Cooper, Dyer & Greenhill 2007, doi:10.1017/S0963548306007978). Raises SettingError for a degree
+    that n peers cannot have.
+    """
+    if not (isinstance(degree, int) and min(2, _whole(n) - 1) <= degree < n) or n * degree % 2:
+        raise SettingError(
+            f"No connected graph joins {n} peers with {degree} neighbours each: give a degree of 2 or more, less than "
+            f"the number of peers, and one of the two even."
+        )
+    half = [(i, (i + k) % n) for i in range(n) for k in range(1, degree // 2 + 1)]
+    across = [(i, i + n // 2) for i in range(n // 2)] if degree % 2 else []
+    edges, rng = half + across, np.random.default_rng(seed)
+    _swap(edges, rng)
+    while not _connected(n, edges):
+        _swap(edges, rng)
+    return _metropolis("random regular graph", n, np.array(edges))
+
+
+@lru_cache(maxsize=32)
+def pairing(n: int, seed: int = 0, number: int = 0) -> Topology:
+    """Random pairs for round `number`: each peer mixes with one partner; of an odd number one stays alone."""
+    order = np.random.default_rng([seed, number]).permutation(_whole(n))
+    return _metropolis("pairing", n, order[: n // 2 * 2].reshape(-1, 2))
+
+
+_BY_NAME: dict[str, Callable[[int], Topology]] = {
+    "ring": ring,
+    "torus": torus,
+    "star": star,
+    "exponential": exponential,
+    "complete": complete,
+    "random_regular": random_regular,
+    "pairing": pairing,
+}
+NAMES = tuple(_BY_NAME)
+
+
+def choose(topology: str | Topology | ArrayLike, n: int) -> Topology:
+    """The topology of n peers that a setting stands for: a name, a Topology, or a matrix W [n, n].
+
+    Raises SettingError for an unknown name or a W that is not doubly stochastic, ExchangeError for one of another
+    number of peers.
+
+    >>> choose("star", 5).neighbours(3)
+    [0]
+    """
+    if isinstance(topology, str):
+        if topology not in _BY_NAME:
+            raise SettingError(f"{topology!r} is no topology: give one of {', '.join(NAMES)}, or your own matrix W.")
+        return _BY_NAME[topology](n)
+    chosen = topology if isinstance(topology, Topology) else Topology.of(topology)
+    if chosen.peers != n:
+        raise ExchangeError(
+            f"The topology joins {chosen.peers} peers, but {n} take part: give one of as many peers, or a name such as "
+            "'ring', which fits any number."
+        )
+    return chosen
+
+
+def _whole(n: int) -> int:
+    if not (isinstance(n, int) and n >= 1):
+        raise SettingError(f"A topology of {n!r} peers cannot be made: give a whole number from 1 on.")
+    return n
+
+
+def _around(name: str, grid: tuple[int, ...], steps: Iterable[tuple[int, ...]]) -> Topology:
+    """Every place of a grid with those that lie `steps` away, over the edges; equal weights."""
+    n = int(np.prod(grid))
+    offsets = {tuple(int(d) % size for d, size in zip(step, grid, strict=True)) for step in steps}
+    offsets.add((0,) * len(grid))
+    places = np.stack(np.unravel_index(np.arange(n), grid))  # [dimensions, n]
+    shape = np.array(grid)[:, None]
+    columns = np.stack(
+        [np.ravel_multi_index(tuple((places + np.array(o)[:, None]) % shape), grid) for o in sorted(offsets)], axis=-1
+    )
+    targets = np.repeat(np.arange(n), len(offsets))
+    return Topology(name, targets, columns.ravel(), np.full(targets.size, 1 / len(offsets)), grid)
+
+
+def _metropolis(name: str, n: int, edges: Integers) -> Topology:
+    """Metropolis–Hastings weights for undirected edges [E, 2]; what is left of 1 a peer gives itself."""
+    a, b = edges.reshape(-1, 2).T
+    degrees = np.bincount(np.concatenate([a, b]), minlength=n)
+    weights = 1 / (1 + np.maximum(degrees[a], degrees[b]))
+    own = 1 - np.bincount(np.concatenate([a, b]), weights=np.concatenate([weights, weights]), minlength=n)
+    targets, sources = np.concatenate([a, b, np.arange(n)]), np.concatenate([b, a, np.arange(n)])
+    order = np.lexsort((sources, targets))
+    return Topology(name, targets[order], sources[order], np.concatenate([weights, weights, own])[order])
+
+
+def _swap(edges: list[tuple[int, int]], rng: Any) -> None:
+    """Let random pairs of edges a–b, c–d become a–d, c–b, unless that makes a loop or a double edge."""
+    there = {frozenset(edge) for edge in edges}
+    draws = rng.integers(len(edges), size=(_SWAPS * len(edges), 2)).tolist()
+    turned = rng.integers(2, size=len(draws)).tolist()
+    for (i, j), turn in zip(draws, turned, strict=True):
+        (a, b), (c, d) = edges[i], edges[j][::-1] if turn else edges[j]
+        new = {frozenset((a, d)), frozenset((c, b))}
+        if len({a, b, c, d}) < 4 or new & there:
+            continue
+        there -= {frozenset((a, b)), frozenset((c, d))}
+        there |= new
+        edges[i], edges[j] = (a, d), (c, b)
+
+
+def _connected(n: int, edges: list[tuple[int, int]]) -> bool:
+    """Whether everyone can be reached from peer 0."""
+    beside: list[list[int]] = [[] for _ in range(n)]
+    for a, b in edges:
+        beside[a].append(b)
+        beside[b].append(a)
+    seen, ahead = {0}, [0]
+    while ahead:
+        new = [j for j in beside[ahead.pop()] if j not in seen]
+        seen.update(new)
+        ahead += new
+    return len(seen) == n

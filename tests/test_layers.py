@@ -45,6 +45,7 @@ GUESTS = {
     "cloudpickle": {"cluster"},
     "matplotlib": {"panel", "plots", "learning_curves"},
     "sklearn": {"data"},
+    "pooch": {"data"},
     "ipywidgets": {"cluster", "live", "widgets"},
     "IPython": {"cluster", "live", "run", "widgets"},
     "jupyterlab": {"__main__"},

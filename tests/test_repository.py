@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ast
-import gzip
-import hashlib
 import re
 import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,7 +16,6 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import labkit
-from labkit.data import SOURCES
 from tests.system import absent, needs
 from tests.test_layers import imports, modules
 
@@ -146,25 +142,3 @@ def test_the_changelog_begins_with_this_version() -> None:
     first = re.search(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     assert first
     assert first[1] == labkit.__version__
-
-
-def test_every_data_set_has_a_card() -> None:
-    assert {path.stem for path in (ROOT / "datasets").glob("*.md")} == set(SOURCES)
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_the_card_describes_the_file_that_is_used(name: str) -> None:
-    rows = re.findall(r"^\| (.+?) \| (.+) \|$", (ROOT / "datasets" / f"{name}.md").read_text(), flags=re.MULTILINE)
-    card = dict(rows)
-    assert {"file", "size", "SHA-256", "licence", "provenance"} <= set(card)
-    package, _, inside = card["file"].split("`")[1].partition("/")
-    origin = find_spec(package)
-    assert origin
-    assert origin.origin
-    content = (Path(origin.origin).parent / inside).read_bytes()
-    assert hashlib.sha256(content).hexdigest() == card["SHA-256"].strip("`")
-    assert card["size"].startswith(f"{len(content):,} bytes")
-    images = len(gzip.decompress(content).splitlines())
-    dataset = labkit.data.load(name)
-    assert f"{images:,} rows" in card["size"]
-    assert len(dataset.x) + len(dataset.test_x) == images

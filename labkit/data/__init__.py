@@ -4,7 +4,8 @@ from labkit.data.batches import batches
 from labkit.data.dataset import Dataset
 from labkit.data.noise import noisy
 from labkit.data.shards import IID, ByLabel, Dirichlet, Quantity, Replicated, Sharding
-from labkit.data.sources import SOURCES, from_tensors, load
+from labkit.data.sources import SOURCES, load
+from labkit.data.tensors import from_tensors
 
 __all__ = [
     "IID",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
+import sklearn.datasets
 import torch
 
 import labkit as lk
@@ -34,6 +36,53 @@ def test_a_dataset_of_your_own_travels_whole():
     own = from_tensors(torch.rand(20, 3), torch.arange(20) % 2)
     again = pickle.loads(pickle.dumps(own))
     assert torch.equal(again.x, own.x) and torch.equal(again.test_y, own.test_y)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "columns", "classes"),
+    [
+        ("breast_cancer", 569, 30, 2),
+        ("wine", 178, 13, 3),
+        ("iris", 150, 4, 3),
+    ],
+)
+def test_tables_are_whole_and_standardised_on_the_training_rows_alone(name, rows, columns, classes):
+    table = load(name)
+    assert len(table) + len(table.test_x) == rows
+    assert table.x.shape[1:] == (columns,) and table.classes == classes == len(table.y.unique())
+    assert table.x.mean(0).abs().max() < 1e-5
+    assert (table.x.std(0) - 1).abs().max() < 1e-5
+    assert table.test_x.mean(0).abs().max() > 1e-3  # they had no say
+    raw = torch.tensor(getattr(sklearn.datasets, f"load_{name}")().data)
+    ours = torch.cat([table.x, table.test_x]).double()
+    assert torch.allclose(_columns(ours), _columns(raw), atol=1e-4)
+
+
+def _columns(x: torch.Tensor) -> torch.Tensor:
+    """Each column's values in ascending order, whatever its scale."""
+    return ((x - x.mean(0)) / x.std(0)).sort(0).values
+
+
+@pytest.mark.parametrize("name", ["digits", "breast_cancer", "wine", "iris", "characters"])
+def test_what_is_there_offline_is_loaded_once_and_travels_by_name(name):
+    made = load(name)
+    assert load(name) is made and load(name, "a folder changes nothing") is made
+    sent = pickle.dumps(made)
+    assert len(sent) < 1000
+    assert pickle.loads(sent) is made
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32])
+def test_token_numbers_stay_whole_numbers(kind):
+    own = from_tensors(torch.tensor([[1, 2], [3, 4]] * 5, dtype=kind), [0, 1] * 5)
+    assert own.x.dtype == own.test_x.dtype == torch.int64
+    assert torch.nn.Embedding(5, 3)(own.x).shape == (8, 2, 3)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float64, np.float16, bool])
+def test_all_other_inputs_become_float32(kind):
+    own = from_tensors(np.ones((5, 2), kind), [0, 1, 0, 1, 0])
+    assert own.x.dtype == torch.float32 and own.x.unique().tolist() == [1.0]
 
 
 @pytest.mark.parametrize("peers", [1, 3, 10])
@@ -78,7 +127,7 @@ def test_a_share_that_leaves_a_part_empty_or_is_none_is_refused(share, error):
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: load("mnist-ish"), "choose one of digits"),
+        (lambda: load("mnist-ish"), "choose one of digits, .*, cifar10"),
         (lambda: from_tensors(torch.rand(3, 2), [0, 1]), "3 inputs but 2 targets"),
         (lambda: from_tensors(torch.rand(0, 2), []), "no training examples"),
         (lambda: lk.data.load("digits").shards(5000), "at most 1438"),

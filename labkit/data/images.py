@@ -1,0 +1,140 @@
+"""Pictures: MNIST, Fashion-MNIST and CIFAR-10 in their native formats, brightness scaled to 0…1."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import tarfile
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from labkit.data.dataset import Dataset
+from labkit.data.download import Remote
+from labkit.errors import DataError
+
+Bytes = NDArray[np.uint8]
+
+_CLASSES = 10
+_CIFAR_SHAPE = (3, 32, 32)
+_IDX_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+MNIST = Remote(
+    "mnist",
+    ("https://storage.googleapis.com/cvdf-datasets/mnist", "https://ossci-datasets.s3.amazonaws.com/mnist"),
+    dict(
+        zip(
+            _IDX_FILES,
+            (
+                "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+                "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+                "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+                "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+            ),
+            strict=True,
+        )
+    ),
+)
+FASHION_MNIST = Remote(
+    "fashion_mnist",
+    (
+        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+    ),
+    dict(
+        zip(
+            _IDX_FILES,
+            (
+                "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+                "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+                "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+                "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+            ),
+            strict=True,
+        )
+    ),
+)
+# The binary version: the one for Python is a pickle, which may run whatever code it likes.
+CIFAR10 = Remote(
+    "cifar10",
+    (
+        "https://www.cs.toronto.edu/~kriz",
+        "https://cave.cs.toronto.edu/kriz",
+        "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10",
+    ),
+    {"cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
+)
+
+
+def mnist(remote: Remote, folder: Path | None = None) -> Dataset:
+    """MNIST, or what has its four files: pictures [N, 1, 28, 28] and classes [N].
+
+    Raises DataError when a file cannot be fetched or read.
+    """
+    x, y, test_x, test_y = (read_idx(gzip.decompress(remote.fetch(file, folder).read_bytes())) for file in _IDX_FILES)
+    pictures, tests = _scaled(x[:, None]), _scaled(test_x[:, None])
+    return Dataset(remote.name, pictures, _numbers(y), tests, _numbers(test_y), _CLASSES)
+
+
+def cifar(remote: Remote, folder: Path | None = None) -> Dataset:
+    """CIFAR-10 from its binary version: pictures [N, 3, 32, 32], channels red, green, blue, and classes [N].
+
+    Raises DataError when the archive cannot be fetched or read.
+    """
+    (archive,) = remote.files
+    files = {}
+    with tarfile.open(remote.fetch(archive, folder)) as tar:  # read in place: nothing is unpacked on the disk
+        for member in tar:
+            if content := tar.extractfile(member):
+                files[PurePosixPath(member.name).name] = content.read()
+    x, y = read_records(b"".join(files[f"data_batch_{number}.bin"] for number in range(1, 6)), _CIFAR_SHAPE)
+    test_x, test_y = read_records(files["test_batch.bin"], _CIFAR_SHAPE)
+    return Dataset(remote.name, _scaled(x), _numbers(y), _scaled(test_x), _numbers(test_y), _CLASSES)
+
+
+def read_idx(content: bytes) -> Bytes:
+    """An array of bytes in IDX: 0, 0, the type (8 for bytes), the number of axes, their lengths, then the values.
+
+    Raises DataError for anything else. Lengths are big-endian 32 bit integers (LeCun, Cortes & Burges, MNIST).
+
+    >>> read_idx(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9])).tolist()
+    [7, 8, 9]
+    """
+    axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    shape = np.frombuffer(content, ">u4", count=axes, offset=4).tolist() if len(content) >= 4 + 4 * axes else []
+    start = 4 + 4 * axes
+    if not shape or len(content) != start + math.prod(shape):
+        raise DataError(
+            f"This is no IDX file of bytes, or a part is missing: {len(content):,} bytes that begin with "
+            f"{content[:4].hex(' ')}; download it again."
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def read_records(content: bytes, shape: tuple[int, ...]) -> tuple[Bytes, Bytes]:
+    """The pictures [N, *shape] and classes [N] of records of one byte for the class and one for each value.
+
+    Raises DataError for content that ends within a record (Krizhevsky, CIFAR-10, binary version).
+    """
+    length = 1 + math.prod(shape)
+    if not content or len(content) % length:
+        raise DataError(
+            f"{len(content):,} bytes are no whole number of records of {length:,}: download the file again."
+        )
+    records = np.frombuffer(content, np.uint8).reshape(-1, length)
+    return records[:, 1:].reshape(-1, *shape), records[:, 0]
+
+
+def _scaled(pixels: Bytes) -> Tensor:
+    return torch.from_numpy(np.divide(pixels, 255, dtype=np.float32))
+
+
+def _numbers(classes: Bytes) -> Tensor:
+    return torch.from_numpy(classes.astype(np.int64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isnan, nan
 from statistics import fmean
 from typing import Any
 
@@ -28,8 +29,8 @@ class Row:
 
     @property
     def loss(self) -> float:
-        """Mean training loss over the peers."""
-        return fmean(self.losses)
+        """Mean training loss over the peers that took a step; NaN where none did."""
+        return fmean(loss for loss in self.losses if not isnan(loss)) if not all(map(isnan, self.losses)) else nan
 
     @property
     def accuracy(self) -> float | None:

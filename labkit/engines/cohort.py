@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from labkit import tree
 from labkit.engines.drive import Talk, conduct
-from labkit.engines.experiment import Experiment
+from labkit.engines.experiment import Experiment, require_finite
 from labkit.engines.memory import Commons
 from labkit.engines.peer import OnePeer, Peers, Place, accuracies, classes, server_model, trained
 from labkit.engines.stacked import StackedPeers, require_stackable
@@ -119,10 +119,19 @@ class Cohort:
         """The local steps of those present since the losses were last asked for, [K]."""
         return self._in_order([block.peers.steps for block in self._blocks])
 
-    def mean_losses(self) -> tuple[float, ...]:
-        """The mean losses of those present since they were last asked for."""
-        losses = [torch.tensor(block.peers.mean_losses(), dtype=torch.float64) for block in self._blocks]
-        return () if self._ghost else tuple(self._in_order(losses).tolist())
+    def mean_losses(self, number: int) -> tuple[float, ...]:
+        """The mean losses of those present in round `number`; NaN for who took no step.
+
+        Raises DivergenceError for a loss that is not finite.
+        """
+        steps = self.steps
+        each = [torch.tensor(block.peers.mean_losses(), dtype=torch.float64) for block in self._blocks]
+        if self._ghost:
+            return ()
+        losses = self._in_order(each).tolist()
+        took = [at for at, count in enumerate(steps.tolist()) if count]
+        require_finite([losses[at] for at in took], number, [self.present[at] for at in took])
+        return tuple(losses)
 
     def accuracies(self, inputs: Tensor, targets: Tensor, answer: Answer) -> tuple[float, ...]:
         """The share of targets [N] that each peer gets right given inputs [N, …], or the one of all together.

@@ -18,7 +18,7 @@ from labkit.algorithms import AllReduce, Independent
 from labkit.cluster.rank import signals, tell
 from labkit.engines.cohort import Answer, Cohort
 from labkit.engines.control import Wish
-from labkit.engines.experiment import Experiment, require_finite
+from labkit.engines.experiment import Experiment
 from labkit.engines.peer import OnePeer, Place
 from labkit.errors import ExchangeError
 from labkit.exchange import Mean, Message
@@ -77,8 +77,7 @@ def train_rank(experiment: Experiment, blocks: list[range], ddp: bool) -> Result
             watch.stop()
             if number == 1:
                 _compare("nothing more in its round")
-            losses = cohort.mean_losses()
-            require_finite(losses, number, cohort.present)
+            losses = cohort.mean_losses(number)
             cohort.end()
             tested = evaluates and experiment.evaluates(number)
             accuracies = cohort.accuracies(test_x, test_y, predict) if tested else None

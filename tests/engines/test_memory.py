@@ -1,0 +1,88 @@
+"""What peers remember: their own from round to round, and what all share, which only exchanged results change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import labkit as lk
+from labkit import tree
+from labkit.engines.memory import Commons, State
+from labkit.errors import ExchangeError
+from labkit.exchange import Mean
+from tests.engines.experiments import difference, parameters, result
+
+ENGINES = [lk.Lockstep(), lk.Simulator(), lk.Simulator(block=2)]
+
+
+class Counts:
+    """Each peer keeps how often it took part, and all keep how many took part so far; clients, two fifths a round."""
+
+    participation = 0.4
+
+    def round(self, peer, batches):
+        peer.params = peer.shared["params"]
+        peer.step(peer.loss(next(batches)))
+        before = peer.state.get("times", torch.zeros_like(peer.ids.float()))
+        peer.state["times"] = before + 1
+        total = yield Mean(peer.ids.float() * 0 + 1)
+        peer.shared["seen"] = peer.shared.get("seen", 0 * total) + peer.present * total
+        peer.shared["params"] = yield Mean(peer.params, weight=1 + before)
+
+
+@pytest.mark.parametrize("on", ENGINES[1:], ids=["stacked", "blocks"])
+def test_clients_state_follows_them_whoever_they_are_stacked_with(on):
+    runs = [result(engine, Counts(), peers=10, rounds=8) for engine in (lk.Lockstep(), on)]
+    assert difference(*runs) < 1e-5
+
+
+def test_clients_on_real_workers_remember_too_even_where_a_worker_has_none_in_a_round(lab):
+    runs = [result(on, Counts(), peers=5, rounds=8) for on in (lk.Lockstep(), lab)]
+    rows = runs[0].rows
+    assert any(max(row.peers) <= 2 or min(row.peers) > 2 for row in rows), "no round left a worker without peers"
+    assert [row.peers for row in rows] == [row.peers for row in runs[1].rows]
+    assert difference(*runs) < 1e-5
+
+
+@pytest.mark.parametrize("on", ENGINES, ids=["lockstep", "stacked", "blocks"])
+def test_what_only_one_peer_knows_cannot_be_shared(on):
+    class Selfish:
+        def round(self, peer, batches):
+            yield Mean(peer.params)
+            peer.shared["mine"] = peer.ids.float()
+
+    with pytest.raises(ExchangeError, match=r"shared\['mine'\].*peer\.state"):
+        result(on, Selfish(), peers=4)
+
+
+def test_what_a_round_shares_others_see_in_the_next_round_and_the_writer_at_once():
+    commons = Commons({"x": torch.tensor([1.0])})
+    writer, reader = commons.view(0), commons.view(0)
+    writer["x"] = torch.tensor([2.0])
+    assert writer["x"] == 2 and reader["x"] == 1
+    commons.commit([writer])
+    assert commons.view(0)["x"] == 2
+    assert commons.view(1)["x"].shape == (1, 1)
+
+
+def test_memories_hold_copies_because_parameters_change_as_the_peer_steps():
+    p = torch.ones(2)
+    state, shared = State(0), Commons({}).view(0)
+    state["p"] = shared["p"] = p
+    p.zero_()
+    assert state["p"].sum() == 2 and shared["p"].sum() == 2
+
+
+def test_peers_that_kept_nothing_yet_get_their_own_part_of_the_default():
+    archive = {7: {"c": torch.tensor([7.0])}}
+    state = State(1, (3, 7), archive)
+    assert state.get("c", torch.tensor([[1.0], [2.0]])).tolist() == [[1.0], [7.0]]
+    state["c"] = torch.tensor([[4.0], [8.0]])
+    state.put_back()
+    assert tree.map(float, archive[3]["c"]) == 4.0 and archive[7]["c"] == 8.0
+
+
+def test_same_results_whatever_the_size_of_a_block():
+    runs = [result(lk.Simulator(block=block), Counts(), peers=10, rounds=5) for block in (1, 3, None)]
+    assert max(difference(runs[0], run) for run in runs[1:]) < 1e-5
+    assert len(parameters(runs[0])) == 1  # the server's only model

@@ -46,6 +46,7 @@ GUESTS = {
     "matplotlib": {"panel", "plots", "learning_curves"},
     "sklearn": {"data"},
     "pooch": {"data"},
+    "dp_accounting": {"exchange"},
     "ipywidgets": {"cluster", "live", "widgets"},
     "IPython": {"cluster", "live", "run", "widgets"},
     "jupyterlab": {"__main__"},

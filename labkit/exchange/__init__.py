@@ -1,24 +1,43 @@
 """Messages: what peers exchange, each with its formula, its three forms and its cost in one file."""
 
 from labkit.exchange import topologies
+from labkit.exchange.coded import Coded
 from labkit.exchange.collectives import Move
+from labkit.exchange.compression import QSGD, Compressor, Half, RandomK, Sign, TopK
 from labkit.exchange.gather import Gather
+from labkit.exchange.half import HalfMean
 from labkit.exchange.mean import Mean
 from labkit.exchange.message import Message, Transfer
 from labkit.exchange.mix import Mix
 from labkit.exchange.permute import Permute, pairs, shift
+from labkit.exchange.robust import CoordinateMedian, Krum, RobustMean, Rule, TrimmedMean
+from labkit.exchange.secure import ModularSum
 from labkit.exchange.topology import Topology
 from labkit.exchange.walk import walk
 
 __all__ = [
+    "QSGD",
+    "Coded",
+    "Compressor",
+    "CoordinateMedian",
     "Gather",
+    "Half",
+    "HalfMean",
+    "Krum",
     "Mean",
     "Message",
     "Mix",
+    "ModularSum",
     "Move",
     "Permute",
+    "RandomK",
+    "RobustMean",
+    "Rule",
+    "Sign",
+    "TopK",
     "Topology",
     "Transfer",
+    "TrimmedMean",
     "pairs",
     "shift",
     "topologies",

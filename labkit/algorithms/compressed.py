@@ -1,0 +1,72 @@
+"""Compressed: send less in each exchange, and make up for it in the next ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from labkit.algorithms.base import Peer
+from labkit.algorithms.wrapper import Exchange, Wrapper, change, require_finite, restored
+from labkit.errors import SettingError
+from labkit.exchange import Compressor, Mean, TopK
+
+
+@dataclass(frozen=True)
+class Compressed(Wrapper):
+    """cᵢ = C(eᵢ + xᵢ), eᵢ ← eᵢ + xᵢ − cᵢ, and x̄ = Σ wᵢ cᵢ / Σ wᵢ takes the place of the mean of xᵢ.
+
+    Error feedback: Seide et al. 2014 (Interspeech, 1-bit SGD); Stich, Cordonnier & Jaggi, arXiv:1809.07599, Alg. 1;
+    Karimireddy et al., arXiv:1901.09847, Alg. 2. What is not sent now is sent later: after any number of rounds
+    Σ cᵢ + eᵢ = Σ xᵢ. By default it is on unless the compressor is unbiased, as QSGD is, which the literature uses
+    without. xᵢ are gradients, or the changes of parameters since all peers were alike (`Mean.start`); the error is in
+    the same units, so a learning rate that falls makes old errors count for more.
+
+    Raises SettingError for feedback with a compressor whose error may be larger than what it compresses.
+    """
+
+    approximates: ClassVar[bool] = True
+
+    compressor: Compressor = field(default_factory=TopK)
+    feedback: bool | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.compressor, Compressor):
+            raise SettingError(
+                f"{self.compressor!r} is no compressor: give labkit.exchange.TopK(0.01), Sign() or another one."
+            )
+
+    @property
+    def sends_mean(self) -> bool:
+        """Whether codes are added up as they are, in a mean of fewer numbers."""
+        return self.compressor.linear
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether errors are kept and sent later."""
+        return not self.compressor.unbiased if self.feedback is None else self.feedback
+
+    def exchange(self, mean: Mean, peer: Peer, index: int) -> Exchange:
+        wanted, key, kept = change(mean, peer), self.key(peer, index), f"error of mean {index}"
+        require_finite(wanted, peer)
+        size = wanted.shape[-1]
+        if self.feeds_back:
+            self._require_contraction(size)
+            error = peer.state.get(kept, torch.zeros_like(wanted))
+            assert isinstance(error, Tensor)
+            wanted = wanted + error
+        packed = self.compressor.encode(wanted, key, peer.ids)
+        if self.feeds_back:
+            peer.state[kept] = wanted - self.compressor.decode(packed, size, key)
+        reply = yield self.compressor.message(mean, packed, size, key)
+        return restored(self.compressor.reply(reply, size, key), mean, peer)
+
+    def _require_contraction(self, size: int) -> None:
+        if self.compressor.contraction(size) <= 0:
+            raise SettingError(
+                f"The error of {self.compressor} may be larger than the {size} numbers it compresses, so feeding it "
+                "back would let it grow: give more levels or a larger share, or leave feedback off."
+            )

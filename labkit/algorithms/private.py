@@ -1,0 +1,56 @@
+"""Private: a mean that gives away little about any one peer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from labkit.algorithms.base import Peer
+from labkit.algorithms.wrapper import Exchange, Wrapper, change, require_finite, restored
+from labkit.errors import SettingError
+from labkit.exchange import Mean
+from labkit.exchange.privacy import clip, epsilon, gaussian, require_noise
+
+
+@dataclass(frozen=True)
+class Private(Wrapper):
+    """x̄ = (1/n) Σᵢ xᵢ · min(1, C/‖xᵢ‖₂) + N(0, (z·C/n)²): clipped to C = `clip`, then z = `noise`, alike for all.
+
+    DP-FedAvg, McMahan et al., arXiv:1710.06963, Alg. 1, with every weight 1: a weight would be one more thing that
+    gives a peer away. xᵢ is a whole gradient, or the whole change of the parameters since all peers were alike, so
+    what is protected is a peer with all its data, not a single example. Whoever adds up sees every xᵢ: put Secure
+    outside to hide them.
+
+    The noise follows from the run's seed, so runs repeat; it protects nobody from those who know the seed. An
+    algorithm that exchanges several means in a round gives away as much in each; `epsilon` counts one.
+    Raises SettingError for `clip` of zero or less, or `noise` below zero.
+    """
+
+    exact: ClassVar[bool] = True
+
+    clip: float = 1.0
+    noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_noise(self.noise)
+        if not (self.clip > 0 and math.isfinite(self.clip)):
+            raise SettingError(f"clip={self.clip!r} is no length to clip to: give a number above 0, such as clip=1.0.")
+
+    def exchange(self, mean: Mean, peer: Peer, index: int) -> Exchange:
+        moved = change(mean, peer)
+        require_finite(moved, peer)
+        clipped = replace(mean, x=clip(moved, self.clip), weight=None, start=None)
+        reply = yield clipped
+        noise = gaussian(moved.shape[-1], self.noise * self.clip / peer.present, self.key(peer, index))
+        return restored(reply + noise.to(moved), mean, peer)
+
+    def epsilon(self, rounds: int, peers: int, delta: float, sampling: str = "fixed") -> float:
+        """The ε of (ε, δ)-differential privacy after `rounds` rounds with one mean each, of `peers` registered peers.
+
+        By default for rounds of a fixed number of peers, as labkit draws them; `sampling="poisson"` is what most
+        published figures assume. See `labkit.exchange.privacy.epsilon`, also for what it raises.
+        """
+        present = max(1, round((self.participation or 1.0) * peers))
+        return epsilon(self.noise, rounds, peers, present, delta, sampling)

@@ -1,0 +1,45 @@
+"""Robust: averages that a few Byzantine peers cannot move wherever they like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from labkit.algorithms.base import Peer
+from labkit.algorithms.wrapper import Exchange, Wrapper, change, restored
+from labkit.errors import SettingError
+from labkit.exchange import CoordinateMedian, Mean, RobustMean, Rule
+from labkit.exchange.robust import too_few
+
+
+@dataclass(frozen=True)
+class Robust(Wrapper):
+    """x̂ = R(x₁, …, xₙ) takes the place of the mean, by a rule such as the coordinate median, a trimmed mean or Krum.
+
+    Yin et al., arXiv:1803.01498; Blanchard et al., arXiv:1703.02757. Weights are left out, because a bad peer would
+    claim any. Raises SettingError, before anything runs, for fewer peers than the rule is good for.
+    """
+
+    approximates: ClassVar[bool] = True
+
+    rule: Rule = field(default_factory=CoordinateMedian)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.rule, Rule):
+            raise SettingError(
+                f"{self.rule!r} is no rule: give labkit.exchange.CoordinateMedian(), TrimmedMean(1) or Krum(1)."
+            )
+
+    @property
+    def sends_mean(self) -> bool:
+        return False
+
+    def check(self, peers: int) -> None:
+        super().check(peers)
+        if refused := too_few(self.rule, peers):
+            raise SettingError(refused)
+
+    def exchange(self, mean: Mean, peer: Peer, index: int) -> Exchange:
+        reply = yield RobustMean(change(mean, peer), self.rule)
+        return restored(reply, mean, peer)

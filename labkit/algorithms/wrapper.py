@@ -1,0 +1,149 @@
+"""Wrapper: an algorithm around another one, that rewrites each mean the inner one asks for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+from torch import Tensor
+
+from labkit import tree
+from labkit.algorithms import base
+from labkit.algorithms.base import Algorithm, Batch, Peer, Round
+from labkit.errors import DivergenceError, SettingError
+from labkit.exchange import Mean, Message
+from labkit.exchange.randomness import key
+from labkit.tree import Tree
+
+Exchange = Generator[Message, Any, Tree]
+
+
+@dataclass(frozen=True)
+class Wrapper(ABC):
+    """Drives the round of `algorithm`; each `Mean` it yields goes through `exchange`, all else passes as it is.
+
+    Wrappers nest: the outer one rewrites what the inner one made of a mean, as long as it still is one. Raises
+    SettingError where it no longer is, or for an algorithm that exchanges no means.
+    """
+
+    exact: ClassVar[bool] = False  # what it promises holds for the mean alone, not for something near it
+    approximates: ClassVar[bool] = False  # it puts something near the mean in its place
+
+    algorithm: Algorithm
+
+    def __post_init__(self) -> None:
+        outer, inner = type(self).__name__, self.algorithm
+        if isinstance(inner, type) or not callable(getattr(inner, "round", None)):
+            raise SettingError(f"{outer} wraps an algorithm, and {inner!r} is none: give one such as AllReduce().")
+        while isinstance(inner, Wrapper):
+            name = type(inner).__name__
+            if not inner.sends_mean:
+                raise SettingError(
+                    f"{outer} finds no mean around {name}, which sends a message of its own: use one of the two, or "
+                    f"put {name} outside."
+                )
+            if inner.exact and self.approximates:
+                raise SettingError(
+                    f"{outer} around {name} would undo it, because its promise holds for the mean of what it "
+                    f"clipped and for nothing near it: put {name} outside, or leave one of the two out."
+                )
+            inner = inner.algorithm
+
+    @property
+    def sends_mean(self) -> bool:
+        """Whether what it makes of a mean still is one, so that another wrapper can go around it."""
+        return True
+
+    @abstractmethod
+    def exchange(self, mean: Mean, peer: Peer, index: int) -> Exchange:
+        """Yield messages instead of the round's `index`-th mean, and return the reply to it."""
+
+    def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
+        seen: list[str] = []  # the types of other messages
+        means = 0
+        with closing(self.algorithm.round(peer, batches)) as inner:
+            reply = None
+            while True:
+                try:
+                    message = inner.send(reply)
+                except StopIteration:
+                    break
+                if isinstance(message, Mean):
+                    reply = yield from self.exchange(message, peer, means)
+                    means += 1
+                else:
+                    reply = yield message
+                    seen.append(type(message).__name__)
+        if seen and not means:
+            only = ", ".join(sorted(set(seen)))
+            raise SettingError(
+                f"{type(self).__name__} works on means, and {self.algorithm} exchanges only {only}: wrap an algorithm "
+                "that yields Mean, such as AllReduce() or LocalSGD()."
+            )
+
+    # -- the inner algorithm's settings
+
+    @property
+    def every(self) -> int:
+        """The inner algorithm's local steps in a round."""
+        return base.every(self.algorithm)
+
+    @property
+    def participation(self) -> float | None:
+        """The share of peers that the inner algorithm lets take part."""
+        return base.participation(self.algorithm)
+
+    @property
+    def starts_apart(self) -> bool:
+        """Whether the inner algorithm's peers start from weights of their own."""
+        return base.starts_apart(self.algorithm)
+
+    @property
+    def same_batches(self) -> bool:
+        """Whether the inner algorithm's peers must see the same batches."""
+        return base.same_batches(self.algorithm)
+
+    @property
+    def predict(self) -> Callable[..., Any] | None:
+        """The inner algorithm's way to predict together, if it has one."""
+        return cast(Callable[..., Any] | None, getattr(self.algorithm, "predict", None))
+
+    def check(self, peers: int) -> None:
+        """Let the inner algorithm refuse a number of peers that take part."""
+        base.check(self.algorithm, peers)
+
+    # -- for those who implement `exchange`
+
+    def key(self, peer: Peer, index: int) -> int:
+        """What seeds the random choices that all peers make alike in this exchange."""
+        return key(type(self).__name__, peer.seed, peer.number, index)
+
+
+def change(mean: Mean, peer: Peer) -> Tensor:
+    """What a peer contributes, as vectors [..., P]: x − start, or x itself where there is no start, as in gradients."""
+    start = mean.start
+    moved = mean.x if start is None else tree.map(lambda x, x0: x - x0, mean.x, start)
+    return tree.flatten(moved, lead=peer.ids.dim()).detach()
+
+
+def restored(reply: Tensor, mean: Mean, peer: Peer) -> Tree:
+    """The reply to `mean` that a mean change [..., P] makes: the inverse of `change`."""
+    moved = tree.unflatten(reply, mean.x, lead=peer.ids.dim())
+    moved = tree.map(lambda d, x: d.to(x.dtype), moved, mean.x)
+    return moved if mean.start is None else tree.map(lambda d, x0: x0 + d, moved, mean.start)
+
+
+def require_finite(x: Tensor, peer: Peer) -> None:
+    """Raise DivergenceError naming the first peer whose vector [..., P] is not finite."""
+    if bool(x.sum().isfinite()):  # one pass; exact only where it says yes
+        return
+    bad = (~x.isfinite()).any(-1).reshape(-1)
+    if bool(bad.any()):
+        number = int(peer.ids.reshape(-1)[int(bad.nonzero()[0])])
+        raise DivergenceError(
+            f"Peer {number} has NaN or infinite numbers to send in round {peer.number}: lower the learning rate, clip "
+            "the gradients, or look for NaN in the data."
+        )

@@ -1,0 +1,275 @@
+"""Compressors: shorter messages for a vector, at the price of an error that error feedback can make up for later."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from labkit.errors import ExchangeError, SettingError
+from labkit.exchange.coded import Coded
+from labkit.exchange.half import HalfMean
+from labkit.exchange.mean import Mean
+from labkit.exchange.message import Message
+from labkit.exchange.packing import nbytes, pack, unpack
+from labkit.exchange.randomness import uniform
+from labkit.tree import Tree
+
+Packed = dict[str, Tensor]
+
+
+class Compressor(ABC):
+    """C(x) = decode(encode(x)) for vectors x [..., P] in single precision, row by row.
+
+    `key` is the same for all peers of one exchange, and `ids` [...] number them: together they say what is drawn at
+    random, so that lockstep, stacked and distributed peers draw alike.
+    """
+
+    unbiased: bool = False  # E C(x) = x
+    linear: ClassVar[bool] = False  # the mean of codes is the code of the mean, so an all-reduce adds them on the way
+
+    @abstractmethod
+    def encode(self, x: Tensor, key: int = 0, ids: Tensor | None = None) -> Packed:
+        """What travels instead of x [..., P]: tensors [..., *]. Raises SettingError for settings that P is too small
+        for."""
+
+    @abstractmethod
+    def decode(self, packed: Packed, size: int, key: int = 0) -> Tensor:
+        """C(x) [..., P] out of what travelled; `size` is P."""
+
+    @abstractmethod
+    def nbytes(self, size: int) -> int:
+        """Bytes that a vector of `size` numbers takes when it is encoded."""
+
+    def ratio(self, size: int) -> float:
+        """Encoded bytes over those of single precision, 4P."""
+        return self.nbytes(size) / (4 * size)
+
+    @abstractmethod
+    def contraction(self, size: int) -> float:
+        """The largest δ known for which E‖C(x) − x‖² ≤ (1 − δ)‖x‖² for every x; error feedback needs δ > 0."""
+
+    def message(self, mean: Mean, packed: Packed, size: int, key: int = 0) -> Message:
+        """What a peer yields instead of `mean`, whose reply `reply` reads: all codes go to everyone."""
+        return Coded(packed, Code(self, size, key), mean.weight)
+
+    def reply(self, reply: Tree, size: int, key: int = 0) -> Tensor:
+        """The mean [..., P] in the reply to `message`."""
+        assert isinstance(reply, Tensor)
+        return reply
+
+
+@dataclass(frozen=True)
+class Code:
+    """How the codes of one exchange are read."""
+
+    compressor: Compressor
+    size: int
+    key: int
+
+    def decode(self, packed: Packed) -> Tensor:
+        """The vectors [..., P] that packed tensors stand for."""
+        return self.compressor.decode(packed, self.size, self.key)
+
+
+@dataclass(frozen=True)
+class TopK(Compressor):
+    """The k = share · P numbers of largest magnitude and where they stand: 8k bytes, ratio 2 · share; δ = k/P.
+
+    Stich, Cordonnier & Jaggi, arXiv:1809.07599, Def. 2.1 and Lemma A.1. Raises SettingError for a share outside (0, 1].
+
+    >>> top = TopK(0.5)
+    >>> top.decode(top.encode(torch.tensor([3.0, -1.0, 0.5, -4.0])), size=4)
+    tensor([ 3.,  0.,  0., -4.])
+    """
+
+    share: float = 0.01
+
+    def __post_init__(self) -> None:
+        _require_share(self)
+
+    def encode(self, x: Tensor, key: int = 0, ids: Tensor | None = None) -> Packed:
+        at = x.abs().topk(_count(self, x.shape[-1]), sorted=False).indices
+        return {"values": x.gather(-1, at), "at": at.to(torch.int32)}
+
+    def decode(self, packed: Packed, size: int, key: int = 0) -> Tensor:
+        values = packed["values"]
+        return values.new_zeros(*values.shape[:-1], size).scatter_(-1, packed["at"].long(), values)
+
+    def nbytes(self, size: int) -> int:
+        return 8 * _count(self, size)
+
+    def contraction(self, size: int) -> float:
+        return _count(self, size) / size
+
+
+@dataclass(frozen=True)
+class RandomK(Compressor):
+    """k = share · P numbers at random places: 4k bytes, ratio = share; δ = k/P.
+
+    Stich, Cordonnier & Jaggi, arXiv:1809.07599, Def. 2.1. All peers of one exchange draw the same places from the key
+    that they share, so places need not travel, and the numbers are added on the way: an all-reduce of k numbers.
+    With `unbiased` the numbers are scaled by P/k, so that E C(x) = x; then δ = 2 − P/k.
+    Raises SettingError for a share outside (0, 1].
+    """
+
+    linear: ClassVar[bool] = True
+
+    share: float = 0.01
+    unbiased: bool = False
+
+    def __post_init__(self) -> None:
+        _require_share(self)
+
+    def encode(self, x: Tensor, key: int = 0, ids: Tensor | None = None) -> Packed:
+        size = x.shape[-1]
+        values = x[..., self._places(size, key).to(x.device)]
+        return {"values": values * (size / _count(self, size)) if self.unbiased else values}
+
+    def decode(self, packed: Packed, size: int, key: int = 0) -> Tensor:
+        values = packed["values"]
+        out = values.new_zeros(*values.shape[:-1], size)
+        out[..., self._places(size, key).to(values.device)] = values
+        return out
+
+    def _places(self, size: int, key: int) -> Tensor:
+        drawn = torch.randperm(size, generator=torch.Generator().manual_seed(key))
+        return drawn[: _count(self, size)].sort().values
+
+    def nbytes(self, size: int) -> int:
+        return 4 * _count(self, size)
+
+    def contraction(self, size: int) -> float:
+        kept = _count(self, size) / size
+        return 2 - 1 / kept if self.unbiased else kept
+
+    def message(self, mean: Mean, packed: Packed, size: int, key: int = 0) -> Message:
+        return replace(mean, x=packed["values"], start=None)
+
+    def reply(self, reply: Tree, size: int, key: int = 0) -> Tensor:
+        assert isinstance(reply, Tensor)
+        return self.decode({"values": reply}, size, key)
+
+
+@dataclass(frozen=True)
+class Sign(Compressor):
+    """(‖x‖₁ / P) · sign(x), one bit for each number: ⌈P/8⌉ + 4 bytes, ratio about 1/32; δ = ‖x‖₁² / (P ‖x‖₂²) ≥ 1/P.
+
+    Karimireddy et al., arXiv:1901.09847, Alg. 1 and Lemma 8; with error feedback Seide et al. 2014, Interspeech.
+    One bit knows no zero: a zero counts as positive.
+    """
+
+    def encode(self, x: Tensor, key: int = 0, ids: Tensor | None = None) -> Packed:
+        return {"signs": pack(x >= 0, bits=1), "scale": x.abs().mean(-1, keepdim=True)}
+
+    def decode(self, packed: Packed, size: int, key: int = 0) -> Tensor:
+        scale = packed["scale"]
+        return scale * (2 * unpack(packed["signs"], bits=1, size=size) - 1).to(scale.dtype)
+
+    def nbytes(self, size: int) -> int:
+        return nbytes(size, bits=1) + 4
+
+    def contraction(self, size: int) -> float:
+        return 1 / size
+
+
+@dataclass(frozen=True)
+class QSGD(Compressor):
+    """‖x‖₂ · sign(xᵢ) · lᵢ/s with lᵢ = ⌊s|xᵢ|/‖x‖₂ + u⌋, u uniform in [0, 1): at random up or down, E C(x) = x.
+
+    Alistarh et al., arXiv:1610.02132, Eq. 4 and Lemma 3.1: E‖C(x) − x‖² ≤ min(P/s², √P/s)‖x‖², hence δ. Each number
+    takes the least of 2, 4 and 8 bits that holds its 2s+1 levels (s up to 1, 7, 127), not the paper's Elias code whose
+    length varies: ⌈P · bits / 8⌉ + 4 bytes, ratio bits/32. Raises SettingError for `levels` s outside 1 … 127.
+    """
+
+    unbiased = True
+
+    levels: int = 127
+
+    def __post_init__(self) -> None:
+        if isinstance(self.levels, bool) or not isinstance(self.levels, int) or not 1 <= self.levels <= 127:
+            raise SettingError(
+                f"levels={self.levels!r} is not a whole number from 1 to 127, which 8 bits hold: give levels=7, say, "
+                "or Half() for finer steps."
+            )
+
+    @property
+    def bits(self) -> int:
+        """Bits for each number: 2, 4 or 8."""
+        return 2 if self.levels == 1 else 4 if self.levels <= 7 else 8
+
+    def encode(self, x: Tensor, key: int = 0, ids: Tensor | None = None) -> Packed:
+        ids = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device) if ids is None else ids
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        exact = self.levels * x.abs().double() / norm.clamp(min=torch.finfo(x.dtype).tiny)
+        level = (exact + uniform(key, ids, x.shape[-1])).floor().clamp(max=self.levels)
+        return {"levels": pack(level * x.sign() + self.levels, self.bits), "norm": norm}
+
+    def decode(self, packed: Packed, size: int, key: int = 0) -> Tensor:
+        norm = packed["norm"]
+        return norm * (unpack(packed["levels"], self.bits, size) - self.levels).to(norm.dtype) / self.levels
+
+    def nbytes(self, size: int) -> int:
+        return nbytes(size, self.bits) + 4
+
+    def contraction(self, size: int) -> float:
+        return 1 - min(size / self.levels**2, math.sqrt(size) / self.levels)
+
+
+@dataclass(frozen=True)
+class Half(Compressor):
+    """Each number rounded to 16 bits, 2P bytes, ratio 1/2: "fp16" of 11 bits' precision, or "bf16" of 8 but wider.
+
+    δ = 1 − 2⁻²² or 1 − 2⁻¹⁸ for numbers in the format's normal range, from 6e-5 or 1e-38 up; smaller ones lose more.
+    Raises SettingError for another format, ExchangeError for numbers beyond fp16's 65504.
+    """
+
+    format: str = "fp16"
+
+    def __post_init__(self) -> None:
+        if self.format not in ("fp16", "bf16"):
+            raise SettingError(f"{self.format!r} is no 16-bit format: give 'fp16' or 'bf16'.")
+
+    def encode(self, x: Tensor, key: int = 0, ids: Tensor | None = None) -> Packed:
+        values = x.to(torch.float16 if self.format == "fp16" else torch.bfloat16)
+        if bool((values.isinf() & x.isfinite()).any()):
+            raise ExchangeError(
+                f"A number of magnitude {float(x.abs().max()):g} does not fit into {self.format}: use Half('bf16') "
+                "below 3e38, or send changes instead of large values."
+            )
+        return {"values": values}
+
+    def decode(self, packed: Packed, size: int, key: int = 0) -> Tensor:
+        return packed["values"].float()
+
+    def nbytes(self, size: int) -> int:
+        return 2 * size
+
+    def contraction(self, size: int) -> float:
+        return 1 - 2.0 ** (-22 if self.format == "fp16" else -18)
+
+    def message(self, mean: Mean, packed: Packed, size: int, key: int = 0) -> Message:
+        return HalfMean(packed["values"], mean.weight)
+
+    def reply(self, reply: Tree, size: int, key: int = 0) -> Tensor:
+        assert isinstance(reply, Tensor)
+        return reply.float()
+
+
+def _require_share(compressor: TopK | RandomK) -> None:
+    if not 0 < compressor.share <= 1:  # also refuses NaN
+        raise SettingError(f"share={compressor.share!r} is not in (0, 1]: give the share of the numbers to send.")
+
+
+def _count(compressor: TopK | RandomK, size: int) -> int:
+    """k, to the nearest whole number."""
+    count = round(compressor.share * size)
+    if count < 1:
+        raise SettingError(
+            f"{compressor} keeps none of {size} numbers: give a share of at least {1 / size if size else 1:.2g}."
+        )
+    return count

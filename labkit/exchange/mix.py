@@ -101,10 +101,13 @@ def _mixed(rows: Tree, starts: Integers, at: Integers, weights: Floats) -> Tree:
     """Row i of the result is Σₖ weights[k] · rows[at[k]] for starts[i] ≤ k < starts[i+1]."""
 
     def one(leaf: Tensor) -> Tensor:
-        flat = (leaf if leaf.is_floating_point() else leaf.to(torch.get_default_dtype())).reshape(len(leaf), -1)
+        real = leaf if leaf.is_floating_point() else leaf.to(torch.get_default_dtype())
+        flat = real.unsqueeze(-1).flatten(1)  # [rows, numbers], also of no rows
         # the embedding bag is a product with a sparse matrix, many times as fast as torch.sparse and as W @ x
         index, offsets = (torch.tensor(it, device=leaf.device) for it in (at, starts[:-1]))
         each = torch.tensor(weights, dtype=flat.dtype, device=leaf.device)
-        return embedding_bag(index, flat, offsets, mode="sum", per_sample_weights=each).view(-1, *leaf.shape[1:])
+        return embedding_bag(index, flat, offsets, mode="sum", per_sample_weights=each).view(
+            len(offsets), *leaf.shape[1:]
+        )
 
     return tree.map(one, rows)

@@ -10,12 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.cluster.local import local_cluster
 from labkit.costs.link import Link
 from labkit.errors import ExchangeError, SettingError
 from labkit.exchange import Mean, walk
 from labkit.exchange.collectives import FORMS, Move, cut, form
-from labkit.exchange.group import Group
 from tests.examples import few
 
 EVERY_FORM = ["native", "naive", "ring", "tree"]
@@ -142,77 +140,3 @@ def test_an_unknown_form_is_refused_with_the_known_ones(wrong):
 def test_a_walk_of_nothing_is_refused():
     with pytest.raises(SettingError, match="one vector for each rank"):
         walk("ring", [])
-
-
-# -- over a real process group
-
-
-@pytest.fixture(scope="module")
-def trio():
-    """Three workers, the smallest number at which the forms differ."""
-    import labkit as lk
-
-    with local_cluster(3, threads=1, memory=4 << 30) as cluster, lk.connect(cluster) as lab:
-        yield lab
-
-
-def reduce_and_count(name, numbers):
-    """One rank: its sum, and the bytes in its ledger."""
-    group = Group((1,) * torch.distributed.get_world_size())
-    mine = vectors(group.size, numbers)[group.rank].clone()
-    return group.all_reduce(mine, name), group.sent
-
-
-@pytest.mark.parametrize("numbers", [1, 2, 3, 1000])
-@pytest.mark.parametrize("name", FORMS)
-def test_a_form_over_a_real_process_group_sums_and_sends_what_its_walk_sends(trio, name, numbers):
-    values = vectors(3, numbers)
-    for rank, (total, sent) in enumerate(trio.launch(reduce_and_count, name, numbers).result()):
-        torch.testing.assert_close(total, values.sum(0))
-        assert sent == sum(it.nbytes for step in walk(name, values) for it in step.sent if it.source == rank)
-
-
-def test_a_program_of_ones_own_runs_over_a_real_process_group(trio):
-    def twice_around():
-        group = Group((1, 1, 1))
-
-        def around(rank, size, x):
-            passing = x.clone()
-            for _ in range(size - 1):
-                passing = yield Move(passing, (rank + 1) % size, like=x, source=(rank - 1) % size)
-                x += passing
-
-        return group.all_reduce(torch.tensor([1.0 + group.rank]), around), group.sent
-
-    assert [(total.item(), sent) for total, sent in trio.launch(twice_around).result()] == [(6.0, 8)] * 3
-
-
-def mean_in_each_form(blocks, weighted):
-    group = Group(blocks)
-    first, last = group.bounds(group.rank)
-    rows = torch.randn(sum(blocks), 7, generator=torch.Generator().manual_seed(3))
-    weights = torch.arange(1.0, sum(blocks) + 1)
-    mine = {"w": rows[first:last, :5], "b": rows[first:last, 5:]}
-    return [Mean(mine, weights[first:last] if weighted else None, form=name).collective(group) for name in EVERY_FORM]
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("blocks", [(1, 1, 1), (2, 0, 3)])
-def test_all_forms_of_a_mean_are_equal_on_a_process_group_with_uneven_and_empty_blocks(trio, blocks, weighted):
-    rows = torch.randn(sum(blocks), 7, generator=torch.Generator().manual_seed(3))
-    weights = torch.arange(1.0, sum(blocks) + 1) if weighted else None
-    expected = Mean({"w": rows[:, :5], "b": rows[:, 5:]}, weights).stacked()
-    for replies in trio.launch(mean_in_each_form, blocks, weighted).result():
-        for reply in replies:
-            torch.testing.assert_close(reply, expected, atol=1e-6, rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", EVERY_FORM)
-def test_the_ledger_of_a_mean_is_its_formula(trio, name):
-    def ledger():
-        group = Group((1, 1, 1))
-        Mean({"w": torch.ones(1, 40), "b": torch.ones(1, 3)}, torch.tensor([2.0]), form=name).collective(group)
-        return group.sent
-
-    message = Mean({"w": torch.ones(40), "b": torch.ones(3)}, 2.0, form=name)
-    assert sum(trio.launch(ledger).result()) == pytest.approx(3 * message.bytes(3))

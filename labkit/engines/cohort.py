@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit import tree
-from labkit.engines.drive import Talk, conduct
+from labkit.engines.drive import Talk, answered, conduct
 from labkit.engines.experiment import Experiment, require_finite
 from labkit.engines.memory import Commons
 from labkit.engines.peer import OnePeer, Peers, Place, accuracies, classes, server_model, trained
@@ -77,8 +77,15 @@ class Cohort:
 
     def round(self, answer: Answer) -> None:
         """Run the round, the messages at each barrier being answered by `answer`, one reply for each block."""
+        conduct(self._talks(), answer)
+
+    def barriers(self, answer: Answer) -> Iterator[tuple[list[Message], Sequence[Tree]]]:
+        """The same, stopping at every barrier for whoever wants to see the messages there and the replies to them."""
+        return answered(self._talks(), answer)
+
+    def _talks(self) -> list[Talk]:
         own = self._experiment.algorithm_of
-        conduct([own(block.peers.members[0]).round(block.peers, block.stream) for block in self._blocks], answer)
+        return [own(block.peers.members[0]).round(block.peers, block.stream) for block in self._blocks]
 
     def end(self) -> None:
         """Take over what the round has written to the memories, once its losses were looked at."""

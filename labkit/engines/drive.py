@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from labkit.errors import ExchangeError
 from labkit.exchange import Message
 from labkit.tree import Tree
 
+T = TypeVar("T")
 Talk = Generator[Message, Any, Any]  # a peer's round, or its part in a prediction
 
 
@@ -40,8 +41,10 @@ def together(talks: Sequence[Talk]) -> Generator[list[Message], Sequence[Tree], 
         replies = yield messages
 
 
-def conduct(talks: Sequence[Talk], answer: Callable[[list[Message]], Sequence[Tree]]) -> list[Any]:
-    """Run all generators to their ends, answering the messages met at each barrier; what they return."""
+def answered(
+    talks: Sequence[Talk], answer: Callable[[list[Message]], Sequence[Tree]]
+) -> Generator[tuple[list[Message], Sequence[Tree]], None, list[Any]]:
+    """Run all generators, answering the messages met at each barrier; yields both before the replies are delivered."""
     barriers = together(talks)
     replies: Sequence[Tree] | None = None
     while True:
@@ -51,3 +54,19 @@ def conduct(talks: Sequence[Talk], answer: Callable[[list[Message]], Sequence[Tr
             returned: list[Any] = end.value
             return returned
         replies = answer(messages)
+        yield messages, replies
+
+
+def conduct(talks: Sequence[Talk], answer: Callable[[list[Message]], Sequence[Tree]]) -> list[Any]:
+    """Run all generators to their ends, answering the messages met at each barrier; what they return."""
+    return exhaust(answered(talks, answer))
+
+
+def exhaust(steps: Generator[Any, None, T]) -> T:
+    """Run a generator to its end; what it returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            returned: T = end.value
+            return returned

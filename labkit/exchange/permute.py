@@ -73,10 +73,11 @@ class Permute(Message):
         return self.source
 
     def bytes(self, peers: int) -> float:
-        return len(self.transfers(peers)) / peers * tree.nbytes(self.x)
+        moved = sum(i != j for i, j in enumerate(self.among(peers)))
+        return moved / peers * tree.nbytes(self.x)
 
     def seconds(self, peers: int, link: Link) -> float:
-        return link.seconds(tree.nbytes(self.x), 1) if self.transfers(peers) else 0.0
+        return link.seconds(tree.nbytes(self.x), 1) if self.bytes(peers) else 0.0
 
     def transfers(self, peers: int) -> list[Transfer]:
         size = tree.nbytes(self.x)

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from labkit.errors import ExchangeError, SettingError
 from labkit.exchange.topology import Integers, Topology
 
-_LARGEST_COMPLETE = 5000
+_LARGEST_COMPLETE = 2000
 _SWAPS = 10  # tried for each edge of a random graph
 
 
@@ -78,11 +78,14 @@ def random_regular(n: int, degree: int = 4, seed: int = 0) -> Topology:
     if not (isinstance(degree, int) and min(2, _whole(n) - 1) <= degree < n) or n * degree % 2:
         raise SettingError(
             f"No connected graph joins {n} peers with {degree} neighbours each: give a degree of 2 or more, less than "
-            f"the number of peers, and one of the two even."
+            "the number of peers, and one of the two even."
         )
-    half = [(i, (i + k) % n) for i in range(n) for k in range(1, degree // 2 + 1)]
-    across = [(i, i + n // 2) for i in range(n // 2)] if degree % 2 else []
-    edges, rng = half + across, np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
+    if degree == 2:  # a connected one is a ring, which swaps would rarely find
+        order = rng.permutation(n)
+        return _metropolis("random regular graph", n, np.stack([order, np.roll(order, 1)], axis=-1))
+    edges = [(i, (i + k) % n) for i in range(n) for k in range(1, degree // 2 + 1)]
+    edges += [(i, i + n // 2) for i in range(n // 2)] if degree % 2 else []
     _swap(edges, rng)
     while not _connected(n, edges):
         _swap(edges, rng)
@@ -147,7 +150,7 @@ def _around(name: str, grid: tuple[int, ...], steps: Iterable[tuple[int, ...]]) 
         [np.ravel_multi_index(tuple((places + np.array(o)[:, None]) % shape), grid) for o in sorted(offsets)], axis=-1
     )
     targets = np.repeat(np.arange(n), len(offsets))
-    return Topology(name, targets, columns.ravel(), np.full(targets.size, 1 / len(offsets)), grid)
+    return Topology(name, n, targets, np.sort(columns, axis=1).ravel(), np.full(targets.size, 1 / len(offsets)), grid)
 
 
 def _metropolis(name: str, n: int, edges: Integers) -> Topology:
@@ -158,7 +161,7 @@ def _metropolis(name: str, n: int, edges: Integers) -> Topology:
     own = 1 - np.bincount(np.concatenate([a, b]), weights=np.concatenate([weights, weights]), minlength=n)
     targets, sources = np.concatenate([a, b, np.arange(n)]), np.concatenate([b, a, np.arange(n)])
     order = np.lexsort((sources, targets))
-    return Topology(name, targets[order], sources[order], np.concatenate([weights, weights, own])[order])
+    return Topology(name, n, targets[order], sources[order], np.concatenate([weights, weights, own])[order])
 
 
 def _swap(edges: list[tuple[int, int]], rng: Any) -> None:

@@ -24,7 +24,7 @@ _STEPS = 600  # of a power iteration, above
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Topology:
-    """A doubly stochastic matrix W [n, n], of which only what is not zero is kept: W[targets, sources] = values.
+    """A doubly stochastic matrix W [n, n] of n `peers`, kept sparse: W[targets, sources] = values, and zero elsewhere.
 
     Peer i receives Σⱼ W_ij x_j. `targets` ascend. `grid`, if given, is a shape of n peers in which W looks the same
     from everywhere, as on a ring or a torus. `labkit.exchange.topologies` makes the usual ones. Raises SettingError,
@@ -32,6 +32,7 @@ class Topology:
     """
 
     name: str
+    peers: int
     targets: Integers
     sources: Integers
     values: Floats
@@ -48,7 +49,7 @@ class Topology:
         if w.ndim != 2 or w.shape[0] != w.shape[1] or not w.size:
             raise SettingError(f"W has the shape {list(w.shape)}: give a square matrix, a row and a column per peer.")
         targets, sources = np.nonzero(w)
-        return cls(name, targets, sources, w[targets, sources])
+        return cls(name, len(w), targets, sources, w[targets, sources])
 
     def __post_init__(self) -> None:
         for kind, at in (("row", self.targets), ("column", self.sources)):
@@ -68,11 +69,6 @@ class Topology:
             )
         for array in (self.targets, self.sources, self.values):
             array.setflags(write=False)
-
-    @cached_property
-    def peers(self) -> int:
-        """How many peers there are, n."""
-        return int(max(self.targets.max(initial=-1), self.sources.max(initial=-1))) + 1
 
     @property
     def weights(self) -> Floats:

@@ -62,6 +62,42 @@ def test_mean_costs_the_all_reduce_lower_bound(peers):
     assert message.seconds(peers, link) == pytest.approx(2 * (peers - 1) * 1e-3 + message.bytes(peers) / 1e6)
 
 
+@pytest.mark.parametrize("message", [Mean(torch.zeros(10)), Mean(torch.zeros(10), 2.0), Gather(torch.zeros(10))])
+@pytest.mark.parametrize("peers", [1, 2, 5])
+def test_transfers_add_up_to_what_all_peers_send(message, peers):
+    assert sum(it.nbytes for it in message.transfers(peers)) == pytest.approx(peers * message.bytes(peers))
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0], [-1.0, -2.0], [float("nan"), 1.0]])
+def test_weights_that_add_up_to_nothing_are_refused(weights):
+    x = torch.ones(2, 3)
+    for use in (
+        lambda: Mean(x, torch.tensor(weights)).stacked(),
+        lambda: Mean.lockstep([Mean(row, weight) for row, weight in zip(x, weights, strict=True)]),
+    ):
+        with pytest.raises(ExchangeError, match=r"weights of a weighted mean add up to .* above zero"):
+            use()
+
+
+def test_each_tensor_of_a_mean_keeps_its_dtype_and_whole_numbers_become_real():
+    x = {"half": torch.ones(2, 3, dtype=torch.bfloat16), "double": torch.ones(2, dtype=torch.float64)}
+    x["whole"] = torch.tensor([1, 2])
+    dtypes = {"half": torch.bfloat16, "double": torch.float64, "whole": torch.float32}
+    rows = [{name: leaf[i] for name, leaf in x.items()} for i in range(2)]
+    for weight in (None, 1.0):
+        stacked = Mean(x, None if weight is None else torch.ones(2)).stacked()
+        assert {name: leaf.dtype for name, leaf in stacked.items()} == dtypes
+        assert stacked["whole"].tolist() == [1.5]
+        reply, _ = Mean.lockstep([Mean(row, weight) for row in rows])
+        assert {name: leaf.dtype for name, leaf in reply.items()} == dtypes and reply["whole"].item() == 1.5
+
+
+def test_where_peers_set_out_from_is_not_sent(values):
+    message = Mean(values[0], start=values[1])
+    assert message.lift().start is None
+    assert message.bytes(4) == Mean(values[0]).bytes(4)
+
+
 def test_gather_costs_what_the_other_peers_hold():
     assert Gather(torch.zeros(10)).bytes(5) == 4 * 40
 

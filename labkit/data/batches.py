@@ -71,7 +71,7 @@ class Batches(Iterator[Indices]):
         rest = self._deck[at:]  # empty unless the shard is smaller than a batch
         self._number += 1
         self._deck = self._shuffled()
-        self._at = end - self._size if len(rest) else self._batch
+        self._at = end - self._size
         return np.concatenate((rest, self._deck[: self._at]))
 
     @property

@@ -87,6 +87,12 @@ def test_by_label_pairs_the_classes_anew_with_another_seed():
     assert len(pairs) > 30  # of 45
 
 
+@pytest.mark.parametrize("how", [IID(), Dirichlet(100), ByLabel(1), Quantity(100)], ids=repr)
+def test_which_examples_of_a_class_go_where_is_random(how):
+    first, _ = labelled([0] * 100).shards(2, how, seed=0).indices
+    assert 0 < np.count_nonzero(first < 50) < len(first)
+
+
 def test_by_label_shares_a_class_evenly_among_its_owners():
     shards = labelled([0] * 40 + [1] * 40 + [2] * 40).shards(6, ByLabel(1), seed=0)
     assert set(shards.sizes) == {20}

@@ -48,7 +48,7 @@ def nbytes(tree: Tree) -> int:
 
 def flatten(tree: Tree, lead: int = 0) -> Tensor:
     """All leaves as one vector, keeping the first `lead` dimensions, which the leaves share."""
-    return torch.cat([leaf.reshape(*leaf.shape[:lead], -1) for leaf in leaves(tree)], dim=lead)
+    return torch.cat([leaf.reshape(*leaf.shape[:lead], leaf.shape[lead:].numel()) for leaf in leaves(tree)], dim=lead)
 
 
 def unflatten(flat: Tensor, like: T, lead: int = 0) -> T:

@@ -13,7 +13,7 @@ from torch import Tensor
 from labkit import tree
 from labkit.algorithms import base
 from labkit.algorithms.base import Algorithm, Batch, Peer, Round
-from labkit.errors import DivergenceError, SettingError
+from labkit.errors import DivergenceError, ExchangeError, SettingError
 from labkit.exchange import Mean, Message
 from labkit.exchange.randomness import key
 from labkit.tree import Tree
@@ -123,7 +123,15 @@ class Wrapper(ABC):
 
 
 def change(mean: Mean, peer: Peer) -> Tensor:
-    """What a peer contributes, as vectors [..., P]: x − start, or x itself where there is no start, as in gradients."""
+    """What a peer contributes, as vectors [..., P]: x − start, or x itself where there is no start, as in gradients.
+
+    Raises ExchangeError where there is not a single number.
+    """
+    if not tree.size(mean.x):
+        raise ExchangeError(
+            "The mean is asked of no numbers at all: send at least one tensor that is not empty, such as the parameters "
+            "of a model that has some to train."
+        )
     start = mean.start
     moved = mean.x if start is None else tree.map(lambda x, x0: x - x0, mean.x, start)
     return tree.flatten(moved, lead=peer.ids.dim()).detach()

@@ -224,7 +224,7 @@ class QSGD(Compressor):
 class Half(Compressor):
     """Each number rounded to 16 bits, 2P bytes, ratio 1/2: "fp16" of 11 bits' precision, or "bf16" of 8 but wider.
 
-    δ = 1 − 2⁻²² or 1 − 2⁻¹⁸ for numbers in the format's normal range, from 6e-5 or 1e-38 up; smaller ones lose more.
+    δ = 1 − 2⁻²² or 1 − 2⁻¹⁶ for numbers in the format's normal range, from 6e-5 or 1e-38 up; smaller ones lose more.
     Raises SettingError for another format, ExchangeError for numbers beyond fp16's 65504.
     """
 
@@ -250,7 +250,7 @@ class Half(Compressor):
         return 2 * size
 
     def contraction(self, size: int) -> float:
-        return 1 - 2.0 ** (-22 if self.format == "fp16" else -18)
+        return 1 - 2.0 ** (-22 if self.format == "fp16" else -16)
 
     def message(self, mean: Mean, packed: Packed, size: int, key: int = 0) -> Message:
         return HalfMean(packed["values"], mean.weight)

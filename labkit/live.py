@@ -1,4 +1,4 @@
-"""LiveView: a Run as it happens, in the notebook, with the buttons that steer it."""
+"""LiveView: a Run, or another handle, as it happens, in the notebook, with the buttons that steer it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 
 if TYPE_CHECKING:
-    from labkit.run import Run
+    from labkit.background import Background
 
 _COLOURS = {"failed": "#b3261e", "stopped": "#8a5a00", "paused": "#8a5a00", "finished": "#1b6e3c"}
 _SHARE = 20  # a redraw may take one part in _SHARE of the time, so that watching does not slow the training
 
 
 class LiveView:
-    """Progress, loss and accuracy of one run as widgets whose traits follow it.
+    """Progress and picture of one run as widgets whose traits follow it.
 
     A run reports from its own thread, but traits change only on the thread that shows them: `schedule` hands the
     redraw to the kernel's event loop, and a cell that waits in `Run.result()` calls `refresh` itself.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Background) -> None:
         self._run = run
         self._pending = False
         self._drawn = (-1, "")  # rounds and state in the picture
@@ -34,7 +34,7 @@ class LiveView:
         except RuntimeError:  # a plain script: nobody runs callbacks, result() refreshes
             self._loop = None
         self.status = widgets.HTML()
-        self.bar = widgets.IntProgress(max=run.rounds, layout=widgets.Layout(width="14em"))
+        self.bar = widgets.IntProgress(max=run.total, layout=widgets.Layout(width="14em"))
         self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="720px"))
         self.pause = widgets.Button(
             description="Pause",
@@ -68,7 +68,7 @@ class LiveView:
 
     def refresh(self) -> None:
         """Redraw now if there is something new and the last redraw is long enough ago."""
-        rows, state = len(self._run.history.rows), self._run.state
+        rows, state = self._run.progress, self._run.state
         if (rows, state) == self._drawn:
             return
         if state == self._drawn[1] and perf_counter() - self._drawn_at < self._interval:
@@ -76,11 +76,11 @@ class LiveView:
         begun = perf_counter()
         self._drawn = (rows, state)
         self.bar.value = rows
-        self.status.value = _status(self._run)
+        self.status.value = _coloured(self._run)
         self.pause.description = "Resume" if state == "paused" else "Pause"
         self.pause.icon = "play" if state == "paused" else "pause"
         self.pause.disabled = self.stop.disabled = self._run.done
-        self.image.value = self._run.history.picture(rounds=self._run.rounds).png()
+        self.image.value = self._run.picture().png()
         self._drawn_at = perf_counter()
         self._cost = self._drawn_at - begun
 
@@ -91,7 +91,7 @@ class LiveView:
     def _on_loop(self) -> None:
         self._pending = False
         self.refresh()
-        if (len(self._run.history.rows), self._run.state) != self._drawn:
+        if (self._run.progress, self._run.state) != self._drawn:
             self.schedule()
 
     def _pause_or_resume(self, _: Any) -> None:
@@ -106,15 +106,5 @@ class LiveView:
         self.refresh()
 
 
-def _status(run: Run) -> str:
-    rows, state = run.history.rows, run.state
-    if state == "failed":
-        text = f"failed: {run.error}"
-    else:
-        text = f"{state} · round {len(rows)} of {run.rounds}"
-        if rows:
-            text += f" · loss {rows[-1].loss:.3f}"
-            accuracy = run.history.final.accuracy
-            text += "" if accuracy is None else f" · accuracy {accuracy:.1%}"
-    colour = _COLOURS.get(state, "inherit")
-    return f'<span style="color:{colour}">{escape(text)}</span>'
+def _coloured(work: Background) -> str:
+    return f'<span style="color:{_COLOURS.get(work.state, "inherit")}">{escape(work.status)}</span>'

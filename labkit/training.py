@@ -1,34 +1,19 @@
-"""train: the front door of co-learning; checks what it is given, then hands it to an engine and returns a Run."""
+"""train: the front door of co-learning; returns at once with the handle of a training that goes on by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from labkit.algorithms import Algorithm, AllReduce
-from labkit.algorithms.base import check, every, participation, same_batches, starts_apart
+from labkit.algorithms import Algorithm
 from labkit.cluster.lab import Lab
-from labkit.data import Dataset, Replicated, Sharding
-from labkit.data.batches import Indices
-from labkit.engines.cluster import Cluster
-from labkit.engines.experiment import Engine, Experiment
-from labkit.engines.simulator import Simulator
-from labkit.engines.stacked import require_elementwise
-from labkit.errors import DataError, ModelError, SettingError
+from labkit.data import Dataset, Sharding
+from labkit.engines.experiment import Engine
+from labkit.planning import Criterion, Models, Optimizers, plan
 from labkit.run import Run
 from labkit.tasks.split import Partition
-
-_EVALUATIONS, _SELDOM = 25, 50  # test accuracies in a run, and rounds between two at most, unless the caller says
-_APART = 1_000_003  # between the seeds of two peers that start apart, so that runs of neighbouring seeds share none
-
-
-Models = nn.Module | Callable[[], nn.Module]
-Optimizers = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
 
 def train(
@@ -42,7 +27,7 @@ def train(
     seed: int = 0,
     on: Lab | Engine | None = None,
     optimizer: Optimizers | Sequence[Optimizers] | None = None,
-    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+    loss: Criterion = torch.nn.functional.cross_entropy,
     shards: Sharding | Partition | None = None,
     public: Dataset | Tensor | None = None,
     evaluate_every: int | None = None,
@@ -69,195 +54,19 @@ def train(
     >>> len(history.rows), history.final.accuracy > 0.8
     (100, True)
     """
-    engine = _engine(on)
-    algorithms = tuple(_algorithm(it) for it in _each(algorithm))
-    lists = {"model": model, "algorithm": algorithm, "optimizer": optimizer}
-    peers = _peers(peers, lists, shards, on)
-    for name, value in (("peers", peers), ("rounds", rounds), ("batch_size", batch_size)):
-        _require_whole(name, value)
-    if evaluate_every is not None:
-        _require_whole("evaluate_every", evaluate_every)
-    if not isinstance(dataset, Dataset):
-        raise DataError(
-            f"{type(dataset).__name__} is not a dataset: load one with lk.data.load(name), or make one of your own "
-            "tensors with lk.data.from_tensors(x, y)."
-        )
-    _require_agreement(algorithms, peers)
-    dealing = _dealing(shards, algorithms[0])
-    dealt = _dealt(dataset, peers, dealing, seed, batch_size)
-    optimizers = tuple(_each(optimizer if optimizer is not None else partial(torch.optim.SGD, lr=0.1)))
-    models, kinds = built(_each(model), peers, seed, apart=starts_apart(algorithms[0]))
-    _require_trainable(models, optimizers, stacked=isinstance(engine, Simulator))
-    experiment = Experiment(
-        models=models,
-        dataset=dataset,
-        algorithms=algorithms,
-        shards=dealt,
+    engine, experiment = plan(
+        model,
+        dataset,
+        algorithm,
         rounds=rounds,
+        peers=peers,
         batch_size=batch_size,
         seed=seed,
-        optimizers=optimizers,
+        on=on,
+        optimizer=optimizer,
         loss=loss,
-        evaluate_every=evaluate_every or min(_SELDOM, max(1, rounds // _EVALUATIONS)),
-        kinds=kinds,
-        common_order=bool(getattr(dealing, "common_order", False)),
-        public=public.x if isinstance(public, Dataset) else public,
+        shards=shards,
+        public=public,
+        evaluate_every=evaluate_every,
     )
     return Run(engine, experiment)
-
-
-def _each(one: Any) -> list[Any]:
-    """What is given for each peer: the list, or the one for all."""
-    return list(one) if isinstance(one, list | tuple) else [one]
-
-
-def _peers(peers: int | None, lists: dict[str, Any], shards: Any, on: Any) -> int:
-    """How many peers there are; lists of one thing for each of them must say the same."""
-    given = {name: len(each) for name, each in lists.items() if isinstance(each, list | tuple)}
-    if peers is None:
-        known = [*given.values(), *([len(shards)] if isinstance(shards, Partition) else [])]
-        peers = known[0] if known else len(on.workers) if isinstance(on, Lab) else 4
-    for name, count in given.items():
-        if count != peers:
-            raise SettingError(f"{name} lists {count} for {peers} peers: give one for each peer, or one for all.")
-    return peers
-
-
-def _require_agreement(algorithms: tuple[Algorithm, ...], peers: int) -> None:
-    """What holds for the whole run is the same in all peers' algorithms, and somebody takes part."""
-    for setting in (every, participation, starts_apart, same_batches):
-        if len({setting(algorithm) for algorithm in algorithms}) > 1:
-            raise SettingError(
-                f"The peers' algorithms differ in {setting.__name__}: what holds for the whole run must be the same "
-                "for all of them."
-            )
-    share = participation(algorithms[0])
-    if share is not None and not (0 < share <= 1):
-        raise SettingError(f"participation={share!r} is no share of the peers: give a number above 0, up to 1.")
-    if share is not None and round(share * peers) < 1:
-        raise SettingError(
-            f"participation={share!r} of {peers} peers selects nobody: give at least {1 / peers:.3g}, or more peers."
-        )
-    for algorithm in dict.fromkeys(algorithms):
-        check(algorithm, peers if share is None else round(share * peers))
-
-
-def _engine(on: Lab | Engine | None) -> Engine:
-    if on is None:
-        return Simulator()
-    if isinstance(on, Lab):
-        on.require_open()
-        return Cluster(on)
-    if callable(getattr(on, "run", None)):
-        return on
-    raise SettingError(
-        f"on={on!r} is no place to train: give a lab from lk.connect(), lk.Simulator(), or nothing for a simulator."
-    )
-
-
-def _dealing(shards: Sharding | Partition | None, algorithm: Algorithm) -> Sharding | Partition | None:
-    """How the examples are dealt; whoever talks about single examples needs everybody to see the same ones."""
-    if not same_batches(algorithm):
-        return shards
-    if shards is not None and not getattr(shards, "common_order", False):
-        raise SettingError(
-            f"{type(algorithm).__name__} compares what peers make of the same batches: leave shards away, or give "
-            "lk.data.Replicated()."
-        )
-    return Replicated() if shards is None else shards
-
-
-def _dealt(
-    dataset: Dataset, peers: int, shards: Sharding | Partition | None, seed: int, batch_size: int
-) -> Sequence[Indices]:
-    """Each peer's training examples; a partition of the user's own is taken as it is, broken or not."""
-    mine = shards if isinstance(shards, Partition) else dataset.shards(peers, shards, seed)
-    if len(mine) != peers:
-        raise SettingError(f"shards has {len(mine)} parts for {peers} peers: give one part for each peer.")
-    whole = mine[0] if getattr(shards, "common_order", False) else None
-    dealt = (
-        [np.asarray(whole, dtype=np.int64)] * peers
-        if whole is not None
-        else [np.asarray(part, dtype=np.int64) for part in mine]
-    )
-    if any(len(part) and not 0 <= part.min() <= part.max() < len(dataset) for part in dealt):
-        raise DataError(
-            f"shards names examples that {dataset.name} does not have: its training examples are numbered "
-            f"0 to {len(dataset) - 1}."
-        )
-    sizes = [len(part) for part in dealt]
-    if 0 in sizes:
-        raise DataError(f"The shard of peer {sizes.index(0)} is empty: give every peer at least one example.")
-    if sum(sizes) < peers * batch_size:
-        raise DataError(
-            f"{dataset.name} has {len(dataset)} training examples, so the shards of {peers} peers hold "
-            f"{sum(sizes) / peers:.3g} on average, less than one batch of {batch_size}: take fewer peers, or "
-            f"batch_size={max(1, sum(sizes) // peers)}."
-        )
-    return dealt
-
-
-def _algorithm(algorithm: Algorithm | None) -> Algorithm:
-    chosen = AllReduce() if algorithm is None else algorithm
-    if isinstance(chosen, type) or not callable(getattr(chosen, "round", None)):
-        raise SettingError(
-            f"{chosen!r} is not an algorithm: give an instance such as lk.algorithms.AllReduce(), or an object with "
-            "a round(peer, batches) generator."
-        )
-    return chosen
-
-
-def _require_whole(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SettingError(f"{name}={value!r} is not a whole number of at least 1: give {name}=1 or more.")
-
-
-def built(
-    models: Sequence[Models], peers: int, seed: int, apart: bool
-) -> tuple[tuple[nn.Module, ...], tuple[int, ...]]:
-    """The modules to start from, one for all peers or one for each, and the number of each peer's architecture.
-
-    Functions make modules whose weights follow from the seed, and where peers start `apart` from their number too.
-    """
-    if len(models) == 1:
-        if not apart:
-            return (_module(models[0], seed),), ()
-        return tuple(_module(models[0], seed + _APART * k) for k in range(peers)), (0,) * peers
-    kinds = tuple(next(k for k, other in enumerate(models) if other is mine) for mine in models)
-    if len(set(kinds)) == 1 and not apart:
-        return (_module(models[0], seed),), ()
-    return tuple(_module(mine, seed + _APART * k * apart) for k, mine in enumerate(models)), kinds
-
-
-def _module(model: Models, seed: int) -> nn.Module:
-    """One module: as it was given, or made by its function with the seed."""
-    if isinstance(model, nn.Module):
-        return model
-    if not callable(model):
-        raise ModelError(f"{type(model).__name__} is not a torch module: give an nn.Module, or a function making one.")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        module = model()
-    if not isinstance(module, nn.Module):
-        raise ModelError(f"The model function returned {type(module).__name__}: let it return an nn.Module.")
-    return module
-
-
-def _require_trainable(models: Sequence[nn.Module], optimizers: Sequence[Optimizers], stacked: bool) -> None:
-    """Every model has something to train, and every optimiser takes it."""
-    for module in models:
-        if not any(p.requires_grad for p in module.parameters()):
-            raise ModelError(
-                f"{type(module).__name__} has no parameters to train: add a layer that has weights, or set "
-                "requires_grad=True on those you froze."
-            )
-    some = next(p for p in models[0].parameters() if p.requires_grad)
-    for optimizer in optimizers:
-        tried = optimizer([torch.zeros_like(some, requires_grad=True)])
-        if not isinstance(tried, torch.optim.Optimizer):
-            raise ModelError(
-                f"optimizer made a {type(tried).__name__}: give a function of the parameters that makes a torch "
-                "optimiser, for example functools.partial(torch.optim.SGD, lr=0.1)."
-            )
-        if stacked:
-            require_elementwise(tried)

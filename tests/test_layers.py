@@ -30,14 +30,16 @@ FLOORS = {
     "notebooks": 3,
     "engines": 4,
     "__main__": 4,
+    "planning": 5,
     "training": 5,
+    "background": 5,
     "run": 5,
     "live": 5,
     "widgets": 6,
 }
 # Who may import what from outside, besides numpy, nbclient, nbformat and Python's own.
 GUESTS = {
-    "torch": {"tree", "exchange", "data", "algorithms", "cluster", "engines", "training"},
+    "torch": {"tree", "exchange", "data", "algorithms", "cluster", "engines", "planning", "training"},
     "dask": {"cluster"},
     "distributed": {"cluster"},
     "dask_gateway": {"cluster"},
@@ -48,7 +50,7 @@ GUESTS = {
     "pooch": {"data"},
     "dp_accounting": {"exchange"},
     "ipywidgets": {"cluster", "live", "widgets"},
-    "IPython": {"cluster", "live", "run", "widgets"},
+    "IPython": {"cluster", "live", "widgets"},
     "jupyterlab": {"__main__"},
     "psutil": {"cluster"},
     "PIL": {"panel", "widgets"},

@@ -13,7 +13,7 @@ from labkit.tasks.arguments import whole
 
 Indices = npt.NDArray[np.int64]
 
-_DECK = 1024  # examples shuffled at once for a shard smaller than a batch; part of the order that a seed stands for
+_SMALL, _DECK = 128, 1024  # of shards smaller than that, so many examples are shuffled at once; part of the order
 
 
 def batches(shard: Any, batch_size: int, seed: int, peer: int, start: int = 0) -> Batches:
@@ -21,7 +21,7 @@ def batches(shard: Any, batch_size: int, seed: int, peer: int, start: int = 0) -
 
     An epoch's incomplete last batch is dropped; a shard smaller than a batch goes round and round without a gap, so
     that its examples are seen equally often. The order depends on (seed, peer) and on nothing else, so every engine
-    deals the same batches, and beginning at `start` costs no more than shuffling one epoch.
+    deals the same batches, and beginning at `start` costs no more than shuffling one deck.
 
     Raises DataError for an empty shard, SettingError for numbers out of range.
 
@@ -56,8 +56,9 @@ class Batches(Iterator[Indices]):
         self.per_epoch = max(1, n // self._batch)
         # Epochs in a deck: one, or of a small shard many, since a generator costs as much as shuffling hundreds; a
         # deck is never smaller than a batch, so a batch comes from two decks at most.
-        self._epochs = 1 if n >= self._batch else -(-max(self._batch, _DECK) // n)
-        self._size = n * self._epochs if n < self._batch else self.per_epoch * self._batch
+        self._epochs = 1 if n >= max(self._batch, _SMALL) else -(-max(self._batch, _DECK) // n)
+        self._kept = n if n < self._batch else self.per_epoch * self._batch  # of each epoch
+        self._size = self._kept * self._epochs
         self._number, self._at = divmod(self.dealt * self._batch, self._size)
         self._deck = self._shuffled()
 
@@ -83,4 +84,4 @@ class Batches(Iterator[Indices]):
         random = np.random.default_rng([*self._key, self._number])
         if self._epochs == 1:
             return random.permutation(self._shard)[: self._size]
-        return random.permuted(np.tile(self._shard, (self._epochs, 1)), axis=1).reshape(-1)
+        return random.permuted(np.tile(self._shard, (self._epochs, 1)), axis=1)[:, : self._kept].reshape(-1)

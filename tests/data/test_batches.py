@@ -26,7 +26,17 @@ def test_an_epoch_deals_every_example_once_and_the_next_in_another_order():
     assert not np.array_equal(first, second)
 
 
-@pytest.mark.parametrize(("n", "size", "seed"), [(10, 4, 0), (16, 16, 1), (33, 16, 2), (5, 1, 2**40)])
+@pytest.mark.parametrize(("n", "size"), [(10, 4), (16, 16), (33, 16), (5, 1), (127, 32)])
+def test_an_epoch_of_a_small_shard_deals_none_twice_and_leaves_out_its_incomplete_last_batch(n, size):
+    whole = n // size
+    dealt = batches(range(n), size, seed=2, peer=3)
+    epochs = [np.concatenate(list(islice(dealt, whole))) for _ in range(300)]
+    assert all(len(set(epoch.tolist())) == whole * size for epoch in epochs)
+    assert set(np.concatenate(epochs).tolist()) == set(range(n))
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) > 1 or n == 1
+
+
+@pytest.mark.parametrize(("n", "size", "seed"), [(130, 4, 0), (160, 160, 1), (330, 16, 2), (128, 1, 2**40)])
 def test_an_epoch_is_the_permutation_its_key_stands_for_without_its_incomplete_last_batch(n, size, seed):
     whole = n // size
     dealt = batches(range(n), size, seed, peer=3)

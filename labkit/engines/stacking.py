@@ -140,8 +140,10 @@ class _OnePeersConvolution(Function):
     """The convolution of one peer, which knows what it is under vmap, and is used nowhere else."""
 
     @staticmethod
-    def forward(*args: Any) -> Tensor:
-        raise NotImplementedError
+    def forward(x: Tensor, *others: Any) -> Tensor:
+        """What is the same for all peers: frozen kernels on shared inputs."""
+        out: Tensor = (torch.conv1d, torch.conv2d, torch.conv3d)[x.dim() - 3](x, *others)
+        return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

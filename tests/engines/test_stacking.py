@@ -154,6 +154,18 @@ def test_what_is_not_stacked_is_the_models_own():
     torch.testing.assert_close(stacked_forward(model, own, inputs), expected)
 
 
+def test_frozen_kernels_on_shared_inputs_are_the_same_for_all_peers():
+    models, model, parameters, _ = peers(convolutions)
+    own = {"7.weight": parameters["7.weight"]}
+    inputs = torch.randn(B, *IMAGE, dtype=torch.double)
+    found = stacked_forward(model.requires_grad_(False), own, inputs, shared=True)
+    for k, one in enumerate(models):
+        one.load_state_dict(model.state_dict() | {"7.weight": parameters["7.weight"][k]})
+    torch.testing.assert_close(found, torch.stack([one(inputs) for one in models]))
+    found.sum().backward()
+    assert parameters["7.weight"].grad.abs().sum() > 0
+
+
 def test_single_precision_agrees_to_its_rounding():
     torch.manual_seed(0)
     x, weight, bias = torch.rand(3, 2, 4, 9, 9), torch.rand(3, 5, 4, 3, 3), torch.rand(3, 5)

@@ -239,4 +239,6 @@ def _positions(number: int, part: Any, positions: dict[Any, list[int]], taken: d
 def _where(parts: Sequence[int]) -> str:
     if len(set(parts)) == 1:
         return f"{len(parts)} times in part {parts[0]}"
+    if len(parts) > _NAMED:
+        return f"in parts {', '.join(map(str, parts[:_NAMED]))} and {len(parts) - _NAMED:,} more"
     return f"in parts {', '.join(map(str, parts[:-1]))} and {parts[-1]}"

@@ -69,9 +69,9 @@ def plan(
     lists = {"model": model, "algorithm": algorithm, "optimizer": optimizer}
     peers = _peers(peers, lists, shards, on)
     for name, value in (("peers", peers), ("rounds", rounds), ("batch_size", batch_size)):
-        _require_whole(name, value)
+        require_whole(name, value)
     if evaluate_every is not None:
-        _require_whole("evaluate_every", evaluate_every)
+        require_whole("evaluate_every", evaluate_every)
     if not isinstance(dataset, Dataset):
         raise DataError(
             f"{type(dataset).__name__} is not a dataset: load one with lk.data.load(name), or make one of your own "
@@ -83,6 +83,8 @@ def plan(
     optimizers = tuple(_each(optimizer if optimizer is not None else partial(torch.optim.SGD, lr=0.1)))
     models, kinds = built(_each(model), peers, seed, apart=starts_apart(algorithms[0]))
     _require_trainable(models, optimizers, stacked=isinstance(engine, Simulator))
+    if participation(algorithms[0]) is not None:
+        _require_no_statistics(models)
     experiment = Experiment(
         models=models,
         dataset=dataset,
@@ -93,12 +95,17 @@ def plan(
         seed=seed,
         optimizers=optimizers,
         loss=loss,
-        evaluate_every=evaluate_every or min(_SELDOM, max(1, rounds // _EVALUATIONS)),
+        evaluate_every=evaluate_every or evaluated(rounds),
         kinds=kinds,
         common_order=bool(getattr(dealing, "common_order", False)),
         public=public.x if isinstance(public, Dataset) else public,
     )
     return engine, experiment
+
+
+def evaluated(rounds: int) -> int:
+    """After how many rounds each the models of a run are tested, unless its caller says."""
+    return min(_SELDOM, max(1, rounds // _EVALUATIONS))
 
 
 def _each(one: Any) -> list[Any]:
@@ -166,15 +173,12 @@ def _dealt(
     dataset: Dataset, peers: int, shards: Sharding | Partition | None, seed: int, batch_size: int
 ) -> Sequence[Indices]:
     """Each peer's training examples; a partition of the user's own is taken as it is, broken or not."""
-    mine = shards if isinstance(shards, Partition) else dataset.shards(peers, shards, seed)
-    if len(mine) != peers:
-        raise SettingError(f"shards has {len(mine)} parts for {peers} peers: give one part for each peer.")
-    whole = mine[0] if getattr(shards, "common_order", False) else None
-    dealt = (
-        [np.asarray(whole, dtype=np.int64)] * peers
-        if whole is not None
-        else [np.asarray(part, dtype=np.int64) for part in mine]
-    )
+    if isinstance(shards, Partition):
+        dealt: Sequence[Indices] = [np.asarray(part, dtype=np.int64) for part in shards]
+    else:
+        dealt = dataset.shards(peers, shards, seed).indices
+    if len(dealt) != peers:
+        raise SettingError(f"shards has {len(dealt)} parts for {peers} peers: give one part for each peer.")
     if any(len(part) and not 0 <= part.min() <= part.max() < len(dataset) for part in dealt):
         raise DataError(
             f"shards names examples that {dataset.name} does not have: its training examples are numbered "
@@ -202,7 +206,8 @@ def _algorithm(algorithm: Algorithm | None) -> Algorithm:
     return chosen
 
 
-def _require_whole(name: str, value: Any) -> None:
+def require_whole(name: str, value: Any) -> None:
+    """Raise SettingError unless a setting is a whole number above zero."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise SettingError(f"{name}={value!r} is not a whole number of at least 1: give {name}=1 or more.")
 
@@ -256,3 +261,14 @@ def _require_trainable(models: Sequence[nn.Module], optimizers: Sequence[Optimiz
             )
         if stacked:
             require_elementwise(tried)
+
+
+def _require_no_statistics(models: Sequence[nn.Module]) -> None:
+    """Raise ModelError for layers whose running statistics a server's clients would lose between two rounds."""
+    for model in models:
+        for name, layer in model.named_modules():
+            if getattr(layer, "track_running_stats", False) and hasattr(layer, "running_mean"):
+                raise ModelError(
+                    f"Layer {name!r} ({type(layer).__name__}) keeps running statistics, which a server's clients lose "
+                    "between two rounds: use GroupNorm or LayerNorm."
+                )

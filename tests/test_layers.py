@@ -13,9 +13,12 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "labkit"
 FLOORS = {
     "errors": 1,
+    "allocator": 1,
     "tree": 1,
     "history": 1,
     "panel": 1,
+    "labels": 1,
+    "frontier": 1,
     "plots": 1,
     "learning_curves": 1,
     "costs": 1,
@@ -33,19 +36,20 @@ FLOORS = {
     "planning": 5,
     "training": 5,
     "background": 5,
+    "comparison": 5,
     "run": 5,
     "live": 5,
     "widgets": 6,
 }
 # Who may import what from outside, besides numpy, nbclient, nbformat and Python's own.
 GUESTS = {
-    "torch": {"tree", "exchange", "data", "algorithms", "cluster", "engines", "planning", "training"},
+    "torch": {"tree", "exchange", "data", "algorithms", "cluster", "engines", "planning", "training", "comparison"},
     "dask": {"cluster"},
     "distributed": {"cluster"},
     "dask_gateway": {"cluster"},
     "asyncssh": {"cluster"},
     "cloudpickle": {"cluster"},
-    "matplotlib": {"panel", "plots", "learning_curves"},
+    "matplotlib": {"panel", "plots", "learning_curves", "frontier"},
     "sklearn": {"data"},
     "pooch": {"data"},
     "dp_accounting": {"exchange"},

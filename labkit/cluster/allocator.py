@@ -6,29 +6,16 @@ every training step and takes page faults to get it again; `mallopt` undoes that
 
 from __future__ import annotations
 
-import ctypes
-import platform
 import signal
 import threading
 from typing import TYPE_CHECKING
 
 from distributed import WorkerPlugin
 
+from labkit.allocator import keep_memory
+
 if TYPE_CHECKING:
     from distributed import Worker
-
-# <malloc.h>: option -> bytes
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-_MALLOPT = {_M_MMAP_THRESHOLD: 1 << 30, _M_TRIM_THRESHOLD: 512 << 20, _M_TOP_PAD: 64 << 20}
-
-
-def keep_memory() -> bool:
-    """Let glibc keep freed memory for the next step; True where that took effect, False without glibc."""
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return all(mallopt(option, value) == 1 for option, value in _MALLOPT.items())
-
 
 class Preparation(WorkerPlugin):
     """Readies each worker, also the ones that join later or come back after a death."""

@@ -39,9 +39,7 @@ def block_size(
     return _measured[key]
 
 
-def block_key(
-    model: nn.Module, batch: tuple[torch.Size, torch.dtype], device: torch.device, optimizer: type, loss: object
-) -> Hashable:
+def block_key(model: nn.Module, batch: Hashable, device: torch.device, optimizer: Hashable, loss: Hashable) -> Hashable:
     """What the best block size depends on: layers and shapes, batch, device, optimiser, loss and threads."""
     shapes = tuple((name, p.shape, p.dtype, p.requires_grad) for name, p in model.named_parameters())
     return repr(model), shapes, batch, str(device), optimizer, loss, torch.get_num_threads()

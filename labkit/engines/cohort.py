@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from labkit import tree
+from labkit.engines.blocks import block_key, block_size
 from labkit.engines.drive import Talk, answered, conduct
 from labkit.engines.experiment import Experiment, require_finite
 from labkit.engines.memory import Commons
 from labkit.engines.peer import OnePeer, Peers, Place, accuracies, classes, server_model, trained
-from labkit.engines.stacked import StackedPeers, require_stackable
+from labkit.engines.stacked import StackedPeers
 from labkit.engines.streams import Examples, StackedStream, Stream
 from labkit.exchange import Message
 from labkit.tree import Tree
@@ -54,7 +55,7 @@ class Cohort:
         self.commons = Commons.of(experiment.models[0] if experiment.alike else None, device)
         self._place = Place(device, self.commons, {} if experiment.served else None)
         self._examples = Examples(experiment.dataset, device)
-        self._most, self._single = most or len(members), single
+        self._most, self._single = most, single
         self._skeletons: dict[Any, nn.Module] = {}  # by kind
         self._streams: dict[int, Any] = {}  # by client: its batches, or how many of them it was dealt
         self._ghost = False
@@ -181,17 +182,35 @@ class Cohort:
         kinds: dict[Any, list[int]] = defaultdict(list)
         for at, k in enumerate(ids):
             kinds[self._experiment.kind(k)].append(at)
-        pieces = [own[i : i + self._most] for own in kinds.values() for i in range(0, len(own), self._most)]
-        return [self._stack([ids[at] for at in piece], torch.tensor(piece)) for piece in pieces]
+        blocks = []
+        for own in kinds.values():
+            most = self._most or self._measured([ids[at] for at in own])
+            for piece in (own[i : i + most] for i in range(0, len(own), most)):
+                members = [ids[at] for at in piece]
+                stream = StackedStream(self._examples, [self._stream(k) for k in members])
+                blocks.append(Block(self._stack(members), stream, torch.tensor(piece)))
+        return blocks
 
-    def _stack(self, ids: list[int], at: Tensor) -> Block:
+    def _stack(self, ids: list[int]) -> StackedPeers:
         kind = self._experiment.kind(ids[0])
         if kind not in self._skeletons:
-            model = self._experiment.fresh_model(ids[0]).to(self._place.device).train()
-            require_stackable(model)
-            self._skeletons[kind] = model
-        peers = StackedPeers(self._experiment, ids, self._place, self._skeletons[kind])
-        return Block(peers, StackedStream(self._examples, [self._stream(k) for k in ids]), at)
+            self._skeletons[kind] = self._experiment.fresh_model(ids[0]).to(self._place.device).train()
+        return StackedPeers(self._experiment, ids, self._place, self._skeletons[kind])
+
+    def _measured(self, ids: list[int]) -> int:
+        """How many of these peers, who are of one kind, to stack at once."""
+
+        def prepare(count: int) -> Callable[[], None]:
+            trial = self._stack(ids[:count])
+            stream = StackedStream(self._examples, [self._experiment.indices(k) for k in ids[:count]])
+            return lambda: trial.step(trial.loss(next(stream)))
+
+        first = ids[0]
+        batch = self._experiment.batch_size, self._experiment.dataset.x.shape[1:], self._experiment.dataset.x.dtype
+        training = self._experiment.optimizer_of(first), self._experiment.loss
+        return block_size(
+            len(ids), block_key(self._experiment.model_of(first), batch, self._place.device, *training), prepare
+        )
 
     def _stream(self, peer: int) -> Any:
         """The peer's batches from where it stopped; of clients that seldom come only the place is kept."""

@@ -8,6 +8,7 @@ from time import perf_counter
 
 import torch
 
+from labkit.allocator import keep_memory
 from labkit.costs.link import Link
 from labkit.engines.clock import Clock, seconds_per_step
 from labkit.engines.cohort import Cohort
@@ -43,6 +44,7 @@ class Simulator:
     def run(self, experiment: Experiment, report: Callable[[Row], None], control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
         device = torch.device(self.device)
+        keep_memory()
         test_x, test_y = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)
         clock = self._clock(experiment, device)
         cohort = Cohort(experiment, range(experiment.peers), device, most=self.block)

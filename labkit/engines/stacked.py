@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
 from labkit.algorithms.base import Batch
 from labkit.engines.experiment import Experiment
 from labkit.engines.peer import Peers, Place, trained
+from labkit.engines.stacking import stacked_forward, stacked_loss, stacked_losses
 from labkit.errors import ModelError
 
 # Their update of one number looks at that number's own history only, so K peers stacked are K optimisers.
@@ -45,36 +45,36 @@ class StackedPeers(Peers):
 
     def __init__(self, experiment: Experiment, ids: Sequence[int], place: Place, skeleton: nn.Module) -> None:
         self.net = skeleton
+        self._buffers = {  # running statistics, above all
+            name: buffer.expand(len(ids), *buffer.shape).clone()  # [K, …]
+            for name, buffer in skeleton.named_buffers()
+        }
         self.ids = torch.tensor(ids)
         self.examples = torch.tensor([float(experiment.examples(k)) for k in ids], device=place.device)
         super().__init__(experiment, ids, place, _start(experiment, ids, place))
         require_elementwise(self._optimizer)
+        self._mean_loss, self._each_loss = stacked_loss(experiment.loss), stacked_losses(experiment.loss)
         self._active: NDArray[np.bool_] | None = None  # who still has local work to do in this round; None: everybody
         self._worked: list[NDArray[np.bool_] | None] = []  # and who had at each step
 
     # -- forward
 
     def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
-        def one(params: dict[str, Tensor], x: Tensor) -> Any:
-            return functional_call(self.net, params, (x,))
-
         peers = len(self)
         named = self._named if params is None else {n: p.expand(peers, *p.shape[1:]) for n, p in params.items()}
-        if len(inputs) == peers:
-            out: Tensor = vmap(one, randomness="different")(named, inputs)  # [K, B, C]
-        else:  # one batch for all
-            out = vmap(one, in_dims=(0, None), randomness="different")(named, inputs[0])
-        return out
+        shared = len(inputs) != peers  # one batch for all
+        out: Tensor = stacked_forward(self.net, named | self._buffers, inputs[0] if shared else inputs, shared=shared)
+        return out  # [K, B, C]
 
     def loss(self, batch: Batch) -> Tensor:
         inputs, targets = batch
-        losses: Tensor = vmap(self._criterion)(self.logits(inputs), targets)  # [K]
+        losses = self._mean_loss(self.logits(inputs), targets)  # [K]
         self._record(losses)
         return losses
 
     def losses(self, batch: Batch) -> Tensor:
         inputs, targets = batch
-        losses: Tensor = vmap(vmap(self._criterion))(self.logits(inputs), targets)  # [K, B]
+        losses = self._each_loss(self.logits(inputs), targets)  # [K, B]
         self._record(losses.mean(-1))
         return losses
 
@@ -155,10 +155,10 @@ class StackedPeers(Peers):
 
     def model(self, k: int = 0) -> nn.Module:
         model = self._experiment.fresh_model(self.members[k])
-        named = dict(model.named_parameters())
+        named = dict(model.named_parameters()) | dict(model.named_buffers())
         with torch.no_grad():
-            for name, p in self._named.items():
-                named[name].copy_(p[k])
+            for name, stack in (self._named | self._buffers).items():
+                named[name].copy_(stack[k])
         return trained(model)
 
 
@@ -173,16 +173,6 @@ def _start(experiment: Experiment, ids: Sequence[int], place: Place) -> dict[str
         for name, p in each[0].items()
         if p.requires_grad
     }
-
-
-def require_stackable(model: nn.Module) -> None:
-    """Raise ModelError for layers whose running statistics cannot have a peer dimension."""
-    for name, layer in model.named_modules():
-        if getattr(layer, "track_running_stats", False) and hasattr(layer, "running_mean"):
-            raise ModelError(
-                f"Layer {name!r} ({type(layer).__name__}) keeps running statistics, which stacked peers would share: "
-                "use GroupNorm or LayerNorm, or train with one peer per worker (on=lab)."
-            )
 
 
 def require_elementwise(optimizer: torch.optim.Optimizer) -> None:

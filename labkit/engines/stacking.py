@@ -75,6 +75,23 @@ def stacked_loss(criterion: Loss) -> Loss:
     return cross_entropy if criterion is F.cross_entropy else each
 
 
+def stacked_losses(criterion: Loss) -> Loss:
+    """What maps the outputs [K, B, …] and targets [K, B, …] of K peers to the loss [K, B] of each example.
+
+    >>> stacked_losses(F.cross_entropy)(torch.zeros(3, 8, 4), torch.zeros(3, 8, dtype=torch.long)).shape
+    torch.Size([3, 8])
+    """
+    each: Loss = vmap(vmap(criterion, randomness="different"), randomness="different")
+
+    def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+        if targets.is_floating_point() or targets.dim() > 2:
+            return each(logits, targets)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1), reduction="none")
+        return losses.view(targets.shape)
+
+    return cross_entropy if criterion is F.cross_entropy else each
+
+
 _IGNORED = -100  # targets that F.cross_entropy leaves out of its mean
 _CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 _POOLINGS = {F.avg_pool1d, F.avg_pool2d, F.max_pool1d, F.max_pool2d}

@@ -7,7 +7,7 @@ import platform
 
 import pytest
 
-from labkit.cluster.allocator import keep_memory
+from labkit.allocator import keep_memory
 from labkit.cluster.lab import Lab
 from tests.cluster.kernels import run
 
@@ -16,7 +16,7 @@ glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is
 STEPS = """
     import resource, sys
     import numpy
-    from labkit.cluster.allocator import keep_memory
+    from labkit.allocator import keep_memory
 
     if sys.argv[1:] or {keep}:
         assert keep_memory()

@@ -9,9 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import labkit as lk
+from labkit.algorithms import LocalSGD
 from labkit.engines.convolution import stacked_convolution
 from labkit.engines.stacking import stacked_forward, stacked_loss
 from labkit.errors import ModelError
+from tests.engines.experiments import difference, result
 
 K, B = 4, 6
 ROWS, SEQUENCE, IMAGE, TOKENS = (8,), (5, 8), (3, 8, 8), None
@@ -244,3 +247,16 @@ def test_losses_against_distributions_or_of_the_users_own_are_those_of_each_peer
     outputs, targets = torch.randn(K, B, 5), torch.rand(K, B, 5)
     expected = torch.stack([criterion(*each) for each in zip(outputs, targets, strict=True)])
     torch.testing.assert_close(stacked_loss(criterion)(outputs, targets), expected)
+
+
+def test_peers_with_batch_norm_keep_running_statistics_of_their_own_when_stacked():
+    def normalised():
+        return nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+
+    runs = [result(on, LocalSGD(every=2), normalised, peers=3) for on in (lk.Lockstep(), lk.Simulator())]
+    assert difference(*runs) < 1e-5
+    for one, other in zip(runs[0].models, runs[1].models, strict=True):
+        torch.testing.assert_close(one[1].running_var, other[1].running_var)
+        assert one[1].num_batches_tracked == other[1].num_batches_tracked == 12
+    assert [row.accuracies for row in runs[0].rows] == [row.accuracies for row in runs[1].rows]
+    assert not torch.equal(runs[1].models[0][1].running_mean, runs[1].models[1][1].running_mean)

@@ -56,7 +56,7 @@ def unflatten(flat: Tensor, like: T, lead: int = 0) -> T:
     shapes = [leaf.shape[lead:] for leaf in leaves(like)]
     pieces = iter(torch.split(flat, [shape.numel() for shape in shapes], dim=-1))
     head = flat.shape[:-1]
-    return map(lambda leaf: next(pieces).reshape(*head, *leaf.shape[lead:]), like)
+    return map(lambda leaf: next(pieces).reshape((*head, *leaf.shape[lead:])), like)
 
 
 def require_alike(trees: list[Tree]) -> None:

@@ -206,7 +206,7 @@ class QSGD(Compressor):
         ids = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device) if ids is None else ids
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         exact = self.levels * x.abs().double() / norm.clamp(min=torch.finfo(x.dtype).tiny)
-        level = (exact + uniform(key, ids, x.shape[-1])).floor().clamp(max=self.levels)
+        level = (exact + uniform(key, ids, x.shape[-1]).to(x.device)).floor().clamp(max=self.levels)
         return {"levels": pack(level * x.sign() + self.levels, self.bits), "norm": norm}
 
     def decode(self, packed: Packed, size: int, key: int = 0) -> Tensor:

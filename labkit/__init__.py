@@ -32,6 +32,8 @@ _HOME = {
     "doctor": "labkit.cluster.doctor",
     "train": "labkit.training",
     "Run": "labkit.run",
+    "compare": "labkit.comparison",
+    "Comparison": "labkit.comparison",
     "History": "labkit.history",
     "Simulator": "labkit.engines.simulator",
     "Lockstep": "labkit.engines.lockstep",
@@ -64,6 +66,8 @@ if TYPE_CHECKING:
     from labkit.cluster.connect import connect as connect
     from labkit.cluster.doctor import doctor as doctor
     from labkit.cluster.lab import Lab as Lab
+    from labkit.comparison import Comparison as Comparison
+    from labkit.comparison import compare as compare
     from labkit.costs.link import Link as Link
     from labkit.engines.lockstep import Lockstep as Lockstep
     from labkit.engines.simulator import Simulator as Simulator

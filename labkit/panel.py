@@ -28,6 +28,7 @@ INK, GREY, FAINT, GROUND = "#262626", "#5a6068", "#d5d9dc", "#f1f3f4"
 CYCLE = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
 )  # fmt: skip
+_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 WIDTH, DPI, SIZE = 7.2, 110, 9.0  # inches, dots per inch, points
 
 
@@ -228,6 +229,16 @@ def unit_for(seconds: float) -> tuple[float, str]:
     if seconds >= 0.1 or seconds == 0:
         return 1.0, "s"
     return (1e3, "ms") if seconds >= 1e-4 else (1e6, "µs")
+
+
+def amount(nbytes: float) -> str:
+    """Bytes as people write them, in the unit that reads best (powers of ten, as of a link's bandwidth).
+
+    >>> amount(19_240), amount(5e6), amount(0)
+    ('19.2 kB', '5 MB', '0 B')
+    """
+    scale, unit = next((pair for pair in _UNITS if nbytes >= 0.9995 * pair[0]), (1.0, "B"))
+    return f"{float(f'{nbytes / scale:.3g}'):g} {unit}"
 
 
 def text_width(text: str) -> float:

@@ -116,6 +116,12 @@ def every(algorithm: Algorithm) -> int:
     return int(getattr(algorithm, "every", 1))
 
 
+def epochs(algorithm: Algorithm) -> int | None:
+    """Passes over its shard that a peer makes in a round, where these count and not steps (`epochs`; None)."""
+    passes = getattr(algorithm, "epochs", None)
+    return None if passes is None else int(passes)
+
+
 def participation(algorithm: Algorithm) -> float | None:
     """The share of the registered peers that take part in each round (`participation`).
 

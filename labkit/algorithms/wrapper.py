@@ -92,6 +92,11 @@ class Wrapper(ABC):
         return base.every(self.algorithm)
 
     @property
+    def epochs(self) -> int | None:
+        """The inner algorithm's passes over a peer's shard in a round."""
+        return base.epochs(self.algorithm)
+
+    @property
     def participation(self) -> float | None:
         """The share of peers that the inner algorithm lets take part."""
         return base.participation(self.algorithm)
@@ -129,8 +134,8 @@ def change(mean: Mean, peer: Peer) -> Tensor:
     """
     if not tree.size(mean.x):
         raise ExchangeError(
-            "The mean is asked of no numbers at all: send at least one tensor that is not empty, such as the parameters "
-            "of a model that has some to train."
+            "The mean is asked of no numbers at all: send at least one tensor that is not empty, such as the "
+            "parameters of a model that has some to train."
         )
     start = mean.start
     moved = mean.x if start is None else tree.map(lambda x, x0: x - x0, mean.x, start)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from labkit.algorithms.base import Algorithm, participation
+from labkit.algorithms.base import Algorithm, epochs, every, participation
 from labkit.data import Dataset, batches
 from labkit.data.batches import Batches, Indices
 from labkit.engines.control import Control
@@ -115,6 +116,13 @@ class Experiment:
     def per_epoch(self, peer: int) -> int:
         """How many batches one pass over the peer's shard has."""
         return max(1, self.examples(peer) // self.batch_size)
+
+    @property
+    def steps_per_round(self) -> float:
+        """Gradient steps that one of the registered peers takes in a round, on average."""
+        passes = epochs(self.algorithm)
+        own = every(self.algorithm) if passes is None else passes * fmean(map(self.per_epoch, range(self.peers)))
+        return own * self.present / self.peers
 
     def public_batches(self, round: int, device: torch.device) -> Iterator[Tensor]:
         """The batches of public inputs [B, …] of this round, the same for every peer."""

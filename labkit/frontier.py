@@ -1,0 +1,189 @@
+"""The frontier: how accurate each algorithm became, against the bytes and against the seconds it took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.costs.pareto import pareto
+from labkit.labels import place
+from labkit.panel import CYCLE, DPI, FAINT, GREY, INK, SIZE, WIDTH, Panel, Picture, amount, text_width, ticks, unit_for
+
+Floats = NDArray[np.float64]
+_TALL, _LEFT, _BOTTOM, _TOP = 2.8, 0.62, 0.55, 0.95  # inches: the panels' height, and what is left, below and above
+_SHOWN = 0.12  # of accuracy below the lowest end that a picture still shows, at least
+_FAR = 20.0  # between the shortest and the longest time, from which on the axis is logarithmic
+_LEADER = 14.0  # points between a name and its point from which on a line joins them
+
+
+@dataclass(frozen=True)
+class Trail:
+    """One algorithm's way: test accuracies [E], with what one peer had sent (bytes) and the seconds by then, [E]."""
+
+    name: str
+    accuracy: Sequence[float]
+    bytes: Sequence[float]
+    seconds: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An axis: where a cost stands on it, and its ticks (place, words)."""
+
+    low: float
+    high: float
+    marks: Sequence[tuple[float, str]]
+    log: bool
+    label: str
+    nought: float = 0.0  # where a cost of nothing stands on a logarithmic axis
+
+    def at(self, cost: Floats) -> Floats:
+        """The places of costs [E]."""
+        return np.where(cost > 0, np.log10(np.maximum(cost, 1e-300)), self.nought) if self.log else cost
+
+
+def draw(trails: Sequence[Trail], *, title: str, bytes_are: str, seconds_are: str) -> Picture:
+    """Draw accuracy against bytes per peer and against seconds, one curve for each algorithm, and who is unbeaten.
+
+    `bytes_are` and `seconds_are` say where the figures come from (measured, by formula, of a virtual clock).
+    """
+    known = [(k, trail) for k, trail in enumerate(trails) if len(trail.accuracy)]
+    left, right = _axes()
+    ylim = _shown([trail.accuracy for _, trail in known])
+    first = _panel(left, known, ylim, _bytes([trail.bytes for _, trail in known], bytes_are), "bytes")
+    second = _panel(right, known, ylim, _seconds([trail.seconds for _, trail in known], seconds_are), "seconds")
+    first.word(title, first.xlim[0], ylim[1], dx=-28, dy=50, size=10.5)
+    note = "filled, dashed: the Pareto frontier, where nobody is better for less; hollow: somebody is"
+    first.word(note, first.xlim[0], ylim[1], dx=-28, dy=32, colour=GREY)
+    first.finish("")
+    ends = "; ".join(f"{trail.name} {trail.accuracy[-1]:.1%}" for _, trail in known)
+    return second.finish(f"{title}. Test accuracy against bytes ({bytes_are}) and seconds ({seconds_are}): {ends}")
+
+
+def _panel(ax: Any, trails: Sequence[tuple[int, Trail]], ylim: tuple[float, float], scale: Scale, what: str) -> Panel:
+    panel = Panel(_TALL, (scale.low, scale.high), ylim, ax=ax)
+    panel.y_axis("test accuracy")
+    _x_axis(panel, scale)
+    panel.word("↖ better", scale.low, ylim[1], dx=4, dy=-7, colour=GREY)
+    curves = [(scale.at(np.asarray(getattr(trail, what), dtype=float)), trail.accuracy) for _, trail in trails]
+    for (k, _), (x, y) in zip(trails, curves, strict=True):
+        colour, dash = CYCLE[k % len(CYCLE)], ("-", "--", ":")[k // len(CYCLE) % 3]
+        panel.ax.plot(x, y, color=colour, linewidth=1.5, alpha=0.6, linestyle=dash, zorder=2)
+    panel.ax.set(xlim=panel.xlim, ylim=panel.ylim)
+    ends = np.array([(x[-1], y[-1]) for x, y in curves]).reshape(-1, 2)
+    best = pareto([getattr(trail, what)[-1] for _, trail in trails], ends[:, 1])
+    stair = _stair(panel, ends[list(best)])
+    for at, (k, _) in enumerate(trails):
+        colour = CYCLE[k % len(CYCLE)]
+        face = colour if at in best else "white"
+        panel.ax.scatter(
+            ends[at, 0], ends[at, 1], s=42, marker="s", color=face, edgecolors=colour, linewidths=1.6, zorder=4
+        )
+    _names(panel, trails, ends, [*(np.stack(curve, axis=1) for curve in curves), stair])
+    return panel
+
+
+def _x_axis(panel: Panel, scale: Scale) -> None:
+    low, high = panel.ylim
+    for x, text in scale.marks:
+        panel.word(text, x, low, dy=-9, align="centre", colour=GREY)
+    panel.lines([[(x, low), (x, high)] for x, _ in scale.marks], colors=FAINT, linewidths=0.6, zorder=1)
+    panel.word(scale.label, scale.high, low, dy=-24, align="right", colour=GREY)
+
+
+def _stair(panel: Panel, ends: Floats) -> Floats:
+    """The best accuracy that so much can buy: level from one unbeaten point to the next, then up. Its corners."""
+    if not len(ends):
+        return np.empty((0, 2))
+    x, y = [*ends[:, 0], panel.xlim[1]], [panel.ylim[0], *ends[:, 1]]
+    stair = [point for k in range(len(ends)) for point in ((x[k], y[k]), (x[k], y[k + 1]))] + [(x[-1], y[-1])]
+    panel.lines([stair], colors=INK, linewidths=1.0, alpha=0.7, linestyles=[(0, (3, 2))], zorder=3)
+    return np.array(stair)
+
+
+def _names(panel: Panel, trails: Sequence[tuple[int, Trail]], ends: Floats, lines: Sequence[Floats]) -> None:
+    """Write each name beside its end, with a thin line to it where it had to stand further away."""
+    corner, unit = np.array([panel.xlim[0], panel.ylim[0]]), np.array([panel.x_points, panel.y_points])
+    anchors, tall = (ends - corner) * unit, 1.15 * SIZE
+    wide, high = (np.array([panel.xlim[1], panel.ylim[1]]) - corner) * unit
+    better = [(x, high - y) for x in (10.0, 25.0, 40.0) for y in (4.0, 10.0)] * 5  # the words in the corner
+    points = np.concatenate([better, *((_dense(line) - corner) * unit for line in lines)])
+    widths = [72 * text_width(trail.name) for _, trail in trails]
+    for at, low in enumerate(place(anchors, widths, tall, (wide, high), points)):
+        (k, trail), far = trails[at], low + np.array([widths[at], tall])
+        (left, bottom), (right, top) = low / unit + corner, far / unit + corner
+        near = np.clip(anchors[at], low, far)
+        if np.hypot(*(near - anchors[at])) > _LEADER:
+            panel.lines([[tuple(ends[at]), tuple(near / unit + corner)]], colors=GREY, linewidths=0.6, zorder=3)
+        panel.boxes(left, right, bottom, top, facecolors="white", alpha=0.7, zorder=3.5)
+        panel.word(trail.name, left, bottom, dy=tall / 2, colour=_dark(CYCLE[k % len(CYCLE)]))
+
+
+def _dense(line: Floats) -> Floats:
+    """Many points on a line through a few [m, 2]."""
+    at = np.linspace(0, max(len(line) - 1, 0), 80)
+    return np.stack([np.interp(at, np.arange(len(line)), axis) for axis in line.T], axis=1) if len(line) else line
+
+
+def _dark(colour: str) -> str:
+    """The colour, dark enough for words on white."""
+    return "#" + "".join(f"{int(0.62 * int(colour[i : i + 2], 16)):02x}" for i in (1, 3, 5))
+
+
+def _shown(accuracies: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """From somewhat below the lowest end, so that the ends stand apart, to somewhat above the highest."""
+    ends = [each[-1] for each in accuracies]
+    low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
+    span = max(high - low, 0.04)
+    return max(0.0, low - max(0.6 * span, _SHOWN * span)), min(1.0, high + 0.35 * span) + 1e-9
+
+
+def _bytes(costs: Sequence[Sequence[float]], source: str) -> Scale:
+    return _log_scale(costs, f"sent per peer, {source} (log)", amount)
+
+
+def _seconds(costs: Sequence[Sequence[float]], source: str) -> Scale:
+    ends: list[float] = [each[-1] for each in costs if each[-1] > 0]
+    if ends and max(ends) > _FAR * min(ends):
+        return _log_scale(costs, f"time in s, {source} (log)", lambda value: f"{value:g}")
+    longest = max(ends, default=1.0)
+    factor, unit = unit_for(longest)
+    marks = [(mark / factor, f"{mark:g}") for mark in ticks(0.0, longest * factor, 6)]
+    return Scale(0.0, 1.25 * longest, marks, False, f"time in {unit}, {source}")
+
+
+def _log_scale(costs: Sequence[Sequence[float]], label: str, text: Any) -> Scale:
+    """From the cheapest end's last stretch to the dearest end; a cost of nothing stands by itself at the left."""
+    ends = [each[-1] for each in costs if each[-1] > 0]
+    low, high = (math.log10(min(ends)) - 0.7, math.log10(max(ends)) + 0.45) if ends else (0.0, 1.0)
+    factors = (1, 2, 5) if high - low < 2 else (1,)
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    marks = [
+        (math.log10(f * 10.0**p), text(f * 10.0**p))
+        for p in powers
+        for f in factors
+        if low <= math.log10(f * 10.0**p) <= high
+    ]
+    if all(each[-1] > 0 for each in costs):
+        return Scale(low, high, marks, True, label)
+    nought = low - 0.12 * (high - low)
+    return Scale(nought - 0.08 * (high - low), high, [(nought, "0"), *marks], True, label, nought)
+
+
+def _axes() -> tuple[Any, Any]:
+    """Two coordinate systems side by side."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    tall = _TALL + _BOTTOM + _TOP
+    figure = Figure(figsize=(WIDTH, tall), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    width = (WIDTH - 2 * _LEFT - 0.25) / 2
+    lefts = (_LEFT, 2 * _LEFT + width + 0.05)
+    first, second = (figure.add_axes((x / WIDTH, _BOTTOM / tall, width / WIDTH, _TALL / tall)) for x in lefts)
+    return first, second

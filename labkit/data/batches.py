@@ -75,6 +75,15 @@ class Batches(Iterator[Indices]):
         self._at = end - self._size
         return np.concatenate((rest, self._deck[: self._at]))
 
+    def take(self, count: int) -> Indices:
+        """The next `count` batches at once, [count, B]."""
+        end = self._at + count * self._batch
+        if end > self._size:
+            return np.stack([next(self) for _ in range(count)])
+        dealt = self._deck[self._at : end].reshape(count, self._batch)
+        self._at, self.dealt = end, self.dealt + count
+        return dealt
+
     @property
     def epoch(self) -> int:
         """How many epochs are finished, each of `per_epoch` batches."""

@@ -218,10 +218,10 @@ class Cohort:
         return self._experiment.indices(peer, kept) if isinstance(kept, int) else kept
 
     def _put_back_streams(self) -> None:
-        everybody = self._experiment.present == self._experiment.peers
         for block in self._blocks:
+            ahead = len(block.stream.ahead)
             for peer, stream in zip(block.peers.members, block.stream.indices, strict=True):
-                self._streams[peer] = stream if everybody else stream.dealt
+                self._streams[peer] = stream.dealt - ahead if ahead or self.comes_and_goes else stream
 
     @staticmethod
     def _order_of(blocks: list[Block]) -> Tensor | None:

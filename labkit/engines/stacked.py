@@ -112,6 +112,7 @@ class StackedPeers(Peers):
 
     def local(self, batches: Any, every: int, epochs: int | None = None) -> Iterator[Batch]:
         steps = every if epochs is None else epochs * batches.per_epoch  # [K]
+        batches.deal_ahead(int(np.min(steps)))
         try:
             for step in range(int(np.max(steps))):
                 active = np.broadcast_to(steps > step, len(self))

@@ -116,3 +116,11 @@ def test_a_peer_without_examples_is_refused():
 def test_numbers_out_of_range_are_refused(numbers, says):
     with pytest.raises(SettingError, match=says):
         batches(range(8), **{"batch_size": 4, "seed": 0, "peer": 0, **numbers})
+
+
+@pytest.mark.parametrize(("n", "size"), [(14, 16), (16, 16), (50, 16), (200, 16)])
+def test_batches_taken_together_are_those_taken_one_by_one(n, size):
+    together, single = (batches(range(n), size, seed=1, peer=2) for _ in range(2))
+    for count in (1, 3, 10, 70):
+        assert np.array_equal(together.take(count), np.stack([next(single) for _ in range(count)]))
+        assert together.dealt == single.dealt

@@ -55,7 +55,7 @@ def unflatten(flat: Tensor, like: T, lead: int = 0) -> T:
     """The inverse of `flatten`: cut `flat` into leaves of the shapes in `like`; its leading sizes may differ."""
     shapes = [leaf.shape[lead:] for leaf in leaves(like)]
     pieces = iter(torch.split(flat, [shape.numel() for shape in shapes], dim=-1))
-    head = flat.shape[:-1]
+    head: tuple[int, ...] = flat.shape[:-1]
     return map(lambda leaf: next(pieces).reshape((*head, *leaf.shape[lead:])), like)
 
 

@@ -124,7 +124,9 @@ def plain():
     [(TopK(0.01), 0.02 * 4), (Sign(), 1 / 32 * 4), (QSGD(7), 1 / 8 * 4), (Half(), 1 / 2)],
     ids=repr,
 )
-def test_training_learns_as_well_at_the_stated_share_of_the_bytes(plain, compressor, cost):
+def test_training_learns_within_three_points_of_the_plain_mean_at_the_stated_share_of_the_bytes(
+    plain, compressor, cost
+):
     # Codes go to all others, (n − 1) times, where an all-reduce sends 2(n − 1)/n times as much: n/2 = 4 times more.
     run = result(lk.Simulator(), Compressed(AllReduce(), compressor), **SETTINGS)
     assert run.bytes == pytest.approx(cost * plain.bytes, rel=0.02)

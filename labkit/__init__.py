@@ -34,6 +34,7 @@ _HOME = {
     "Run": "labkit.run",
     "compare": "labkit.comparison",
     "Comparison": "labkit.comparison",
+    "step_through": "labkit.stepping",
     "History": "labkit.history",
     "Simulator": "labkit.engines.simulator",
     "Lockstep": "labkit.engines.lockstep",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from labkit.engines.simulator import Simulator as Simulator
     from labkit.history import History as History
     from labkit.run import Run as Run
+    from labkit.stepping import step_through as step_through
     from labkit.tasks.schedule import Schedule as Schedule
     from labkit.tasks.schedule import schedule as schedule
     from labkit.tasks.split import Partition as Partition

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from base64 import b64encode
 from collections.abc import Sequence
 from functools import lru_cache
@@ -29,6 +30,7 @@ CYCLE = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
 )  # fmt: skip
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+_PLAIN = re.compile(r"\\(?:[bB]ig|bmod)(?![a-zA-Z])")  # LaTeX that matplotlib does not know
 WIDTH, DPI, SIZE = 7.2, 110, 9.0  # inches, dots per inch, points
 
 
@@ -109,6 +111,18 @@ class Panel:
         left = dx - width * {"left": 0.0, "centre": 0.5, "right": 1.0}[align]
         self._stamp(outline, left, dy - 0.36 * size, x, y, colour)
         return width
+
+    def formula(self, latex: str, x: float, y: float, *, dy: float = 0.0, size: float = 11) -> None:
+        """Write a formula that ends at x, vertically centred `dy` points above y.
+
+        Matplotlib knows less of LaTeX than a browser does: what it cannot set is written as it stands.
+        """
+        try:
+            outline, width = _outline(f"${_PLAIN.sub(_plain, latex)}$", size, tex=True)
+        except ValueError:
+            self.word(latex, x, y, dy=dy, align="right", colour=GREY)
+        else:
+            self._stamp(outline, -width, dy - 0.36 * size, x, y, INK)
 
     def _stamp(self, outline: Any, dx: float, dy: float, x: float, y: float, colour: str) -> None:
         moved = type(outline)(outline.vertices + np.array((dx, dy)), outline.codes)
@@ -246,6 +260,10 @@ def text_width(text: str) -> float:
     return _outline(text, SIZE)[1] / 72
 
 
+def _plain(found: re.Match[str]) -> str:
+    return {r"\bmod": r"\;\mathrm{mod}\;"}.get(found[0], "")
+
+
 def _axes(height: float, left: float, right: float, top: float, bottom: float) -> Axes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -257,17 +275,17 @@ def _axes(height: float, left: float, right: float, top: float, bottom: float) -
 
 
 @lru_cache(maxsize=8192)
-def _outline(text: str, size: float) -> tuple[Any, float]:
-    """The outline of a word with its baseline at the origin, and its width, both in points."""
+def _outline(text: str, size: float, tex: bool = False) -> tuple[Any, float]:
+    """The outline of a word, or of a formula (`tex`), its baseline at the origin, and its width; both in points."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.path import Path as Outline
     from matplotlib.textpath import text_to_path
 
     font = FontProperties(size=size)
-    vertices, codes = text_to_path.get_text_path(font, text)
+    vertices, codes = text_to_path.get_text_path(font, text, ismath=tex)
     scale = size / text_to_path.FONT_SCALE
     outline = Outline(np.asarray(vertices).reshape(-1, 2) * scale, codes if len(vertices) else None)
-    width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=tex)
     return outline, float(width)
 
 

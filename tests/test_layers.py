@@ -37,13 +37,14 @@ FLOORS = {
     "training": 5,
     "background": 5,
     "comparison": 5,
+    "stepping": 5,
     "run": 5,
     "live": 5,
     "widgets": 6,
 }
 # Who may import what from outside, besides numpy, nbclient, nbformat and Python's own.
 GUESTS = {
-    "torch": {"tree", "exchange", "data", "algorithms", "cluster", "engines", "planning", "training", "comparison"},
+    "torch": {"tree", "exchange", "data", "algorithms", "cluster", "engines", "planning", "training", "comparison", "stepping"},
     "dask": {"cluster"},
     "distributed": {"cluster"},
     "dask_gateway": {"cluster"},

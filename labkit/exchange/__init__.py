@@ -1,6 +1,7 @@
 """Messages: what peers exchange, each with its formula, its three forms and its cost in one file."""
 
 from labkit.exchange import topologies
+from labkit.exchange.barrier import Barrier
 from labkit.exchange.coded import Coded
 from labkit.exchange.collectives import Move
 from labkit.exchange.compression import QSGD, Compressor, Half, RandomK, Sign, TopK
@@ -17,6 +18,7 @@ from labkit.exchange.walk import walk
 
 __all__ = [
     "QSGD",
+    "Barrier",
     "Coded",
     "Compressor",
     "CoordinateMedian",

@@ -20,7 +20,7 @@ Pairs = NDArray[np.int64]
 def draw(title: str, peers: int, edges: Pairs, grid: tuple[int, ...] | None) -> Picture:
     """Draw `peers` dots and their `edges` (source, target); those of a plane `grid` in rows, others in a circle."""
     plane = grid is not None and len(grid) == 2 and min(grid) > 1
-    at = _in_rows(grid) if plane and grid is not None else _in_a_circle(peers, edges)
+    at = _in_rows(grid) if plane and grid is not None else in_a_circle(peers, edges)
     pad = 0.6 if plane else 0.24  # for links over the edge, or for the dots
     low, high = float(at[:, 1].min()) - pad, float(at[:, 1].max()) + pad
     half = (high - low) / 2 * 6.8 / _TALL  # as many inches to one unit across as up
@@ -48,7 +48,7 @@ def draw(title: str, peers: int, edges: Pairs, grid: tuple[int, ...] | None) -> 
     return panel.finish(title)
 
 
-def _in_a_circle(peers: int, edges: Pairs) -> Points:
+def in_a_circle(peers: int, edges: Pairs) -> Points:
     """From the top clockwise; whoever is linked to all others, while not everyone is, stands in the middle."""
     degrees = np.bincount(edges[:, 1], minlength=peers)
     hub = degrees == peers - 1

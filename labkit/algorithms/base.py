@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from labkit.exchange import Message
-from labkit.tree import Tree
+from labkit.tasks.sync import ASP, BSP, SSP
 
 Batch = tuple[Tensor, Tensor]  # inputs [B, …] and targets [B, …]; a stacked peer's have a leading dimension K
 Round = Generator[Message, Any, None]
@@ -56,12 +56,12 @@ class Peer(Protocol):
     def params(self, values: dict[str, Tensor]) -> None: ...
 
     @property
-    def state(self) -> MutableMapping[str, Tree]:
-        """What this peer keeps from round to round; `state.get(name, default)` where nothing was kept yet."""
+    def state(self) -> MutableMapping[str, Any]:
+        """Trees that this peer keeps from round to round; `state.get(name, default)` where nothing was kept yet."""
 
     @property
-    def shared(self) -> MutableMapping[str, Tree]:
-        """What all peers hold in common, and only exchanged results may change: `shared["params"]` at the start.
+    def shared(self) -> MutableMapping[str, Any]:
+        """Trees that all peers hold in common, and only exchanged results may change: `shared["params"]` at the start.
 
         Stacked, its tensors have a leading dimension of one, which broadcasts. What a round writes all others read in
         the next round; the writer sees it at once.
@@ -70,12 +70,18 @@ class Peer(Protocol):
     # -- what it computes
 
     def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
-        """The model's outputs [B, C], with other parameters than its own if they are given."""
+        """The model's outputs [B, C], with other parameters than its own if they are given.
 
-    def loss(self, batch: Batch) -> Tensor:
-        """The mean loss of the batch, differentiable; recorded as the peer's loss of this step."""
+        Stacked, inputs and parameters that are the same for all peers may have a leading dimension of one.
+        """
 
-    def losses(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
+        """The mean loss of the batch, differentiable; recorded as the peer's loss of this step.
+
+        `logits` are the model's outputs for the batch, where they were needed before.
+        """
+
+    def losses(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
         """The loss of each example [B], differentiable; their mean is recorded as the peer's loss of this step."""
 
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
@@ -98,7 +104,10 @@ class Peer(Protocol):
 
     @property
     def public(self) -> Iterator[Tensor]:
-        """Batches of public inputs [B, …], without labels and the same for every peer (`train(…, public=…)`)."""
+        """Batches of public inputs [B, …], without labels and the same for every peer (`train(…, public=…)`).
+
+        Stacked, they have a leading dimension of one.
+        """
 
 
 class Algorithm(Protocol):
@@ -140,6 +149,21 @@ def starts_apart(algorithm: Algorithm) -> bool:
 def same_batches(algorithm: Algorithm) -> bool:
     """Whether all peers must see the same batches, because they talk about single examples (`same_batches`; False)."""
     return bool(getattr(algorithm, "same_batches", False))
+
+
+def asynchronous(algorithm: Algorithm) -> bool:
+    """Whether its rounds meet at no barrier, but each ends with one request (`asynchronous`; False).
+
+    Such a round is `peer.params = yield request` at its end: the reply is what the next round begins with, whenever
+    that is. Stacked, peers may be in different rounds: `peer.number` is then [K].
+    """
+    return bool(getattr(algorithm, "asynchronous", False))
+
+
+def policy(algorithm: Algorithm) -> BSP | SSP | ASP:
+    """How far ahead of the slowest an asynchronous peer may begin a round (`policy`; ASP(), as far as it likes)."""
+    chosen: BSP | SSP | ASP = getattr(algorithm, "policy", ASP())
+    return chosen
 
 
 def check(algorithm: Algorithm, peers: int) -> None:

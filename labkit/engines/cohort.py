@@ -106,7 +106,8 @@ class Cohort:
                 reply = answer(one)
                 return [_part(reply, block) for block in self._blocks]
             reply = answer(one.none())
-            return [tree.map(lambda leaf: leaf if len(leaf) else leaf.new_zeros(1, *leaf.shape[1:]), reply)]
+            filled = tree.map(lambda leaf: leaf if len(leaf) else leaf.new_zeros(1, *leaf.shape[1:]), reply)
+            return [_part(filled, block) for block in self._blocks]  # the ghost is one block, of one peer
 
         return answer_all
 

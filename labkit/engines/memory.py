@@ -60,6 +60,11 @@ class Shared(MutableMapping[str, Tree]):
 
     def __getitem__(self, name: str) -> Tree:
         if name not in self._seen:
+            if name == "params" and name not in self._commons.values:
+                raise ExchangeError(
+                    "The peers start from different models, so there are no parameters that all of them share: give "
+                    "one model for all, or exchange predictions instead of parameters."
+                )
             value = self._commons.values[name]
             self._seen[name] = tree.map(lambda leaf: leaf.unsqueeze(0), value) if self._lead else value
         return self._seen[name]

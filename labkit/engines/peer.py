@@ -79,11 +79,11 @@ class Peers(ABC):
         """The outputs of the model, [B, C] or [K, B, C], with the given parameters or its own."""
 
     @abstractmethod
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
         """The mean loss of the batch, or one of each peer [K]."""
 
     @abstractmethod
-    def losses(self, batch: Batch) -> Tensor:
+    def losses(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
         """The loss of each example, [B] or [K, B]."""
 
     @property
@@ -174,15 +174,15 @@ class OnePeer(Peers):
         out: Tensor = self.net(inputs) if params is None else functional_call(self.net, params, (inputs,))
         return out
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
         inputs, targets = batch
-        loss = self._criterion(self.logits(inputs), targets)
+        loss = self._criterion(self.logits(inputs) if logits is None else logits, targets)
         self._losses.append(loss.detach())
         return loss
 
-    def losses(self, batch: Batch) -> Tensor:
+    def losses(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
         inputs, targets = batch
-        losses: Tensor = vmap(self._criterion)(self.logits(inputs), targets)
+        losses: Tensor = vmap(self._criterion)(self.logits(inputs) if logits is None else logits, targets)
         self._losses.append(losses.detach().mean())
         return losses
 

@@ -52,7 +52,7 @@ def train_rank(experiment: Experiment, blocks: list[range], ddp: bool) -> Result
     device = torch.device("cuda" if "nccl" in dist.get_backend_config() else "cpu")
     group = Group(tuple(len(block) for block in blocks))
     members = blocks[group.rank]
-    parallel = ddp and isinstance(experiment.algorithm, AllReduce) and max(group.blocks) == 1
+    parallel = ddp and max(group.blocks) == 1 and _native(experiment)
     if parallel:
         experiment = replace(experiment, algorithms=(Independent(every=1),))  # DDP's backward pass is the exchange
     single = partial(DataParallelPeer, group=group) if parallel else OnePeer if max(group.blocks) == 1 else None
@@ -85,6 +85,11 @@ def train_rank(experiment: Experiment, blocks: list[range], ddp: bool) -> Result
     reports.flush()
     keepers = members[: 1 if group.rank == 0 else 0] if experiment.served else members
     return Result([dict(cohort.model(k).state_dict()) for k in keepers], watch.stretches)
+
+
+def _native(experiment: Experiment) -> bool:
+    """Whether all peers follow AllReduce in torch's own form."""
+    return all(isinstance(it, AllReduce) and it.form == "native" for it in experiment.algorithms)
 
 
 def _present(experiment: Experiment, blocks: list[range], number: int) -> tuple[int, ...]:

@@ -60,21 +60,23 @@ class StackedPeers(Peers):
     # -- forward
 
     def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
-        peers = len(self)
-        named = self._named if params is None else {n: p.expand(peers, *p.shape[1:]) for n, p in params.items()}
-        shared = len(inputs) != peers  # one batch for all
+        rows = len(self)
+        if params is not None and not self._buffers:  # what is the same for all is computed once
+            rows = max(len(inputs), *(len(p) for p in params.values()))
+        named = self._named if params is None else {n: p.expand(rows, *p.shape[1:]) for n, p in params.items()}
+        shared = len(inputs) != rows  # one batch for all
         out: Tensor = stacked_forward(self.net, named | self._buffers, inputs[0] if shared else inputs, shared=shared)
-        return out  # [K, B, C]
+        return out  # [K, B, C], or [1, B, C]
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
         inputs, targets = batch
-        losses = self._mean_loss(self.logits(inputs), targets)  # [K]
+        losses = self._mean_loss(self.logits(inputs) if logits is None else logits, targets)  # [K]
         self._record(losses)
         return losses
 
-    def losses(self, batch: Batch) -> Tensor:
+    def losses(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
         inputs, targets = batch
-        losses = self._each_loss(self.logits(inputs), targets)  # [K, B]
+        losses = self._each_loss(self.logits(inputs) if logits is None else logits, targets)  # [K, B]
         self._record(losses.mean(-1))
         return losses
 
@@ -86,7 +88,7 @@ class StackedPeers(Peers):
     def public(self) -> Iterator[Tensor]:
         if self._public is None:
             batches = self._experiment.public_batches(self.number, self._place.device)
-            self._public = (x.unsqueeze(0).expand(len(self), *x.shape) for x in batches)
+            self._public = (x.unsqueeze(0) for x in batches)
         return self._public
 
     # -- backward
@@ -116,15 +118,13 @@ class StackedPeers(Peers):
         try:
             for step in range(int(np.max(steps))):
                 active = np.broadcast_to(steps > step, len(self))
-                self._active = None if active.all() else active
+                self._active = None if active.all() else active.copy()  # broadcast arrays are read-only
                 yield next(batches) if self._active is None else batches.deal(active)
         finally:
             self._active = None
 
     def local_steps(self, every: int, epochs: int | None = None) -> float | Tensor:
-        if epochs is None:
-            return float(every)
-        passes = [float(epochs * self._experiment.per_epoch(k)) for k in self.members]
+        passes = [float(every if epochs is None else epochs * self._experiment.per_epoch(k)) for k in self.members]
         return torch.tensor(passes, device=self._place.device)
 
     @property

@@ -44,7 +44,19 @@ FLOORS = {
 }
 # Who may import what from outside, besides numpy, nbclient, nbformat and Python's own.
 GUESTS = {
-    "torch": {"tree", "exchange", "data", "algorithms", "cluster", "engines", "planning", "training", "comparison", "stepping"},
+    "torch": {
+        "tree",
+        "exchange",
+        "data",
+        "algorithms",
+        "cluster",
+        "engines",
+        "planning",
+        "training",
+        "comparison",
+        "stepping",
+        "widgets",
+    },
     "dask": {"cluster"},
     "distributed": {"cluster"},
     "dask_gateway": {"cluster"},

@@ -28,8 +28,8 @@ def view(request: pytest.FixtureRequest) -> View:
     return ALL[request.param]()
 
 
-def test_the_package_offers_a_widget_for_each_formula_of_distributed_computation() -> None:
-    assert sorted(ALL) == ["schedule", "split", "synchronize"]
+def test_the_package_offers_a_widget_for_each_formula_and_one_for_messages() -> None:
+    assert sorted(ALL) == ["schedule", "split", "step_through", "synchronize"]
 
 
 def test_a_view_comes_with_a_still_picture_and_text_beside_it(view: View) -> None:

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+import torch
+
+from labkit import tree
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.settings import at_least_one
 from labkit.exchange import Mean
@@ -24,6 +27,7 @@ class LocalSGD:
         at_least_one(self.every, "every")
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
+        start = tree.map(torch.clone, peer.params)  # for wrappers that act on the change since then
         for batch in islice(batches, self.every):
             peer.step(peer.loss(batch))
-        peer.params = yield Mean(peer.params)
+        peer.params = yield Mean(peer.params, start=start)

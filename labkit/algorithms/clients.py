@@ -1,0 +1,40 @@
+"""Clients: what the algorithms share in which a server holds the model and some of the peers train it each round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from labkit import tree
+from labkit.algorithms.settings import at_least_one, number
+
+
+@dataclass(frozen=True)
+class Clients:
+    """`every` local steps a round, or `epochs` passes over the client's shard, by a share of the registered peers.
+
+    The server's model is `peer.shared["params"]`. Clients begin with a fresh optimiser each time they take part, and
+    keep nothing but `peer.state`.
+    """
+
+    every: int = 10
+    epochs: int | None = None
+    participation: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least_one(self.every, "every")
+        if self.epochs is not None:
+            at_least_one(self.epochs, "epochs")
+        number(self.participation, "participation", 0.0, 1.0, above=True)
+
+
+def scaled(factor: float | Tensor, x: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each peer's parameters times its own factor: a number, or [K] for parameters [K, …].
+
+    >>> scaled(torch.tensor([1.0, 10.0]), {"w": torch.ones(2, 3)})["w"].tolist()
+    [[1.0, 1.0, 1.0], [10.0, 10.0, 10.0]]
+    """
+    factor = torch.as_tensor(factor)
+    return tree.map(lambda leaf: factor.to(leaf).reshape(*factor.shape, *(1,) * (leaf.dim() - factor.dim())) * leaf, x)

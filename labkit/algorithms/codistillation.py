@@ -1,0 +1,46 @@
+"""Codistillation: peers teach each other by copies of their models that may be old."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import ClassVar
+
+import torch
+
+from labkit.algorithms.base import Batch, Peer, Round
+from labkit.algorithms.settings import at_least_one, number, whole_from_zero
+from labkit.exchange import Permute
+
+
+@dataclass(frozen=True)
+class Codistillation:
+    """ℓᵢ + λ CE(p_teacher, pᵢ), the teacher being a neighbour as it was up to H steps ago  (arXiv:1804.03235, Alg. 1).
+
+    `weight` is λ; every H = `every` steps peers pass on their parameters around a ring, to one student each: with two
+    peers that is the paper's setting, with more its mean over all others' predictions would cost n−1 copies. The first
+    `warmup` rounds nobody teaches, for there is nothing to learn from beginners (the paper's burn-in).
+    """
+
+    starts_apart: ClassVar[bool] = True
+
+    every: int = 10
+    weight: float = 1.0
+    warmup: int = 1
+
+    def __post_init__(self) -> None:
+        at_least_one(self.every, "every")
+        number(self.weight, "weight")
+        whole_from_zero(self.warmup, "warmup")
+
+    def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
+        teacher = (yield Permute(peer.params)) if peer.number > self.warmup else None
+        for inputs, targets in islice(batches, self.every):
+            logits = peer.logits(inputs)  # [B, C]
+            loss = peer.loss((inputs, targets), logits)
+            if teacher is not None:
+                with torch.no_grad():
+                    taught = peer.logits(inputs, teacher).softmax(-1)
+                loss = loss - self.weight * (taught * logits.log_softmax(-1)).sum(-1).mean(-1)
+            peer.step(loss)

@@ -1,0 +1,42 @@
+"""CoTeachingPlus: co-teaching on the examples on which the two peers disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from labkit.algorithms.base import Batch, Peer, Round
+from labkit.algorithms.coteaching import CoTeaching
+from labkit.algorithms.settings import whole_from_zero
+from labkit.exchange import Permute, pairs
+
+
+@dataclass(frozen=True)
+class CoTeachingPlus(CoTeaching):
+    """S = {examples that the partners classify differently}; step on the R(T)·|S| of them that the *partner* picks.
+
+    Yu et al., arXiv:1901.04215, Alg. 1: disagreement keeps the two from becoming one. As in the authors' code the first
+    `warmup` epochs are plain co-teaching. Predicted classes travel first, then the choice, as one mark per example,
+    because |S| differs from pair to pair; where a pair agrees on everything it does not learn from that batch.
+    """
+
+    warmup: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_from_zero(self.warmup, "warmup")
+
+    def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
+        if self.epoch(peer) < self.warmup:
+            yield from super().round(peer, batches)
+            return
+        inputs, _ = batch = next(batches)
+        logits = peer.logits(inputs)  # [B, C]
+        losses = peer.losses(batch, logits)  # [B]
+        mine = logits.argmax(-1)
+        theirs = yield Permute(mine, pairs(peer.present))
+        apart = mine != theirs  # S, [B]
+        rank = losses.detach().masked_fill(~apart, float("inf")).argsort(-1).argsort(-1)  # 0 for the least loss
+        keep = (self.kept(peer) * apart.sum(-1, keepdim=True)).ceil()
+        chosen = yield Permute(rank < keep, pairs(peer.present))  # [B]
+        peer.step((losses * chosen).sum(-1) / chosen.sum(-1).clamp(min=1))

@@ -1,0 +1,47 @@
+"""DiLoCo: local SGD whose average is taken for a gradient, on which an outer optimiser steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+from labkit import tree
+from labkit.algorithms.base import Batch, Peer, Round
+from labkit.algorithms.settings import at_least_one, below_one, number
+from labkit.exchange import Mean
+
+
+@dataclass(frozen=True)
+class DiLoCo:
+    """Δ = (1/n) Σᵢ (x − xᵢ) after H inner steps, then x ← OuterOpt(x, Δ)  (Douillard et al., arXiv:2311.08105, Alg. 1).
+
+    The inner optimiser is the run's (AdamW in the paper) and goes on from round to round; the outer one is SGD with
+    Nesterov momentum as torch has it: v ← μ v + Δ, x ← x − η (Δ + μ v). `every` is H, η is `outer_lr`, μ is `momentum`;
+    without `nesterov` x ← x − η v. With η = 1 and μ = 0 it is LocalSGD.
+    """
+
+    every: int = 50
+    outer_lr: float = 0.7
+    momentum: float = 0.9
+    nesterov: bool = True
+
+    def __post_init__(self) -> None:
+        at_least_one(self.every, "every")
+        number(self.outer_lr, "outer_lr", above=True)
+        below_one(self.momentum, "momentum")
+
+    def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
+        start = peer.params = peer.shared["params"]
+        for batch in islice(batches, self.every):
+            peer.step(peer.loss(batch))
+        mean = yield Mean(peer.params, start=start)
+
+        slope = tree.map(torch.sub, start, mean)  # Δ, the pseudo-gradient
+        velocity = peer.shared.get("velocity", tree.map(torch.zeros_like, slope))
+        velocity = tree.map(lambda v, d: self.momentum * v + d, velocity, slope)
+        step = tree.map(lambda d, v: d + self.momentum * v, slope, velocity) if self.nesterov else velocity
+        peer.shared["velocity"] = velocity
+        peer.params = peer.shared["params"] = tree.map(lambda x, s: x - self.outer_lr * s, start, step)

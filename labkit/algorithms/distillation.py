@@ -1,0 +1,55 @@
+"""Distillation: peers learn from labels and from a teacher that has finished learning."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from labkit.algorithms.base import Batch, Peer, Round
+from labkit.algorithms.settings import at_least_one, number
+from labkit.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """(1−λ) ℓ(y, p) + λ T² CE(qᵀ, pᵀ), with pᵀ = softmax(logits / T), qᵀ the teacher's  (arXiv:1503.02531, Sec. 2).
+
+    `weight` is λ, `temperature` is T; T² keeps the soft targets' gradients as large as the labels' whatever T. The
+    `teacher` is a trained module, which is copied and stays as it is. Nothing is sent.
+    """
+
+    teacher: nn.Module = field(repr=False)
+    temperature: float = 4.0
+    weight: float = 0.5
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.teacher, nn.Module):
+            raise ModelError(
+                f"teacher is a {type(self.teacher).__name__}: give a trained module, such as run.result().models[0]."
+            )
+        number(self.temperature, "temperature", above=True)
+        number(self.weight, "weight", 0.0, 1.0)
+        at_least_one(self.every, "every")
+        object.__setattr__(self, "teacher", copy.deepcopy(self.teacher).eval())
+
+    def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
+        for inputs, targets in islice(batches, self.every):
+            logits, t = peer.logits(inputs), self.temperature
+            soft = (self._taught(inputs, peer) / t).softmax(-1)
+            mimicry = -t * t * (soft * (logits / t).log_softmax(-1)).sum(-1).mean(-1)
+            loss = peer.loss((inputs, targets), logits)
+            peer.step((1 - self.weight) * loss + self.weight * mimicry)
+        yield from ()  # no message: the teacher is everybody's from the start
+
+    @torch.no_grad()
+    def _taught(self, inputs: Tensor, peer: Peer) -> Tensor:
+        """The teacher's logits [..., B, C] for inputs [..., B, …], where … before B is the dimension of peers."""
+        lead = peer.ids.dim()
+        logits: Tensor = self.teacher.to(inputs.device)(inputs.flatten(0, lead))
+        return logits.reshape(*inputs.shape[: lead + 1], -1)

@@ -1,0 +1,25 @@
+"""Ensemble: peers that never talk while they train, and vote when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from labkit.algorithms.base import Peer
+from labkit.algorithms.independent import Independent
+from labkit.exchange import Mean, Message
+
+
+@dataclass(frozen=True)
+class Ensemble(Independent):
+    """p(y|x) = (1/n) Σᵢ pᵢ(y|x), of peers trained apart from different weights  (arXiv:1612.01474, Sec. 2.4)."""
+
+    starts_apart: ClassVar[bool] = True
+
+    def predict(self, peer: Peer, inputs: Tensor) -> Generator[Message, Any, Tensor]:
+        """The logarithm of the mean of all peers' probabilities, [B, C]."""
+        mean: Tensor = yield Mean(peer.logits(inputs).softmax(-1))
+        return mean.log()

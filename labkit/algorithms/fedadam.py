@@ -1,0 +1,52 @@
+"""FedAdam: FedAvg whose server takes Adam's step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from labkit import tree
+from labkit.algorithms.base import Batch, Peer, Round
+from labkit.algorithms.clients import Clients
+from labkit.algorithms.settings import below_one, number
+from labkit.exchange import Mean
+
+
+@dataclass(frozen=True)
+class FedAdam(Clients):
+    """m ← β₁ m + (1−β₁) Δ, v ← β₂ v + (1−β₂) Δ², x ← x + η m / (√v + τ)  (Reddi et al., arXiv:2003.00295, Alg. 2).
+
+    Δ is the mean of the clients' xₖ − x, weighted by their examples as in FedAvg where Alg. 2 has a plain mean; v
+    starts from τ² and nothing corrects a bias. η is `server_lr`; τ, `tau`, makes it the less adaptive the larger it is.
+    """
+
+    server_lr: float = 0.03
+    betas: tuple[float, float] = (0.9, 0.99)
+    tau: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number(self.server_lr, "server_lr", above=True)
+        for beta in self.betas:
+            below_one(beta, "betas")
+        number(self.tau, "tau", above=True)
+
+    def second_moment(self, v: Tensor, change: Tensor) -> Tensor:
+        """v ← β₂ v + (1−β₂) Δ²."""
+        return self.betas[1] * v + (1 - self.betas[1]) * change.square()
+
+    def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
+        start = peer.params = peer.shared["params"]
+        for batch in peer.local(batches, self.every, self.epochs):
+            peer.step(peer.loss(batch))
+        mean = yield Mean(peer.params, weight=peer.examples, start=start)
+
+        change = tree.map(torch.sub, mean, start)
+        m = peer.shared.get("m", tree.map(torch.zeros_like, start))
+        v = peer.shared.get("v", tree.map(lambda x: torch.full_like(x, self.tau**2), start))
+        m = peer.shared["m"] = tree.map(lambda m, d: self.betas[0] * m + (1 - self.betas[0]) * d, m, change)
+        v = peer.shared["v"] = tree.map(self.second_moment, v, change)
+        peer.shared["params"] = tree.map(lambda x, m, v: x + self.server_lr * m / (v.sqrt() + self.tau), start, m, v)

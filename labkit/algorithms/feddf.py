@@ -1,0 +1,58 @@
+"""FedDF: the averaged model then learns to predict what the clients' models predict together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from labkit.algorithms.base import Batch, Peer, Round
+from labkit.algorithms.clients import Clients
+from labkit.algorithms.settings import at_least_one, number
+from labkit.exchange import Mean
+
+
+@dataclass(frozen=True)
+class FedDF(Clients):
+    """x ← FedAvg's mean, then x ← x − η ∇ KL(σ(f̄(d)) ‖ σ(f(x, d))), f̄ = mean f(xₖ, d)  (arXiv:2006.07242, Alg. 1).
+
+    d are `public` batches of unlabelled inputs, on which the server steps by Adam with η = `server_lr`. This is the
+    form for one architecture. In the paper clients send nothing but models, whose logits the server computes; here each
+    client computes its own and sends them too, and all of them do the server's work alike.
+    """
+
+    public: int = 8
+    server_lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self.public, "public")
+        number(self.server_lr, "server_lr", above=True)
+
+    def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
+        start = peer.params = peer.shared["params"]
+        for batch in peer.local(batches, self.every, self.epochs):
+            peer.step(peer.loss(batch))
+        inputs = list(islice(peer.public, self.public))
+        with torch.no_grad():
+            logits = torch.cat([peer.logits(x) for x in inputs], dim=-2)  # [public · B, C]
+        mean = yield Mean(peer.params, weight=peer.examples, start=start)
+        together = yield Mean(logits)
+        taught = together.chunk(self.public, dim=-2)
+        peer.shared["params"] = self._distilled(peer, mean, inputs, [it.softmax(-1) for it in taught])
+
+    def _distilled(
+        self, peer: Peer, params: dict[str, Tensor], inputs: list[Tensor], taught: list[Tensor]
+    ) -> dict[str, Tensor]:
+        student = {name: p.clone().requires_grad_() for name, p in params.items()}
+        # a larger ε than usual: without it a gradient that is nothing but rounding makes a full step
+        optimizer = torch.optim.Adam(student.values(), lr=self.server_lr, eps=1e-4)
+        for x, probabilities in zip(inputs, taught, strict=True):
+            loss = -(probabilities * peer.logits(x, student).log_softmax(-1)).sum(-1).mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        return student

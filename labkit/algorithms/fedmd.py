@@ -1,0 +1,47 @@
+"""FedMD: models of any architecture agree on what public inputs are, and learn from the agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import ClassVar
+
+import torch
+
+from labkit.algorithms.base import Batch, Peer, Round
+from labkit.algorithms.settings import at_least_one, whole_from_zero
+from labkit.exchange import Mean
+
+
+@dataclass(frozen=True)
+class FedMD:
+    """f̃(x) = (1/n) Σᵢ fᵢ(x) on public x; digest: fᵢ → f̃; revisit: train on private data  (arXiv:1910.03581, Alg. 1).
+
+    f are class scores before the softmax, and to digest is to lessen the mean of |fᵢ − f̃|, as in the authors' code.
+    `public` batches are digested a round, then `every` private ones are revisited. The paper first trains all models
+    on public labels, which here do not exist: the first `warmup` rounds are private training instead. Architectures
+    may differ.
+    """
+
+    starts_apart: ClassVar[bool] = True
+
+    every: int = 8
+    public: int = 4
+    warmup: int = 2
+
+    def __post_init__(self) -> None:
+        at_least_one(self.every, "every")
+        at_least_one(self.public, "public")
+        whole_from_zero(self.warmup, "warmup")
+
+    def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
+        inputs = list(islice(peer.public, self.public)) if peer.number > self.warmup else []
+        if inputs:
+            with torch.no_grad():
+                scores = torch.cat([peer.logits(x) for x in inputs], dim=-2)  # [public · B, C]
+            consensus = yield Mean(scores)
+            for x, agreed in zip(inputs, consensus.chunk(self.public, dim=-2), strict=True):
+                peer.step((peer.logits(x) - agreed).abs().mean((-2, -1)))
+        for batch in islice(batches, self.every):
+            peer.step(peer.loss(batch))

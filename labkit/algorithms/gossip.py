@@ -1,0 +1,41 @@
+"""Gossip: no centre; every peer averages with its neighbours only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from numpy.typing import ArrayLike
+
+from labkit.algorithms.base import Batch, Peer, Round
+from labkit.algorithms.settings import at_least_one
+from labkit.exchange import Mix, Topology
+from labkit.exchange.topologies import choose
+
+
+@dataclass(frozen=True)
+class Gossip:
+    """xᵢ ← Σⱼ W_ij (xⱼ − η ∇ℓⱼ(xⱼ)): D-PSGD  (Lian et al., arXiv:1705.09056, Alg. 1), adapt then combine.
+
+    Alg. 1 takes the gradient at xᵢ and subtracts it after mixing; here peers step first and mix what they then have,
+    so that on the complete graph this is AllReduce, and peers agree where a round ends. `topology` is a name such as
+    "ring", a Topology, or a doubly stochastic matrix W; with `every` they mix after so many steps.
+    """
+
+    topology: str | Topology | ArrayLike = "ring"
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        at_least_one(self.every, "every")
+        if not isinstance(self.topology, str | Topology):
+            object.__setattr__(self, "topology", Topology.of(self.topology))
+
+    def check(self, peers: int) -> None:
+        """Refuse a topology that does not fit so many peers."""
+        choose(self.topology, peers)
+
+    def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
+        for batch in islice(batches, self.every):
+            peer.step(peer.loss(batch))
+        peer.params = yield Mix(peer.params, self.topology)

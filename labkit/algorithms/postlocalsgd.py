@@ -1,0 +1,35 @@
+"""PostLocalSGD: synchronise every step at first, when it matters most, and every H steps from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from labkit.algorithms.base import Batch, Peer, Round
+from labkit.algorithms.localsgd import LocalSGD
+from labkit.algorithms.settings import whole_from_zero
+from labkit.exchange import Mean
+
+
+@dataclass(frozen=True)
+class PostLocalSGD(LocalSGD):
+    """H(t) = 1 while t ≤ t′, and H(t) = H after  (Lin et al., arXiv:1808.07217, post-local SGD).
+
+    The first phase, `warmup` rounds of `every` steps, is AllReduce; then it is LocalSGD. The paper puts t′ where the
+    learning rate is first lowered.
+    """
+
+    warmup: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_from_zero(self.warmup, "warmup")
+
+    def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
+        if peer.number > self.warmup:
+            yield from super().round(peer, batches)
+            return
+        for batch in islice(batches, self.every):
+            gradients = yield Mean(peer.gradients(peer.loss(batch)))
+            peer.apply(gradients)

@@ -1,0 +1,59 @@
+"""What the README shows works as it stands: its pictures are there, and a newcomer's algorithm runs on every engine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import labkit as lk
+from tests.engines.experiments import convolution, difference, mlp, result
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def block(starts: str) -> str:
+    return next(code for code in BLOCKS if code.startswith(starts))
+
+
+@pytest.fixture(scope="module")
+def names():
+    """What the README's reader has at hand: the names of the blocks before."""
+    return {"lk": lk, "digits": lk.data.load("digits"), "mlp": mlp, "cnn": convolution, "model": mlp}
+
+
+def test_your_own_algorithm_is_thirty_lines_and_agrees_on_all_engines(names, lab, capsys):
+    code = block('"""Passing')
+    assert len(code.rstrip().splitlines()) <= 30
+    exec(code, names)
+    assert "Passing, 6 peers, after 50 rounds" in capsys.readouterr().out
+    runs = [result(on, names["Passing"](every=2), peers=4) for on in (lk.Lockstep(), lk.Simulator(), lab)]
+    assert difference(runs[0], runs[1]) < 1e-5 and difference(runs[0], runs[2]) < 1e-5
+
+
+def test_the_comparison_that_the_readme_shows_runs_and_saves_bytes(names):
+    code = block("race = ").replace("steps=400", "steps=100")
+    exec(code, names)
+    bytes_sent = {name: history.bytes for name, history in names["race"].histories.items()}
+    assert bytes_sent["DiLoCo"] < bytes_sent["local SGD"] < bytes_sent["all-reduce"]
+    assert bytes_sent["top-k"] < bytes_sent["all-reduce"]
+
+
+def test_the_examples_of_co_learning_run(names, monkeypatch):
+    runs, train = [], lk.train
+    monkeypatch.setattr(lk, "train", lambda *given, **settings: runs.append(train(*given, **settings)))
+    exec(block("data = lk.data.noisy"), names)
+    assert [len(run.result(60).rows) for run in runs] == [50, 50]
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\((?!http|#)([^)]+)\)", README))
+def test_what_the_readme_links_to_is_there(path):
+    assert (Path(__file__).parents[1] / path).exists()
+
+
+def test_every_algorithm_is_in_the_table():
+    for name in lk.algorithms.__all__:
+        if hasattr(getattr(lk.algorithms, name), "round") and name not in ("Algorithm", "Wrapper"):
+            assert f"`{name}`" in README, name

@@ -88,6 +88,7 @@ def occupancy(
     marks: Mapping[str, float] | None = None,
     span: float | None = None,
     unit: str = "s",
+    who: str = "worker",
     alt: str = "",
     ax: Axes | None = None,
 ) -> Picture:
@@ -106,8 +107,8 @@ def occupancy(
         np.add.at(grid, (row, column + 1), sign * (x - column))
     per_row = np.bincount(np.arange(lanes) * rows // lanes)[:, None]
     busy = np.clip(np.cumsum(grid, axis=1)[:, :columns] / per_row, 0, 1)
-    panel = _lanes([""] * 8, span, unit, title, ax, f"{lanes:,} workers")
-    panel.word(f"{lanes:,} workers", 0, 3.5, dx=-6, align="right")
+    panel = _lanes([""] * 8, span, unit, title, ax, f"{lanes:,} {who}s")
+    panel.word(f"{lanes:,} {who}s", 0, 3.5, dx=-6, align="right")
     panel.image(_shade(busy, COLOURS["compute"]), (0, span, 7.5, -0.5))
     for name, at in (marks or {}).items():
         panel.mark(name, at)

@@ -84,7 +84,7 @@ class Stretches:
         if not self._starts or self._peers * len(self._starts) >= _MOST_STRETCHES:
             return None
         start, finish = np.stack(self._starts, axis=1), np.stack(self._ends, axis=1)
-        return Timeline(start, finish, BSP(), kind)
+        return Timeline(start, finish, BSP(), kind, "peer")
 
 
 def seconds_per_step(experiment: Experiment, device: torch.device) -> float:

@@ -123,4 +123,4 @@ def _timeline(experiment: Experiment, blocks: list[range], results: list[Result]
     if experiment.present < experiment.peers or not len(each[0]) or any(len(it) != len(each[0]) for it in each):
         return None
     rows = np.repeat(np.stack(each), [len(block) for block in blocks], axis=0)  # [n, stretches, 2]
-    return Timeline.measured(rows[..., 0], rows[..., 1], BSP())
+    return Timeline.measured(rows[..., 0], rows[..., 1], BSP(), "peer")

@@ -61,7 +61,7 @@ def train_rank(experiment: Experiment, blocks: list[range], ddp: bool) -> Result
     evaluates = group.rank == 0 or not experiment.served  # a server's model is tested once
     steering, reports = _Steering(device), _Reports()
     dist.barrier()
-    watch = _Stopwatch()
+    watch = _Stopwatch(lambda: int(cohort.steps.sum()))
     everybody = Group(group.blocks)  # predictions are no part of what training sends
     predict = cohort.joined(lambda message: message.collective(everybody))
     with torch.random.fork_rng():
@@ -72,7 +72,7 @@ def train_rank(experiment: Experiment, blocks: list[range], ddp: bool) -> Result
             cohort.begin(number)
             group.blocks = _present(experiment, blocks, number)
             answer = cohort.joined(watch.timed(lambda message: message.collective(group)))
-            watch.start()
+            watch.begin()
             cohort.round(_compared(answer, stacked=single is None) if number == 1 else answer)
             watch.stop()
             if number == 1:
@@ -101,24 +101,32 @@ def _present(experiment: Experiment, blocks: list[range], number: int) -> tuple[
 
 
 class _Stopwatch:
-    """When this rank works, from message to message, in seconds since it was made."""
+    """When this rank works, from message to message, in seconds since it was made; `steps` counts those of a round."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: Callable[[], int]) -> None:
         self._zero = self._begun = perf_counter()
+        self._steps, self._taken = steps, 0
         self.stretches: list[tuple[float, float]] = []
 
     @property
     def seconds(self) -> float:
         return perf_counter() - self._zero
 
+    def begin(self) -> None:
+        """A round begins, and with it a stretch."""
+        self._taken = 0
+        self.start()
+
     def start(self) -> None:
         """A stretch begins."""
         self._begun = self.seconds
 
     def stop(self) -> None:
-        """A stretch ends; those beyond `_MOST_STRETCHES` are not kept."""
-        if len(self.stretches) < _MOST_STRETCHES:
-            self.stretches.append((self._begun, self.seconds))
+        """A stretch ends; kept are those, up to `_MOST_STRETCHES`, in which steps were taken, as the clock does."""
+        end, taken = self.seconds, self._steps()
+        if taken > self._taken and len(self.stretches) < _MOST_STRETCHES:
+            self.stretches.append((self._begun, end))
+        self._taken = taken
 
     def timed(self, answer: Callable[[Message], Tree]) -> Callable[[Message], Tree]:
         """The same, with the time of each exchange left out of the stretches."""

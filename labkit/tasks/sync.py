@@ -96,15 +96,19 @@ def synchronize(step_times: Any, policy: BSP | SSP | ASP) -> Timeline:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Timeline:
-    """When every worker takes every step: `start`, `finish` [workers, steps], seconds from 0; predicted or measured."""
+    """When every worker takes every step: `start`, `finish` [workers, steps], seconds from 0; predicted or measured.
+
+    `who` is what the workers are called.
+    """
 
     start: Floats
     finish: Floats
     policy: BSP | SSP | ASP
     kind: str = "predicted"
+    who: str = "worker"
 
     @classmethod
-    def measured(cls, start: ArrayLike, finish: ArrayLike, policy: BSP | SSP | ASP) -> Timeline:
+    def measured(cls, start: ArrayLike, finish: ArrayLike, policy: BSP | SSP | ASP, who: str = "worker") -> Timeline:
         """Take what was measured, [workers, steps] on any clock in seconds: time here begins with the first start.
 
         Raises ScheduleError where shapes differ, or a step starts before the worker's previous one has ended.
@@ -114,7 +118,7 @@ class Timeline:
             raise ScheduleError(f"start has the shape {begin.shape}, finish {end.shape}; measure both for every step.")
         if not ((begin <= end).all() and (end[:, :-1] <= begin[:, 1:]).all()):
             raise ScheduleError("a worker's steps overlap or end before they start; give the steps in order of time.")
-        return cls(begin - begin.min(), end - begin.min(), policy, "measured")
+        return cls(begin - begin.min(), end - begin.min(), policy, "measured", who)
 
     def __post_init__(self) -> None:
         self.start.setflags(write=False)
@@ -190,11 +194,13 @@ class Timeline:
             worker = np.repeat(np.arange(first.workers), first.steps)
             bars = (worker, first.start.ravel(), first.finish.ravel(), first.workers)
             marks = {note_below: second.makespan} if second else {}
-            return occupancy(*bars, title=first._name, note=note, marks=marks, span=span, alt=repr(first), ax=ax)
+            return occupancy(
+                *bars, title=first._name, note=note, marks=marks, span=span, who=first.who, alt=repr(first), ax=ax
+            )
         workers = max(first.workers, second.workers if second else 0)
         return gantt(
             first._bars(workers, waits=second is None),
-            [*(f"worker {i}" for i in range(workers)), "all (∩)"],
+            [*(f"{first.who} {i}" for i in range(workers)), "all (∩)"],
             title=first._name,
             note=note,
             overlay=second._bars(workers) if second else (),
@@ -220,7 +226,7 @@ class Timeline:
 
     @property
     def _name(self) -> str:
-        return f"Timeline of {some(self.workers, 'worker')} and {some(self.steps, 'step')}, {self.policy}"
+        return f"Timeline of {some(self.workers, self.who)} and {some(self.steps, 'step')}, {self.policy}"
 
     def __repr__(self) -> str:
         if self.kind == "measured":  # no seconds: saved notebook outputs are compared as text

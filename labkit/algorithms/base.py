@@ -160,9 +160,14 @@ def asynchronous(algorithm: Algorithm) -> bool:
     return bool(getattr(algorithm, "asynchronous", False))
 
 
+def central(algorithm: Algorithm) -> bool:
+    """Whether an asynchronous algorithm has a server to push to (`server(weights, optimizer, peers)`)."""
+    return callable(getattr(algorithm, "server", None))
+
+
 def policy(algorithm: Algorithm) -> BSP | SSP | ASP:
     """How far ahead of the slowest an asynchronous peer may begin a round (`policy`; ASP(), as far as it likes)."""
-    chosen: BSP | SSP | ASP = getattr(algorithm, "policy", ASP())
+    chosen: BSP | SSP | ASP = getattr(algorithm, "policy", ASP()) if asynchronous(algorithm) else ASP()
     return chosen
 
 

@@ -10,7 +10,10 @@ from labkit.exchange.half import HalfMean
 from labkit.exchange.mean import Mean
 from labkit.exchange.message import Message, Transfer
 from labkit.exchange.mix import Mix
+from labkit.exchange.pair import Pair
 from labkit.exchange.permute import Permute, pairs, shift
+from labkit.exchange.push import Push, Server
+from labkit.exchange.request import Request
 from labkit.exchange.robust import CoordinateMedian, Krum, RobustMean, Rule, TrimmedMean
 from labkit.exchange.secure import ModularSum
 from labkit.exchange.topology import Topology
@@ -31,10 +34,14 @@ __all__ = [
     "Mix",
     "ModularSum",
     "Move",
+    "Pair",
     "Permute",
+    "Push",
     "RandomK",
+    "Request",
     "RobustMean",
     "Rule",
+    "Server",
     "Sign",
     "TopK",
     "Topology",

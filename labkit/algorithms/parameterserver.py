@@ -1,0 +1,64 @@
+"""ParameterServer: peers push gradients to a server as they come, and go on from the weights it then has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from labkit import tree
+from labkit.algorithms.asynchrony import OptimizerFactory, require_policy
+from labkit.algorithms.base import Batch, Peer, Round
+from labkit.exchange import Push
+from labkit.tasks.sync import ASP, BSP, SSP
+
+
+@dataclass(frozen=True)
+class ParameterServer:
+    """w ← w − (η/n) ∇ℓᵢ(wᵢ), where wᵢ is what peer i last received  (Downpour SGD, Dean et al., NeurIPS 2012).
+
+    `policy` says when a push is answered: BSP() when all n of the round have come, SSP(s) when the slowest peer is no
+    more than s rounds behind (Ho et al., NeurIPS 2013), ASP() at once. A gradient is stale by the server's updates
+    since its wᵢ: none under BSP, at most (2s+1)(n−1) under SSP(s). The run's optimiser works on the server, with η/n
+    for η, so that n pushes are one step of AllReduce: with plain SGD, BSP is AllReduce. `staleness_aware` lets staler
+    gradients weigh less, η/max(n, τ): the η/τ of arXiv:1511.05950, but never more than the plain η/n.
+    """
+
+    asynchronous: ClassVar[bool] = True
+
+    policy: BSP | SSP | ASP = ASP()  # noqa: RUF009
+    staleness_aware: bool = False
+
+    def __post_init__(self) -> None:
+        require_policy(self.policy)
+
+    def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
+        gradients = peer.gradients(peer.loss(next(batches)))  # at wᵢ
+        peer.params = yield Push(gradients)
+
+    def server(self, weights: dict[str, Tensor], optimizer: OptimizerFactory, peers: int) -> GradientServer:
+        """The server of so many peers, which begins with these weights."""
+        return GradientServer(weights, optimizer, peers, self.staleness_aware)
+
+
+class GradientServer:
+    """Steps the run's optimiser with every gradient pushed to it, at the rate of one of n."""
+
+    def __init__(self, weights: dict[str, Tensor], optimizer: OptimizerFactory, peers: int, aware: bool) -> None:
+        self.weights = tree.map(lambda w: w.detach().clone(), weights)
+        self.version = 0
+        self._optimizer = optimizer(list(self.weights.values()))
+        self._rates = [group["lr"] for group in self._optimizer.param_groups]
+        self._peers, self._aware = peers, aware
+
+    def take(self, update: dict[str, Tensor], staleness: int) -> None:
+        """w ← w − (η/n) g by the optimiser's own formula, τ being the staleness."""
+        share = max(self._peers, staleness) if self._aware else self._peers
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate / share
+        for name, w in self.weights.items():
+            w.grad = update[name]
+        self._optimizer.step()
+        self.version += 1

@@ -1,0 +1,153 @@
+"""Desks: where requests are answered; what a server keeps, or what the peers that average in pairs have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from labkit import tree
+from labkit.algorithms.base import central, policy
+from labkit.engines.experiment import Experiment
+from labkit.engines.peer import trained
+from labkit.errors import ExchangeError, ModelError
+from labkit.exchange import Pair, Push, Request, Server
+from labkit.tree import Tree
+
+Params = dict[str, Tensor]
+
+
+class Desk(Protocol):
+    """What takes the peers' requests, one after the other."""
+
+    def take(self, peer: int, round: int, request: Request) -> int:
+        """Do what the peer asks at the end of its round; how many changes of the parameters it had not seen."""
+
+    def reply(self, peer: int) -> Params:
+        """What the peer goes on from: not a copy."""
+
+    def params(self, peer: int) -> Params:
+        """The parameters by which the peer is judged."""
+
+
+class ServerDesk:
+    """A server: one set of weights for all, changed by every push, or under BSP by all pushes of a round.
+
+    Under BSP pushes are held until those of all peers have come, and then taken in the order of the peers, so that the
+    result does not depend on who was first.
+    """
+
+    def __init__(self, experiment: Experiment, device: torch.device) -> None:
+        if not experiment.alike:
+            raise ModelError(
+                "A server keeps one model, and the peers start from different ones: give one model for all of them."
+            )
+        algorithm: Any = experiment.algorithm
+        weights = trainable(experiment.models[0], device)
+        self.server: Server = algorithm.server(weights, experiment.optimizer_of(0), experiment.peers)
+        self._seen = [0] * experiment.peers  # the version that each peer has
+        self._waits = policy(experiment.algorithm).bound == 0
+        self._held: dict[int, tuple[Push, int]] = {}
+        self._present = set(range(experiment.peers))
+
+    def take(self, peer: int, round: int, request: Request) -> int:
+        push = cast(Push, require(request, Push))
+        staleness = self.server.version - self._seen[peer]
+        self._held[peer] = push, staleness
+        self._settle()
+        return staleness
+
+    def leave(self, peer: int) -> None:
+        """The peer does not come back."""
+        self._present.discard(peer)
+        self._settle()
+
+    def reply(self, peer: int) -> Params:
+        self._seen[peer] = self.server.version
+        return self.server.weights
+
+    def params(self, peer: int) -> Params:
+        return self.server.weights
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        if self._waits and not self._held.keys() >= self._present:
+            return
+        for peer in sorted(self._held):
+            push, staleness = self._held[peer]
+            push.deliver(self.server, staleness)
+        self._held.clear()
+
+
+class PairDesk:
+    """The parameters of all peers, [n, …], in which two of them meet at a time."""
+
+    def __init__(self, experiment: Experiment, device: torch.device) -> None:
+        each = [trainable(experiment.model_of(k), device) for k in range(1 if experiment.alike else experiment.peers)]
+        tree.require_alike(list(each))
+        self.all = {
+            name: torch.stack([own[name] for own in each]).expand(experiment.peers, *leaf.shape).clone()
+            for name, leaf in each[0].items()
+        }  # [n, …]
+        self._experiment = experiment
+        self._changes = [0] * experiment.peers  # how often others changed what the peer has
+        self._seen = [0] * experiment.peers
+
+    @torch.no_grad()
+    def take(self, peer: int, round: int, request: Request) -> int:
+        pair = cast(Pair, require(request, Pair))
+        mine, update = self.params(peer), cast(Params, pair.x)
+        partner = pair.partner(peer, round, self._experiment.seed, self._experiment.peers)
+        if partner is not None:
+            theirs = self.params(partner)
+            average = cast(Params, Pair.average(mine, theirs))
+            for name, leaf in average.items():
+                mine[name].copy_(leaf)
+                theirs[name].copy_(leaf)
+            self._changes[partner] += 1
+        for name, leaf in mine.items():
+            leaf.add_(update[name])
+        return self._changes[peer] - self._seen[peer]
+
+    def reply(self, peer: int) -> Params:
+        self._seen[peer] = self._changes[peer]
+        return self.params(peer)
+
+    def params(self, peer: int) -> Params:
+        return {name: leaf[peer] for name, leaf in self.all.items()}
+
+
+def desk(experiment: Experiment, device: torch.device) -> ServerDesk | PairDesk:
+    """The desk of a run: a server's where the algorithm has one, else that of the peers themselves."""
+    return ServerDesk(experiment, device) if central(experiment.algorithm) else PairDesk(experiment, device)
+
+
+def require(request: Request, kind: type[Request]) -> Request:
+    """Raise ExchangeError for another kind of request than this desk answers."""
+    if not isinstance(request, kind):
+        raise ExchangeError(
+            f"A peer yields {type(request).__name__}, and who is asked answers {kind.__name__}: push only where the "
+            "algorithm has a server(weights, optimizer, peers), and pair only where it has none."
+        )
+    return request
+
+
+def trainable(model: nn.Module, device: torch.device) -> Params:
+    """Copies of a model's trainable parameters by name."""
+    return {name: p.detach().to(device, copy=True) for name, p in model.named_parameters() if p.requires_grad}
+
+
+def loaded(model: nn.Module, params: Tree) -> nn.Module:
+    """The model with these trainable parameters."""
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, p in cast(Params, params).items():
+            named[name].copy_(p)
+    return model
+
+
+def builder(experiment: Experiment, params: Callable[[int], Params]) -> Callable[[int], nn.Module]:
+    """What makes each peer's trained model, with the parameters that it has at the end."""
+    return lambda peer: trained(loaded(experiment.fresh_model(peer), params(peer)))

@@ -1,0 +1,81 @@
+"""Pair: a peer averages with one neighbour that chance picks, while all others go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from labkit import tree
+from labkit.costs.link import Link
+from labkit.exchange.message import Transfer
+from labkit.exchange.parcel import unwrapped, wrapped
+from labkit.exchange.request import Line, Request
+from labkit.exchange.topologies import choose
+from labkit.exchange.topology import Topology
+from labkit.tree import Tree
+
+_PARTNERS = 1 << 42  # the choice of neighbours, apart from all other random choices of a run
+
+
+@dataclass(frozen=True, eq=False)
+class Pair(Request):
+    """xᵢ ← (xᵢ + xⱼ)/2 + uᵢ and xⱼ ← (xᵢ + xⱼ)/2, in one, for a random neighbour j (arXiv:1710.06952, Alg. 1).
+
+    xᵢ and xⱼ are what both have when they meet; `x` is the update uᵢ that the peer made from what it had before, and
+    the reply is the new xᵢ. `topology` is a name such as "ring", a `Topology`, or a matrix W [n, n]; each of a peer's
+    neighbours in it is equally likely, and a peer that has none adds its update only. Both send S bytes.
+    """
+
+    formula: ClassVar[str] = r"x_i \leftarrow \tfrac12 (x_i + x_j) + u_i, \qquad x_j \leftarrow \tfrac12 (x_i + x_j)"
+
+    x: Tree
+    topology: str | Topology | ArrayLike = "ring"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.topology, str | Topology):
+            object.__setattr__(self, "topology", Topology.of(self.topology))
+
+    @property
+    def value(self) -> Tree:
+        return self.x
+
+    def partner(self, peer: int, round: int, seed: int, peers: int) -> int | None:
+        """j for this peer in this round: the seed decides, on every engine alike."""
+        near = choose(self.topology, peers).neighbours(peer)
+        if len(near) < 2:
+            return near[0] if near else None
+        return near[int(np.random.default_rng([seed, _PARTNERS, round, peer]).integers(len(near)))]
+
+    @staticmethod
+    def average(one: Tree, other: Tree) -> Tree:
+        """What both have after they met."""
+        return tree.map(lambda a, b: (a + b) / 2, one, other)
+
+    @staticmethod
+    def ask(line: Line, partner: int, mine: Tree) -> Tree:
+        """On a cluster: what xᵢ changes by as peer `partner`, on another rank, averages with it.
+
+        The change is added, instead of the average put in xᵢ's place, because third peers may have averaged with xᵢ
+        meanwhile: nothing of theirs is lost, and nobody has to hold xᵢ and wait for another, which the paper has to
+        keep from going round in a circle by a bipartite graph.
+        """
+        average = tree.map(lambda leaf: leaf[0], unwrapped(line.ask(partner, wrapped(mine)), mine))
+        return tree.map(lambda new, old: new - old, average, mine)
+
+    def bytes(self, peers: int) -> float:
+        social = int(np.count_nonzero(choose(self.topology, peers).degrees))
+        return 2 * social / peers * tree.nbytes(self.x)
+
+    def there_and_back(self, link: Link) -> tuple[float, float]:
+        once = link.seconds(tree.nbytes(self.x), 1)
+        return once, once
+
+    def transfers(self, peers: int) -> list[Transfer]:
+        """What is sent on average, as chance picks one of the neighbours."""
+        size, topology = tree.nbytes(self.x), choose(self.topology, peers)
+        near = {i: topology.neighbours(i) for i in range(peers)}
+        there = [Transfer(i, j, size / len(near[i])) for i in near for j in near[i]]
+        return there + [Transfer(it.target, it.source, it.nbytes) for it in there]

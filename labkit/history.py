@@ -44,6 +44,8 @@ class History:
 
     `timeline` is a Timeline of the peers' work between messages where one was kept: predicted by the virtual clock, or
     measured on real workers.
+    `staleness` [n, rounds], of asynchronous peers, is how many of the server's updates each push had not seen, or how
+    often others had changed a peer's own parameters since its round began.
     `clock` says whose seconds these are ("wall", measured; or "virtual", computed from link and speeds), `ledger`
     whether the bytes were counted on the wire ("measured") or by the messages' formula ("formula").
     """
@@ -56,6 +58,7 @@ class History:
     rows: list[Row] = field(default_factory=list)
     models: Sequence[Any] = field(default_factory=list, repr=False)
     timeline: Any = field(default=None, repr=False)
+    staleness: Any = field(default=None, repr=False)
     stopped: bool = False
 
     @property

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.algorithms import Algorithm, AllReduce
-from labkit.algorithms.base import check, every, participation, same_batches, starts_apart
+from labkit.algorithms.base import asynchronous, check, every, participation, policy, same_batches, starts_apart
 from labkit.cluster.lab import Lab
 from labkit.data import Dataset, Replicated, Sharding
 from labkit.data.batches import Indices
@@ -83,7 +83,7 @@ def plan(
     optimizers = tuple(_each(optimizer if optimizer is not None else partial(torch.optim.SGD, lr=0.1)))
     models, kinds = built(_each(model), peers, seed, apart=starts_apart(algorithms[0]))
     _require_trainable(models, optimizers, stacked=isinstance(engine, Simulator))
-    if participation(algorithms[0]) is not None:
+    if participation(algorithms[0]) is not None or asynchronous(algorithms[0]):
         _require_no_statistics(models)
     experiment = Experiment(
         models=models,
@@ -127,7 +127,7 @@ def _peers(peers: int | None, lists: dict[str, Any], shards: Any, on: Any) -> in
 
 def _require_agreement(algorithms: tuple[Algorithm, ...], peers: int) -> None:
     """What holds for the whole run is the same in all peers' algorithms, and somebody takes part."""
-    for setting in (every, participation, starts_apart, same_batches):
+    for setting in (every, participation, starts_apart, same_batches, asynchronous, policy):
         if len({setting(algorithm) for algorithm in algorithms}) > 1:
             raise SettingError(
                 f"The peers' algorithms differ in {setting.__name__}: what holds for the whole run must be the same "
@@ -264,11 +264,11 @@ def _require_trainable(models: Sequence[nn.Module], optimizers: Sequence[Optimiz
 
 
 def _require_no_statistics(models: Sequence[nn.Module]) -> None:
-    """Raise ModelError for layers whose running statistics a server's clients would lose between two rounds."""
+    """Raise ModelError for layers whose running statistics clients or asynchronous peers would lose between rounds."""
     for model in models:
         for name, layer in model.named_modules():
             if getattr(layer, "track_running_stats", False) and hasattr(layer, "running_mean"):
                 raise ModelError(
-                    f"Layer {name!r} ({type(layer).__name__}) keeps running statistics, which a server's clients lose "
-                    "between two rounds: use GroupNorm or LayerNorm."
+                    f"Layer {name!r} ({type(layer).__name__}) keeps running statistics, which a server's clients and "
+                    "asynchronous peers lose between two rounds: use GroupNorm or LayerNorm."
                 )

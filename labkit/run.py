@@ -92,5 +92,5 @@ def carry_out(
         report(row)
 
     outcome = engine.run(experiment, keep, control)
-    history.models, history.timeline = outcome.models, outcome.timeline
+    history.models, history.timeline, history.staleness = outcome.models, outcome.timeline, outcome.staleness
     history.stopped = len(history.rows) < experiment.rounds

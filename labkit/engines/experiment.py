@@ -117,12 +117,15 @@ class Experiment:
         """How many batches one pass over the peer's shard has."""
         return max(1, self.examples(peer) // self.batch_size)
 
+    def local_steps(self, peer: int) -> int:
+        """Gradient steps that peer `peer` takes in a round it takes part in."""
+        passes = epochs(self.algorithm)
+        return every(self.algorithm) if passes is None else passes * self.per_epoch(peer)
+
     @property
     def steps_per_round(self) -> float:
         """Gradient steps that one of the registered peers takes in a round, on average."""
-        passes = epochs(self.algorithm)
-        own = every(self.algorithm) if passes is None else passes * fmean(map(self.per_epoch, range(self.peers)))
-        return own * self.present / self.peers
+        return fmean(map(self.local_steps, range(self.peers))) * self.present / self.peers
 
     def public_batches(self, round: int, device: torch.device) -> Iterator[Tensor]:
         """The batches of public inputs [B, …] of this round, the same for every peer."""
@@ -173,10 +176,14 @@ class Models(Sequence[nn.Module]):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an engine has besides the rows: the trained models, and a Timeline of the peers' work where one was kept."""
+    """What an engine has besides the rows: the trained models, and a Timeline of the peers' work where one was kept.
+
+    `staleness` [n, rounds] is, of asynchronous peers, how many changes each request had not seen.
+    """
 
     models: Sequence[nn.Module] = field(default_factory=list)
     timeline: Any = None
+    staleness: Any = None
 
 
 class Engine(Protocol):

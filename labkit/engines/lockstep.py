@@ -9,10 +9,14 @@ from typing import NamedTuple
 
 import torch
 
+from labkit.algorithms.base import asynchronous
 from labkit.engines.cohort import Cohort
 from labkit.engines.control import Control
 from labkit.engines.drive import exhaust
+from labkit.engines.events import run_events
 from labkit.engines.experiment import Experiment, Outcome
+from labkit.engines.fleets import OneByOne
+from labkit.engines.meter import Meter, Timed
 from labkit.engines.peer import OnePeer
 from labkit.exchange import Message
 from labkit.history import Row
@@ -29,16 +33,21 @@ class Meeting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Lockstep:
-    """Train n peers one after the other, from barrier to barrier: slow, exact, with tracebacks you can read."""
+class Lockstep(Timed):
+    """Train n peers one after the other, from barrier to barrier: slow, exact, with tracebacks you can read.
+
+    `network`, `speeds` and `step_seconds` are those of `labkit.Simulator`.
+    """
 
     device: str = "cpu"
     name = "lockstep"
-    clock = "wall"
     ledger = "formula"
 
     def run(self, experiment: Experiment, report: Callable[[Row], None], control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
+        if asynchronous(experiment.algorithm):
+            device = torch.device(self.device)
+            return run_events(experiment, OneByOne, self.virtual(experiment, device), report, control, device)
         with torch.random.fork_rng():
             return exhaust(self.walk(experiment, report, control))
 
@@ -48,22 +57,26 @@ class Lockstep:
         """The same training, which stops at every barrier; it seeds torch's random state and goes on with it."""
         device = torch.device(self.device)
         test_x, test_y = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)
+        clock = self.virtual(experiment, device)
         cohort = Cohort(experiment, range(experiment.peers), device, single=OnePeer)
-        sent, start = 0.0, perf_counter()
+        meter, start = Meter(cohort, clock), perf_counter()
         torch.manual_seed(experiment.seed)
         for number in range(1, experiment.rounds + 1):
             if not control.proceed():
                 break
             cohort.begin(number)
+            meter.begin()
             for messages, replies in cohort.barriers(_answer):
-                sent += sum(message.bytes(len(messages)) for message in messages) / experiment.peers
+                meter.meet(messages[0])
                 yield Meeting(number, tuple(cohort.present), messages, replies)
+            meter.end()
             losses = cohort.mean_losses(number)
             cohort.end()
             tested = experiment.evaluates(number)
             accuracies = cohort.accuracies(test_x, test_y, _answer) if tested else None
-            report(Row(number, losses, accuracies, sent, perf_counter() - start, cohort.who))
-        return Outcome(experiment.models_of(cohort.model))
+            seconds = perf_counter() - start if clock is None else clock.seconds
+            report(Row(number, losses, accuracies, meter.sent / experiment.peers, seconds, cohort.who))
+        return Outcome(experiment.models_of(cohort.model), None if clock is None else clock.timeline())
 
 
 def _answer(messages: list[Message]) -> Sequence[Tree]:

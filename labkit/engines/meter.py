@@ -1,0 +1,74 @@
+"""Meter: what a run in one process counts, bytes by their formula and seconds on a virtual clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from labkit.costs.link import Link
+from labkit.engines.clock import Clock, seconds_per_step
+from labkit.engines.cohort import Cohort
+from labkit.engines.experiment import Experiment
+from labkit.exchange import Message
+from labkit.tree import Tree
+
+
+@dataclass(frozen=True)
+class Timed:
+    """An engine whose seconds are this machine's, or those of a virtual clock where `network` or `speeds` is given."""
+
+    network: Link | None = None
+    speeds: Sequence[float] | None = None
+    step_seconds: float | None = None
+
+    @property
+    def clock(self) -> str:
+        """ "virtual" where seconds are computed, "wall" where they are measured."""
+        return "wall" if self.network is None and self.speeds is None else "virtual"
+
+    def virtual(self, experiment: Experiment, device: torch.device) -> Clock | None:
+        """The virtual clock of a run, if it has one."""
+        if self.clock == "wall":
+            return None
+        step = seconds_per_step(experiment, device) if self.step_seconds is None else self.step_seconds
+        return Clock(experiment.peers, step, self.speeds, self.network)
+
+
+class Meter:
+    """Counts what the peers send, and lets the clock, if there is one, know of steps and messages."""
+
+    def __init__(self, cohort: Cohort, clock: Clock | None) -> None:
+        self._cohort, self._clock = cohort, clock
+        self.sent = 0.0  # bytes of all peers together
+        self.wall = 0.0  # seconds of this machine, evaluations left out
+
+    def begin(self) -> None:
+        """A round begins."""
+        self._present = torch.as_tensor(self._cohort.present)
+        self._counted = torch.zeros(len(self._present), dtype=torch.int64)
+        if self._clock is not None and self._cohort.comes_and_goes:
+            self._clock.gather(self._present)
+
+    def meet(self, message: Message) -> None:
+        """Everyone computes up to the message, of which this is one peer's, then it takes its time."""
+        self.sent += message.bytes(len(self._present)) * len(self._present)
+        if self._clock is not None:
+            self._compute(self._clock)
+            self._clock.exchange(self._present, message)
+
+    def answer(self, message: Message) -> Tree:
+        """The replies to a stacked message."""
+        self.meet(message.row())
+        return message.stacked()
+
+    def end(self) -> None:
+        """Count the steps after the last message of the round."""
+        if self._clock is not None and (self._cohort.steps > self._counted).any():
+            self._compute(self._clock)
+
+    def _compute(self, clock: Clock) -> None:
+        steps = self._cohort.steps
+        clock.compute(self._present, steps - self._counted)
+        self._counted = steps

@@ -1,0 +1,230 @@
+"""Algorithms that exchange predictions, choices or teachers, against the published formulas in plain code."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import labkit as lk
+from labkit.algorithms import (
+    Codistillation,
+    CoTeaching,
+    CoTeachingPlus,
+    Distillation,
+    Ensemble,
+    FedDF,
+    FedMD,
+    Mutual,
+)
+from labkit.data import batches
+from labkit.engines.experiment import _PUBLIC
+from tests.engines.experiments import mlp
+
+DIGITS = lk.data.load("digits")
+SMALL = replace(DIGITS, x=DIGITS.x[:96], y=DIGITS.y[:96], source=None)
+PUBLIC = DIGITS.x[96:192]
+LR, BATCH, SEED = 0.1, 16, 3
+ENGINES = [lk.Lockstep(), lk.Simulator()]
+
+
+@pytest.fixture(params=ENGINES, ids=["lockstep", "stacked"])
+def on(request):
+    return request.param
+
+
+@pytest.fixture
+def models():
+    """Four models with different weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return [mlp() for _ in range(4)]
+
+
+def trained(algorithm, models, on=None, rounds=4, **settings):
+    settings = {"batch_size": BATCH, "seed": SEED, "optimizer": partial(torch.optim.SGD, lr=LR)} | settings
+    return lk.train(models, SMALL, algorithm, rounds=rounds, on=on, **settings).result(60)
+
+
+def require_same(history, models):
+    for one, other in zip(history.models, models, strict=True):
+        for p, q in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=2e-6)
+
+
+def together(rounds):
+    """The batches that all peers see when they hold everything."""
+    stream = batches(range(len(SMALL)), BATCH, SEED, 0)
+    for _ in range(rounds):
+        at = torch.from_numpy(next(stream))
+        yield SMALL.x[at], SMALL.y[at]
+
+
+def step(model, loss):
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    with torch.no_grad():
+        for p, g in zip(model.parameters(), gradients, strict=True):
+            p -= LR * g
+
+
+def kl(p, q):
+    """KL(p ‖ q) of two tensors of logits, the mean over examples."""
+    return F.kl_div(q.log_softmax(-1), p.log_softmax(-1), reduction="batchmean", log_target=True)
+
+
+def test_mutual_learners_add_the_mean_divergence_from_the_others(on, models):
+    history = trained(Mutual(weight=0.7), models, on)
+    for x, y in together(4):
+        said = [model(x).detach() for model in models]
+        for k, model in enumerate(models):
+            out = model(x)
+            others = [kl(p, out) for j, p in enumerate(said) if j != k]
+            step(model, F.cross_entropy(out, y) + 0.7 * sum(others) / 3)
+    require_same(history, models)
+
+
+def test_co_teaching_steps_on_what_the_partner_finds_easy(on, models):
+    history = trained(CoTeaching(forget=0.5, ramp=2), models, on, rounds=14)
+    for t, (x, y) in enumerate(together(14)):
+        keep = int((1 - 0.5 * min(t // 6 / 2, 1)) * BATCH)  # 96 examples are six batches
+        losses = [F.cross_entropy(model(x), y, reduction="none") for model in models]
+        chosen = [it.argsort()[:keep] for it in losses]
+        for k, model in enumerate(models):
+            step(model, losses[k][chosen[k ^ 1]].mean())
+    assert keep == 8
+    require_same(history, models)
+
+
+def test_co_teaching_plus_looks_only_at_what_the_partners_disagree_on(on, models):
+    history = trained(CoTeachingPlus(forget=0.5, ramp=1, warmup=1), models, on, rounds=12)
+    sizes = []
+    for t, (x, y) in enumerate(together(12)):
+        outs = [model(x) for model in models]
+        losses = [F.cross_entropy(out, y, reduction="none") for out in outs]
+        share = 1 - 0.5 * min(t // 6, 1)
+        for k, model in enumerate(models):
+            mine, theirs = outs[k].argmax(-1), outs[k ^ 1].argmax(-1)
+            apart = (mine != theirs).nonzero().flatten() if t >= 6 else torch.arange(BATCH)
+            keep = -int(-share * len(apart) // 1)  # rounded up
+            easy = losses[k ^ 1][apart].argsort()[:keep]
+            sizes.append(len(apart))
+            if keep:
+                step(model, losses[k][apart[easy]].mean())
+    assert len(set(sizes)) > 3
+    require_same(history, models)
+
+
+def test_partners_that_agree_on_everything_learn_nothing():
+    """The same weights see the same batches."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = mlp()
+    history = trained(CoTeachingPlus(warmup=0), model, peers=2)
+    require_same(history, [model, model])
+
+
+def test_codistillation_learns_from_the_left_neighbour_as_it_was_when_the_round_began(on, models):
+    history = trained(Codistillation(every=3, weight=0.6, warmup=1), models, on, rounds=3)
+    shards = SMALL.shards(4, seed=SEED)
+    streams = [batches(shards.indices[k], BATCH, SEED, k) for k in range(4)]
+    for number in range(3):
+        old = copy.deepcopy(models)
+        for k, model in enumerate(models):
+            for _ in range(3):
+                at = torch.from_numpy(next(streams[k]))
+                out = model(SMALL.x[at])
+                loss = F.cross_entropy(out, SMALL.y[at])
+                if number:
+                    loss = loss + 0.6 * F.cross_entropy(out, old[k - 1](SMALL.x[at]).softmax(-1).detach())
+                step(model, loss)
+    require_same(history, models)
+
+
+def test_distillation_is_a_weighted_mean_of_labels_and_softened_teacher(on, models):
+    student, teacher = models[:2]
+    before = copy.deepcopy(teacher.state_dict())
+    everything = {"peers": 2, "shards": lk.data.Replicated()}
+    history = trained(Distillation(teacher.train(), temperature=3.0, weight=0.4), student, on, **everything)
+    for x, y in together(4):
+        out = student(x)
+        soft = kl(teacher(x).detach() / 3, out / 3)
+        step(student, 0.6 * F.cross_entropy(out, y) + 0.4 * 9 * soft)
+    require_same(history, [student, student])
+    assert teacher.training and all(torch.equal(p, before[name]) for name, p in teacher.state_dict().items())
+
+
+def public(number, count):
+    """The public batches of round `number`."""
+    stream = batches(range(len(PUBLIC)), BATCH, SEED, _PUBLIC + number)
+    return [PUBLIC[torch.from_numpy(next(stream))] for _ in range(count)]
+
+
+def test_fed_md_digests_the_consensus_and_revisits_its_own_data(on, models):
+    history = trained(FedMD(every=2, public=3, warmup=1), models, on, rounds=3, public=PUBLIC)
+    shards = SMALL.shards(4, seed=SEED)
+    streams = [batches(shards.indices[k], BATCH, SEED, k) for k in range(4)]
+    for number in (1, 2, 3):
+        inputs = public(number, 3) if number > 1 else []
+        consensus = [torch.stack([model(x).detach() for model in models]).mean(0) for x in inputs]
+        for k, model in enumerate(models):
+            for x, agreed in zip(inputs, consensus, strict=True):
+                step(model, F.l1_loss(model(x), agreed))
+            for _ in range(2):
+                at = torch.from_numpy(next(streams[k]))
+                step(model, F.cross_entropy(model(SMALL.x[at]), SMALL.y[at]))
+    require_same(history, models)
+
+
+def test_fed_df_distils_the_clients_mean_logits_into_their_mean(on, models):
+    history = trained(FedDF(every=2, public=3, server_lr=0.01), models[0], on, rounds=2, peers=4, public=PUBLIC)
+    shards = SMALL.shards(4, seed=SEED)
+    streams = [batches(shards.indices[k], BATCH, SEED, k) for k in range(4)]
+    server = models[0]
+    for number in (1, 2):
+        clients = [copy.deepcopy(server) for _ in range(4)]
+        for client, stream in zip(clients, streams, strict=True):
+            for _ in range(2):
+                at = torch.from_numpy(next(stream))
+                step(client, F.cross_entropy(client(SMALL.x[at]), SMALL.y[at]))
+        with torch.no_grad():
+            for p, *own in zip(server.parameters(), *(client.parameters() for client in clients), strict=True):
+                p.copy_(torch.stack(own).mean(0))
+        adam = torch.optim.Adam(server.parameters(), lr=0.01, eps=1e-4)
+        for x in public(number, 3):
+            agreed = torch.stack([client(x).detach() for client in clients]).mean(0)
+            adam.zero_grad()
+            kl(agreed, server(x)).backward()
+            adam.step()
+    require_same(history, [server] * 4)
+
+
+def test_an_ensemble_predicts_the_mean_of_its_members_probabilities(on, models):
+    history = trained(Ensemble(every=5), models, on)
+    with torch.no_grad():
+        votes = torch.stack([model(SMALL.test_x).softmax(-1) for model in history.models]).mean(0)
+    right = (votes.argmax(-1) == SMALL.test_y).float().mean()
+    assert history.final.accuracies == (pytest.approx(float(right)),)
+
+
+def test_one_forward_pass_serves_what_is_sent_and_what_is_learnt():
+    """A second one would take longer, and draw other masks where there is dropout."""
+
+    class Counting(nn.Linear):
+        passes = 0
+
+        def forward(self, x):
+            Counting.passes += self.training
+            return super().forward(x)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        pair = [Counting(64, 10), Counting(64, 10)]
+    for algorithm in (Mutual(), CoTeaching(), CoTeachingPlus(warmup=0)):
+        Counting.passes = 0
+        trained(algorithm, pair, lk.Lockstep(), rounds=3)
+        assert Counting.passes == 2 * 3

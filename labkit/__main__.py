@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,9 +61,10 @@ def notebooks(args: argparse.Namespace) -> int:
 
 
 def bench(_: argparse.Namespace) -> int:
-    """Run every benchmark, one after another, so that none disturbs another."""
-    scripts = sorted((ROOT / "tests" / "benchmarks").glob("bench_*.py"))
-    return max((subprocess.run([sys.executable, script], check=False).returncode for script in scripts), default=1)
+    """Run every benchmark, one after another, so that none disturbs another, and print the table of their figures."""
+    from labkit.bench import commands, run
+
+    return run(commands(ROOT), ROOT)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("paths", nargs="*", type=Path)
     command.add_argument("--check", action="store_true", help="execute nothing; list what is wrong")
     command.set_defaults(run=notebooks)
-    command = commands.add_parser("bench", help="run the benchmarks")
+    command = commands.add_parser("bench", help="run the benchmarks, and print the table of their figures")
     command.set_defaults(run=bench)
     return top
 

@@ -31,6 +31,7 @@ FLOORS = {
     "check": 3,
     "verdicts": 3,
     "notebooks": 3,
+    "bench": 3,
     "engines": 4,
     "__main__": 4,
     "planning": 5,

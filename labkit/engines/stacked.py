@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from labkit.algorithms.base import Batch
 from labkit.engines.experiment import Experiment
 from labkit.engines.peer import Peers, Place, trained
-from labkit.engines.stacking import stacked_forward, stacked_loss, stacked_losses
+from labkit.engines.stacking import StackedModel, stacked_loss, stacked_losses
 from labkit.errors import ModelError
 
 # Their update of one number looks at that number's own history only, so K peers stacked are K optimisers.
@@ -53,6 +53,7 @@ class StackedPeers(Peers):
         self.examples = torch.tensor([float(experiment.examples(k)) for k in ids], device=place.device)
         super().__init__(experiment, ids, place, _start(experiment, ids, place))
         require_elementwise(self._optimizer)
+        self._forward = StackedModel(skeleton, [*self._named, *self._buffers])
         self._mean_loss, self._each_loss = stacked_loss(experiment.loss), stacked_losses(experiment.loss)
         self._active: NDArray[np.bool_] | None = None  # who still has local work to do in this round; None: everybody
         self._worked: list[NDArray[np.bool_] | None] = []  # and who had at each step
@@ -65,7 +66,7 @@ class StackedPeers(Peers):
             rows = max(len(inputs), *(len(p) for p in params.values()))
         named = self._named if params is None else {n: p.expand(rows, *p.shape[1:]) for n, p in params.items()}
         shared = len(inputs) != rows  # one batch for all
-        out: Tensor = stacked_forward(self.net, named | self._buffers, inputs[0] if shared else inputs, shared=shared)
+        out: Tensor = self._forward(named | self._buffers, inputs[0] if shared else inputs, shared=shared)
         return out  # [K, B, C], or [1, B, C]
 
     def loss(self, batch: Batch, logits: Tensor | None = None) -> Tensor:

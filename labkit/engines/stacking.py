@@ -1,6 +1,7 @@
 """Stacking: the forward pass of K peers of one model at once, parameters [K, …] and inputs [K, B, …].
 
-vmap(functional_call) does it for any model. While it runs, the layers that it makes slow are computed differently:
+Torch's own layers, one after the other, are computed by the rules of `layers`, everything else by vmap(functional_call),
+which does it for any model. While it runs, the layers that it makes slow are computed differently:
 
 - a convolution as one batched matrix product (see `convolution`) instead of a grouped convolution;
 - pooling in the layout that leaves: the batch innermost, which is torch's "channels last" once batch and channels swap;
@@ -11,8 +12,9 @@ vmap(functional_call) does it for any model. While it runs, the layers that it m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,24 +25,70 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from labkit.engines.convolution import stacked_convolution
+from labkit.engines.layers import Rule, batch_innermost, hooked, rule_of
 from labkit.errors import ModelError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def stacked_forward(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor, *, shared: bool = False) -> Any:
-    """The outputs [K, B, …] of K peers of `model`, differentiable in `tensors`.
-
-    `tensors` holds their parameters and buffers [K, …] by name; what is not there is the model's own, the same for all.
-    Inputs are [K, B, …], or [B, …] for all peers where they are `shared`. Dropout has a mask for each peer.
-    Raises ModelError where the model does what cannot be stacked, such as a branch that depends on the data.
+    """The outputs [K, B, …] of K peers of `model`, differentiable in `tensors`; see `StackedModel`.
 
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
     >>> stack = {name: p.detach().expand(10, *p.shape).clone() for name, p in model.named_parameters()}
     >>> stacked_forward(model, stack, torch.rand(10, 8, 4)).shape
     torch.Size([10, 8, 3])
     """
+    return StackedModel(model, tensors)(tensors, inputs, shared=shared)
 
+
+class StackedModel:
+    """The forward pass of K peers of `model`, whose parameters and buffers [K, …] have the names `stacked`.
+
+    What is not there is the model's own, the same for all. Inputs are [K, B, …], or [B, …] for all peers where they are
+    `shared`. Dropout has a mask for each peer. Calling raises ModelError where the model does what cannot be stacked,
+    such as a branch that depends on the data.
+    """
+
+    def __init__(self, model: nn.Module, stacked: Collection[str]) -> None:
+        self._model = model
+        # A name that is missing is a frozen layer's, or the second one of weights that two layers share: vmap's business.
+        self._pieces = [] if _names(model) - set(stacked) else list(_pieces(model, ""))
+
+    def __call__(self, tensors: Mapping[str, Tensor], inputs: Tensor, *, shared: bool = False) -> Any:
+        if shared or not self._pieces:
+            return _vmapped(self._model, tensors, inputs, shared)
+        x: Any = inputs
+        for piece in self._pieces:
+            own = {name: tensors[full] for name, full in piece.names}
+            out = None if piece.rule is None else piece.rule(piece.layer, own, x)
+            x = _vmapped(piece.layer, own, x) if out is None else out
+        return x
+
+
+class _Piece(NamedTuple):
+    """A part of a model that is computed in one go: its rule, if there is one, and its names for tensors and theirs."""
+
+    layer: nn.Module
+    rule: Rule | None
+    names: list[tuple[str, str]]
+
+
+def _pieces(module: nn.Module, prefix: str) -> Iterator[_Piece]:
+    if type(module) is nn.Sequential and not hooked(module):
+        for name, child in module._modules.items():
+            assert child is not None
+            yield from _pieces(child, f"{prefix}{name}.")
+    else:
+        yield _Piece(module, rule_of(module), [(name, prefix + name) for name in sorted(_names(module))])
+
+
+def _names(module: nn.Module) -> set[str]:
+    named = module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
+    return {name for name, _ in chain(*named)}
+
+
+def _vmapped(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor, shared: bool = False) -> Any:
     def one(tensors: dict[str, Tensor], x: Tensor) -> Any:
         return functional_call(model, tensors, (x,))
 
@@ -68,9 +116,10 @@ def stacked_loss(criterion: Loss) -> Loss:
     def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         if targets.is_floating_point():
             return each(logits, targets)
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1), reduction="none")
-        counted = (targets != _IGNORED).flatten(1).sum(1)
-        return losses.view(len(targets), -1).sum(1) / counted
+        losses = F.cross_entropy(
+            logits.movedim(2, 1), targets, reduction="none"
+        )  # the layout of a stacked linear layer
+        return losses.flatten(1).sum(1) / (targets != _IGNORED).flatten(1).sum(1)
 
     return cross_entropy if criterion is F.cross_entropy else each
 
@@ -86,8 +135,7 @@ def stacked_losses(criterion: Loss) -> Loss:
     def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         if targets.is_floating_point() or targets.dim() > 2:
             return each(logits, targets)
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1), reduction="none")
-        return losses.view(targets.shape)
+        return F.cross_entropy(logits.movedim(2, 1), targets, reduction="none")
 
     return cross_entropy if criterion is F.cross_entropy else each
 
@@ -111,7 +159,7 @@ class _FasterLayers(TorchFunctionMode):
         if func in _ATTENTION:
             with sdpa_kernel(SDPBackend.MATH):
                 return func(*args, **(kwargs or {}))
-        if func in _POOLINGS and args and _batch_innermost(args[0]):
+        if func in _POOLINGS and args and batch_innermost(args[0]):
             return func(args[0].transpose(0, 1), *args[1:], **(kwargs or {})).transpose(0, 1)
         return func(*args, **(kwargs or {}))
 
@@ -129,11 +177,6 @@ def _embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None, *a
     if padding_idx is None:
         return rows
     return torch.where((input == padding_idx % len(weight)).unsqueeze(-1), rows.detach(), rows)
-
-
-def _batch_innermost(x: Tensor) -> bool:
-    """Whether [B, C, …] lies in memory with the batch as its last dimension."""
-    return x.dim() > 2 and x.stride(0) == 1 and x.stride(-1) == len(x)
 
 
 def _convolution(

@@ -16,7 +16,7 @@ from labkit.data import Dataset
 from labkit.engines.clock import seconds_per_step
 from labkit.engines.control import Wish
 from labkit.engines.experiment import Engine, Experiment
-from labkit.engines.simulator import Simulator
+from labkit.engines.meter import Timed
 from labkit.errors import LabkitError, SettingError
 from labkit.frontier import Trail, draw
 from labkit.history import History
@@ -167,11 +167,12 @@ class Comparison(Background):
     def _on_one_clock(self, entry: Entry) -> Engine:
         """The entry's engine; a virtual clock that measures a step does so once, for all whose steps are the same."""
         engine = entry.engine
-        if not isinstance(engine, Simulator) or engine.clock == "wall" or engine.step_seconds is not None:
+        if not isinstance(engine, Timed) or engine.clock == "wall" or engine.step_seconds is not None:
             return engine
-        key = (*entry.work, engine.device)
+        device = torch.device(getattr(engine, "device", "cpu"))
+        key = (*entry.work, device)
         if key not in self._step_seconds:
-            self._step_seconds[key] = seconds_per_step(entry.experiment, torch.device(engine.device))
+            self._step_seconds[key] = seconds_per_step(entry.experiment, device)
         return replace(engine, step_seconds=self._step_seconds[key])
 
     @property

@@ -69,6 +69,16 @@ def test_all_have_the_same_budget_of_steps_and_what_does_not_divide_is_said():
     assert "two: 16 steps are not whole rounds, 1 round of 40 make 40" in said and "three:" not in said
 
 
+def test_who_waits_for_nobody_is_compared_with_who_waits_on_one_clock():
+    some = {"together": AllReduce(), "alone with a server": lk.algorithms.ParameterServer(lk.ASP())}
+    slow = lk.Simulator(network=lk.Link(), speeds=[1, 1, 0.25], step_seconds=1e-3)
+    comparison = compared(some, peers=3, on=slow).result(60)
+    assert all(len(history.rows) == 16 for history in comparison.histories.values())
+    assert {name: history.seconds for name, history in comparison.histories.items()} == {
+        name: pytest.approx(16 * 4e-3) for name in some
+    }  # the slowest takes 4 ms for a step, whoever waits for it
+
+
 @dataclass(frozen=True)
 class Clients(Independent):
     """A server's clients, who exchange nothing."""

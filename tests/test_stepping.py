@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import threading
 from dataclasses import dataclass
-from typing import ClassVar
 
 import pytest
 import torch
@@ -136,21 +135,13 @@ def test_peers_that_yield_different_things_are_told_so():
         next(walk(Odd()))
 
 
-@dataclass(frozen=True)
-class NeverTogether:
-    asynchronous: ClassVar[bool] = True
-
-    def round(self, peer, batches):
-        yield Mean(peer.params)
-
-
 @pytest.mark.parametrize(
     ("algorithm", "settings", "error", "says"),
     [
         (AllReduce(), {"on": lk.Simulator()}, SettingError, "leave on= away"),
         (AllReduce(), {"rounds": 0}, SettingError, "rounds=0"),
         (AllReduce(), {"peers": 2000}, DataError, "2000 peers"),
-        (NeverTogether(), {}, SettingError, "NeverTogether do not meet at barriers"),
+        (lk.algorithms.ParameterServer(), {}, SettingError, "ParameterServer do not meet at barriers"),
     ],
     ids=["engine", "rounds", "peers", "asynchronous"],
 )

@@ -63,9 +63,9 @@ def _pooling(layer: Any, own: Mapping[str, Tensor], x: Tensor) -> Tensor | None:
         return None
     if batch_innermost(x[0]):
         pooled: Tensor = layer(x.transpose(1, 2).flatten(0, 1))  # [K·C, B, …]
-        return pooled.unflatten(0, (len(x), x.shape[2])).transpose(1, 2)
+        return torch.unflatten(pooled, 0, (len(x), x.shape[2])).transpose(1, 2)
     pooled = layer(x.flatten(0, 1))  # [K·B, C, …]
-    return pooled.unflatten(0, x.shape[:2])
+    return torch.unflatten(pooled, 0, x.shape[:2])
 
 
 def _flatten(layer: nn.Flatten, own: Mapping[str, Tensor], x: Tensor) -> Tensor | None:
@@ -76,7 +76,7 @@ def _flatten(layer: nn.Flatten, own: Mapping[str, Tensor], x: Tensor) -> Tensor 
 def _unflatten(layer: nn.Unflatten, own: Mapping[str, Tensor], x: Tensor) -> Tensor | None:
     if not isinstance(layer.dim, int) or layer.dim < 1:
         return None
-    return x.unflatten(layer.dim + 1, layer.unflattened_size)  # type: ignore[arg-type]
+    return torch.unflatten(x, layer.dim + 1, layer.unflattened_size)  # type: ignore[arg-type]
 
 
 _ELEMENTWISE = (

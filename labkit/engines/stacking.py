@@ -1,7 +1,7 @@
 """Stacking: the forward pass of K peers of one model at once, parameters [K, …] and inputs [K, B, …].
 
-Torch's own layers, one after the other, are computed by the rules of `layers`, everything else by vmap(functional_call),
-which does it for any model. While it runs, the layers that it makes slow are computed differently:
+Torch's own layers, one after the other, are computed by the rules of `layers`; vmap(functional_call) does everything
+else. While it runs, the layers that it makes slow are computed differently:
 
 - a convolution as one batched matrix product (see `convolution`) instead of a grouped convolution;
 - pooling in the layout that leaves: the batch innermost, which is torch's "channels last" once batch and channels swap;
@@ -52,7 +52,7 @@ class StackedModel:
 
     def __init__(self, model: nn.Module, stacked: Collection[str]) -> None:
         self._model = model
-        # A name that is missing is a frozen layer's, or the second one of weights that two layers share: vmap's business.
+        # Missing are the names of frozen layers, and the second one of weights that two layers share: vmap's business.
         self._pieces = [] if _names(model) - set(stacked) else list(_pieces(model, ""))
 
     def __call__(self, tensors: Mapping[str, Tensor], inputs: Tensor, *, shared: bool = False) -> Any:

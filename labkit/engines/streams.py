@@ -49,7 +49,7 @@ class StackedStream(Iterator[Batch]):
     def __init__(self, examples: Examples, indices: Sequence[Batches]) -> None:
         self._examples, self.indices = examples, indices
         self.per_epoch = np.array([own.per_epoch for own in indices])  # [K]
-        self._last: Sequence[NDArray[np.int64]] = []
+        self._last: NDArray[np.int64] | list[NDArray[np.int64]] = []
         self.ahead: list[NDArray[np.int64]] = []  # drawn but not dealt yet, [K, B] each, the next one last
 
     @property
@@ -60,8 +60,8 @@ class StackedStream(Iterator[Batch]):
     def __next__(self) -> Batch:
         if not self.ahead:
             self.deal_ahead(1)
-        self._last = self.ahead.pop()
-        return self._examples[self._last]
+        self._last = dealt = self.ahead.pop()
+        return self._examples[dealt]
 
     def deal_ahead(self, count: int) -> None:
         """Draw the next `count` batches of every peer now: together they cost less."""

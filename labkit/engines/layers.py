@@ -76,7 +76,7 @@ def _flatten(layer: nn.Flatten, own: Mapping[str, Tensor], x: Tensor) -> Tensor 
 def _unflatten(layer: nn.Unflatten, own: Mapping[str, Tensor], x: Tensor) -> Tensor | None:
     if not isinstance(layer.dim, int) or layer.dim < 1:
         return None
-    return torch.unflatten(x, layer.dim + 1, layer.unflattened_size)  # type: ignore[arg-type]
+    return torch.unflatten(x, layer.dim + 1, layer.unflattened_size)
 
 
 _ELEMENTWISE = (

@@ -16,7 +16,8 @@ from labkit.panel import CYCLE, DPI, FAINT, GREY, INK, SIZE, WIDTH, Panel, Pictu
 
 Floats = NDArray[np.float64]
 _TALL, _LEFT, _BOTTOM, _TOP = 2.8, 0.62, 0.55, 0.95  # inches: the panels' height, and what is left, below and above
-_SHOWN = 0.12  # of accuracy below the lowest end that a picture still shows, at least
+_FEWEST = 1e-4  # errors, as a share, below which accuracies look alike
+_TICKS = (0.9, 0.5, 0.99, 0.95, 0.8, 0.0, 0.98, 0.7, 0.2, 0.97, 0.995, 0.999, 0.96, 0.6, 0.4)  # the best first
 _FAR = 20.0  # between the shortest and the longest time, from which on the axis is logarithmic
 _LEADER = 14.0  # points between a name and its point from which on a line joins them
 
@@ -41,10 +42,14 @@ class Scale:
     log: bool
     label: str
     nought: float = 0.0  # where a cost of nothing stands on a logarithmic axis
+    begin: float = -math.inf  # where the scale begins right of that place
 
-    def at(self, cost: Floats) -> Floats:
-        """The places of costs [E]."""
-        return np.where(cost > 0, np.log10(np.maximum(cost, 1e-300)), self.nought) if self.log else cost
+    def along(self, costs: Sequence[float], heights: Floats) -> Floats:
+        """The points [E, 2] of a curve, but for those between the place of nothing and the scale's beginning."""
+        cost = np.asarray(costs, dtype=float)
+        x = np.where(cost > 0, np.log10(np.maximum(cost, 1e-300)), self.nought) if self.log else cost
+        points: Floats = np.stack([x, heights], axis=1)
+        return points[(x >= self.begin) | (cost <= 0)]
 
 
 def draw(trails: Sequence[Trail], *, title: str, bytes_are: str, seconds_are: str) -> Picture:
@@ -67,15 +72,14 @@ def draw(trails: Sequence[Trail], *, title: str, bytes_are: str, seconds_are: st
 
 def _panel(ax: Any, trails: Sequence[tuple[int, Trail]], ylim: tuple[float, float], scale: Scale, what: str) -> Panel:
     panel = Panel(_TALL, (scale.low, scale.high), ylim, ax=ax)
-    panel.y_axis("test accuracy")
-    _x_axis(panel, scale)
+    _axes_of(panel, scale)
     panel.word("↖ better", scale.low, ylim[1], dx=4, dy=-7, colour=GREY)
-    curves = [(scale.at(np.asarray(getattr(trail, what), dtype=float)), trail.accuracy) for _, trail in trails]
-    for (k, _), (x, y) in zip(trails, curves, strict=True):
+    curves = [scale.along(getattr(trail, what), _height(trail.accuracy)) for _, trail in trails]
+    for (k, _), curve in zip(trails, curves, strict=True):
         colour, dash = CYCLE[k % len(CYCLE)], ("-", "--", ":")[k // len(CYCLE) % 3]
-        panel.ax.plot(x, y, color=colour, linewidth=1.5, alpha=0.6, linestyle=dash, zorder=2)
+        panel.ax.plot(curve[:, 0], curve[:, 1], color=colour, linewidth=1.5, alpha=0.6, linestyle=dash, zorder=2)
     panel.ax.set(xlim=panel.xlim, ylim=panel.ylim)
-    ends = np.array([(x[-1], y[-1]) for x, y in curves]).reshape(-1, 2)
+    ends = np.array([curve[-1] for curve in curves]).reshape(-1, 2)
     best = pareto([getattr(trail, what)[-1] for _, trail in trails], ends[:, 1])
     stair = _stair(panel, ends[list(best)])
     for at, (k, _) in enumerate(trails):
@@ -84,16 +88,37 @@ def _panel(ax: Any, trails: Sequence[tuple[int, Trail]], ylim: tuple[float, floa
         panel.ax.scatter(
             ends[at, 0], ends[at, 1], s=42, marker="s", color=face, edgecolors=colour, linewidths=1.6, zorder=4
         )
-    _names(panel, trails, ends, [*(np.stack(curve, axis=1) for curve in curves), stair])
+    _names(panel, trails, ends, [*curves, stair])
     return panel
 
 
-def _x_axis(panel: Panel, scale: Scale) -> None:
+def _axes_of(panel: Panel, scale: Scale) -> None:
+    """Ticks, grid and labels: costs below, accuracies at the left."""
     low, high = panel.ylim
     for x, text in scale.marks:
         panel.word(text, x, low, dy=-9, align="centre", colour=GREY)
     panel.lines([[(x, low), (x, high)] for x, _ in scale.marks], colors=FAINT, linewidths=0.6, zorder=1)
     panel.word(scale.label, scale.high, low, dy=-24, align="right", colour=GREY)
+    for y, text in _marks(low, high, 1.6 * SIZE / panel.y_points):
+        panel.word(text, scale.low, y, dx=-6, align="right", colour=GREY)
+        panel.lines([[(scale.low, y), (scale.high, y)]], colors=FAINT, linewidths=0.6, zorder=1)
+    panel.word("test accuracy (log of errors)", scale.low, high, dx=-28, dy=10, colour=GREY)
+
+
+def _marks(low: float, high: float, apart: float) -> list[tuple[float, str]]:
+    """The ticks between two heights: familiar accuracies, and round ones where there is room, so far `apart`."""
+    chosen: list[tuple[float, str]] = []
+    for accuracy in (*_TICKS, *ticks(1 - 10**-low, 1 - 10**-high, 5)):
+        y = float(_height([accuracy])[0])
+        if low <= y <= high and all(abs(y - other) > apart for other, _ in chosen):
+            chosen.append((y, f"{100 * accuracy:g}%"))
+    return chosen
+
+
+def _height(accuracy: Sequence[float]) -> Floats:
+    """Where accuracies stand: −log₁₀ of the share of errors, so that 98 % is as far above 96 % as that above 92 %."""
+    heights: Floats = -np.log10(np.maximum(1 - np.asarray(accuracy, dtype=float), _FEWEST))
+    return heights
 
 
 def _stair(panel: Panel, ends: Floats) -> Floats:
@@ -137,10 +162,9 @@ def _dark(colour: str) -> str:
 
 def _shown(accuracies: Sequence[Sequence[float]]) -> tuple[float, float]:
     """From somewhat below the lowest end, so that the ends stand apart, to somewhat above the highest."""
-    ends = [each[-1] for each in accuracies]
-    low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
-    span = max(high - low, 0.04)
-    return max(0.0, low - max(0.6 * span, _SHOWN * span)), min(1.0, high + 0.35 * span) + 1e-9
+    ends = _height([each[-1] for each in accuracies] or [0.0, 0.9])
+    span = max(float(np.ptp(ends)), 0.1)
+    return max(0.0, float(ends.min()) - 0.5 * span), float(ends.max()) + 0.25 * span
 
 
 def _bytes(costs: Sequence[Sequence[float]], source: str) -> Scale:
@@ -172,7 +196,7 @@ def _log_scale(costs: Sequence[Sequence[float]], label: str, text: Any) -> Scale
     if all(each[-1] > 0 for each in costs):
         return Scale(low, high, marks, True, label)
     nought = low - 0.12 * (high - low)
-    return Scale(nought - 0.08 * (high - low), high, [(nought, "0"), *marks], True, label, nought)
+    return Scale(nought - 0.08 * (high - low), high, [(nought, "0"), *marks], True, label, nought, low)
 
 
 def _axes() -> tuple[Any, Any]:

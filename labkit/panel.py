@@ -30,7 +30,7 @@ CYCLE = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
 )  # fmt: skip
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-_PLAIN = re.compile(r"\\(?:[bB]ig|bmod)(?![a-zA-Z])")  # LaTeX that matplotlib does not know
+_UNKNOWN, _MOD = re.compile(r"\\(?:[bB]ig|bmod)(?![a-zA-Z])"), r"\;\mathrm{mod}\;"  # LaTeX unknown to matplotlib
 WIDTH, DPI, SIZE = 7.2, 110, 9.0  # inches, dots per inch, points
 
 
@@ -118,7 +118,7 @@ class Panel:
         Matplotlib knows less of LaTeX than a browser does: what it cannot set is written as it stands.
         """
         try:
-            outline, width = _outline(f"${_PLAIN.sub(_plain, latex)}$", size, tex=True)
+            outline, width = _outline(f"${_UNKNOWN.sub(lambda it: _MOD * (it[0] == r'\bmod'), latex)}$", size, tex=True)
         except ValueError:
             self.word(latex, x, y, dy=dy, align="right", colour=GREY)
         else:
@@ -258,10 +258,6 @@ def amount(nbytes: float) -> str:
 def text_width(text: str) -> float:
     """The width of a word in inches, as the panels write it."""
     return _outline(text, SIZE)[1] / 72
-
-
-def _plain(found: re.Match[str]) -> str:
-    return {r"\bmod": r"\;\mathrm{mod}\;"}.get(found[0], "")
 
 
 def _axes(height: float, left: float, right: float, top: float, bottom: float) -> Axes:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
-from labkit.frontier import Trail, _log_scale, _seconds, draw
+from labkit.frontier import Trail, _height, _log_scale, _marks, _seconds, draw
 from labkit.panel import amount
 
 
@@ -47,10 +49,27 @@ def test_a_better_end_makes_another_picture():
 
 def test_a_cost_of_nothing_stands_apart_at_the_left_of_a_logarithmic_axis():
     scale = _log_scale([[0.0], [1e6]], "bytes", amount)
-    (place,), (dear,) = scale.at(np.array([0.0])), scale.at(np.array([1e6]))
-    assert scale.marks[0] == (place, "0") and scale.low < place < scale.marks[1][0] < dear < scale.high
+    (place,) = scale.along([0.0], np.zeros(1))[:, 0]
+    dear = scale.along([10.0, 1e6], np.zeros(2))[:, 0]  # ten bytes would stand left of nothing
+    assert len(dear) == 1 and scale.marks[0] == (place, "0")
+    assert scale.low < place < scale.marks[1][0] < dear[0] < scale.high
 
 
 def test_times_that_are_far_apart_have_a_logarithmic_axis_and_others_begin_at_nothing():
     near, far = _seconds([[1.0, 5.0], [2.0, 9.0]], "measured"), _seconds([[1.0], [100.0]], "measured")
     assert not near.log and near.low == 0.0 and far.log and "log" in far.label
+
+
+def test_half_as_many_errors_are_the_same_step_up_wherever():
+    low, middle, high = _height([0.92, 0.96, 0.98])
+    assert high - middle == pytest.approx(middle - low)
+    assert np.isfinite(_height([1.0])).all()
+
+
+@pytest.mark.parametrize("ends", [(0.0, 0.3), (0.5, 0.99), (0.951, 0.962), (0.9, 1.0)])
+def test_ticks_are_apart_and_say_where_they_are(ends):
+    low, high = _height(ends)
+    marks = sorted(_marks(low, high, 0.05 * (high - low)))
+    assert len(marks) >= 2
+    assert all(b - a > 0.05 * (high - low) for (a, _), (b, _) in pairwise(marks))
+    assert [y for y, _ in marks] == pytest.approx(_height([float(text.rstrip("%")) / 100 for _, text in marks]))

@@ -117,8 +117,9 @@ class Panel:
 
         Matplotlib knows less of LaTeX than a browser does: what it cannot set is written as it stands.
         """
+        known = _UNKNOWN.sub(lambda found: _MOD * found[0].endswith("mod"), latex)
         try:
-            outline, width = _outline(f"${_UNKNOWN.sub(lambda it: _MOD * (it[0] == r'\bmod'), latex)}$", size, tex=True)
+            outline, width = _outline(f"${known}$", size, tex=True)
         except ValueError:
             self.word(latex, x, y, dy=dy, align="right", colour=GREY)
         else:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import math
-import re
 from base64 import b64encode
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from labkit.mathtext import mathtext
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +31,6 @@ CYCLE = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
 )  # fmt: skip
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-_UNKNOWN, _MOD = re.compile(r"\\(?:[bB]ig|bmod)(?![a-zA-Z])"), r"\;\mathrm{mod}\;"  # LaTeX unknown to matplotlib
 WIDTH, DPI, SIZE = 7.2, 110, 9.0  # inches, dots per inch, points
 
 
@@ -113,13 +113,9 @@ class Panel:
         return width
 
     def formula(self, latex: str, x: float, y: float, *, dy: float = 0.0, size: float = 11) -> None:
-        """Write a formula that ends at x, vertically centred `dy` points above y.
-
-        Matplotlib knows less of LaTeX than a browser does: what it cannot set is written as it stands.
-        """
-        known = _UNKNOWN.sub(lambda found: _MOD * found[0].endswith("mod"), latex)
+        """Write a formula that ends at x, centred `dy` points above y; as it stands where matplotlib cannot set it."""
         try:
-            outline, width = _outline(f"${known}$", size, tex=True)
+            outline, width = _outline(mathtext(latex), size, tex=True)
         except ValueError:
             self.word(latex, x, y, dy=dy, align="right", colour=GREY)
         else:

@@ -18,6 +18,7 @@ FLOORS = {
     "history": 1,
     "panel": 1,
     "labels": 1,
+    "mathtext": 1,
     "frontier": 1,
     "plots": 1,
     "learning_curves": 1,

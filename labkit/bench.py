@@ -1,7 +1,7 @@
 """Bench: run the benchmarks one after another, and put the figures of their last lines into one table.
 
 A benchmark is a script `tests/benchmarks/bench_*.py`. It prints what it likes, and at last one line with a JSON object:
-numbers, or dicts of numbers by name, are its figures; "skipped" is the reason why it, or one of its parts, was not run.
+numbers, or dicts of numbers by name, are its figures; "skipped" is the reason why it, or one of its parts, was not run, and null a figure that was not measured.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ def _flat(found: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]
         name = f"{above}{key}"
         if isinstance(value, Mapping):
             yield from _flat(value, f"{name}: ")
+        elif value is None:
+            yield name, "not measured: the reason stands above"
         elif isinstance(value, bool) or (key == SKIPPED and isinstance(value, str)):
             yield name, str(value)
         elif isinstance(value, int | float):

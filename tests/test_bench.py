@@ -17,7 +17,7 @@ print()
 """
 SKIPS = """
 import json
-print(json.dumps({"ratios": {"loop": 12.5}, "flower": {"skipped": "pip reaches no index"}}))
+print(json.dumps({"ratios": {"loop": 12.5}, "flower": {"skipped": "pip reaches no index"}, "cnn": None}))
 """
 # what a benchmark of something that may not be installed beside labkit does
 OWN_ENVIRONMENT = """
@@ -48,6 +48,7 @@ def test_figures_of_all_stand_in_one_table_below_what_they_printed(tmp_path, cap
     flat = [" ".join(part.strip() for part in line if part) for line in lines]
     assert "good ratio 2.346" in flat and "peers 1,000" in flat and "ratios: loop 11" in flat
     assert "skips ratios: loop 12.5" in flat and "flower: skipped pip reaches no index" in flat
+    assert "cnn not measured: the reason stands above" in flat
 
 
 def test_a_benchmark_with_an_environment_of_its_own_is_one_like_the_others(tmp_path, capfd):

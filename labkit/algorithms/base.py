@@ -161,8 +161,8 @@ def asynchronous(algorithm: Algorithm) -> bool:
 
 
 def central(algorithm: Algorithm) -> bool:
-    """Whether an asynchronous algorithm has a server to push to (`server(weights, optimizer, peers)`)."""
-    return callable(getattr(algorithm, "server", None))
+    """Whether it is asynchronous and has a server to push to (`server(weights, optimizer, peers)`)."""
+    return asynchronous(algorithm) and callable(getattr(algorithm, "server", None))
 
 
 def policy(algorithm: Algorithm) -> BSP | SSP | ASP:

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from labkit.algorithms.base import asynchronous, central, policy
 from labkit.cluster.gang import Gang, launch
 from labkit.cluster.lab import Lab
+from labkit.engines.apart import train_apart
 from labkit.engines.control import Control, Wish
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.engines.peer import trained
@@ -46,7 +48,10 @@ class Cluster:
         if ranks == 0:
             raise SettingError("The cluster has no workers: start some, for example with lk.connect(workers=2).")
         blocks = [range(block[0], block[-1] + 1) for block in split(experiment.peers, parts=ranks).indices]
-        gang = launch(self.lab, train_rank, experiment, blocks, self.ddp, ranks=ranks, timeout=self.timeout)
+        apart = asynchronous(experiment.algorithm)
+        train: Callable[..., Result] = train_apart if apart else train_rank
+        how = self.timeout if apart else self.ddp
+        gang = launch(self.lab, train, experiment, blocks, how, ranks=ranks, timeout=self.timeout)
         rows = _Rows(ranks, experiment.peers, hasattr(experiment.algorithm, "predict"))
         try:
             _watch(gang, rows, report, control)
@@ -108,19 +113,29 @@ class _Rows:
 
 def _outcome(experiment: Experiment, blocks: list[range], results: list[Result]) -> Outcome:
     states = [state for result in results for state in result.states]
-    return Outcome(experiment.models_of(partial(_model, experiment, states)), _timeline(experiment, blocks, results))
+    models = experiment.models_of(partial(_model, experiment, states))
+    return Outcome(models, _timeline(experiment, blocks, results), _staleness(results))
 
 
 def _model(experiment: Experiment, states: list[dict[str, Any]], peer: int) -> nn.Module:
     model = experiment.fresh_model(peer)
-    model.load_state_dict(states[0 if experiment.served else peer])
+    model.load_state_dict(states[0 if experiment.served or central(experiment.algorithm) else peer])
     return trained(model)
 
 
 def _timeline(experiment: Experiment, blocks: list[range], results: list[Result]) -> Timeline | None:
     """When each peer worked, from message to message; the peers of one worker work together."""
     each = [np.array(result.stretches).reshape(-1, 2) for result in results]
+    if asynchronous(experiment.algorithm):  # stopped, they have not all done as many rounds
+        each = [own[: min(map(len, each))] for own in each]
     if experiment.present < experiment.peers or not len(each[0]) or any(len(it) != len(each[0]) for it in each):
         return None
+    waits = policy(experiment.algorithm) if asynchronous(experiment.algorithm) else BSP()
     rows = np.repeat(np.stack(each), [len(block) for block in blocks], axis=0)  # [n, stretches, 2]
-    return Timeline.measured(rows[..., 0], rows[..., 1], BSP(), "peer")
+    return Timeline.measured(rows[..., 0], rows[..., 1], waits, "peer")
+
+
+def _staleness(results: list[Result]) -> np.ndarray | None:
+    """Of asynchronous peers, what each request had not seen, in the rounds that all have finished, [n, rounds]."""
+    each = [own for result in results for own in result.staleness or ()]
+    return np.array([own[: min(map(len, each))] for own in each]) if each else None

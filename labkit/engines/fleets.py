@@ -18,7 +18,7 @@ from labkit.engines.peer import OnePeer, Place, classes
 from labkit.engines.streams import Examples, StackedStream, Stream
 from labkit.engines.wave import Memories, Wave
 from labkit.errors import ExchangeError
-from labkit.exchange import Request
+from labkit.exchange import Message, Request
 from labkit.tree import Tree
 
 
@@ -62,7 +62,7 @@ class OneByOne:
     def ask(self, peer: int) -> Asked:
         one = self._peers[peer]
         talk = self._experiment.algorithm_of(peer).round(one, self._streams[peer])
-        request = first_request(talk, self._experiment.algorithm_of(peer))
+        request = require_request(next(talk, None), self._experiment.algorithm_of(peer))
         self._talks[peer] = talk
         return Asked(request, one.mean_losses()[0])
 
@@ -137,7 +137,7 @@ class InWaves:
         wave.begin_rounds([self._begun[k] for k in ids])
         self._memories.load(wave)
         talk = algorithm.round(wave, StackedStream(self._examples, [self._indices[k] for k in ids]))
-        request = first_request(talk, algorithm)
+        request = require_request(next(talk, None), algorithm)
         self._memories.keep(wave)
         for k, own, loss in zip(ids, request.split(), wave.mean_losses(), strict=True):
             self._asked[k] = Asked(own, loss)
@@ -168,11 +168,10 @@ class InWaves:
         return block_size(len(ids), key, prepare)
 
 
-def first_request(talk: Generator[Any, Any, None], algorithm: object) -> Request:
-    """Run an asynchronous round up to its request; ExchangeError where it yields anything else, or nothing."""
-    met = next(talk, None)
+def require_request(met: Message | None, algorithm: object) -> Request:
+    """What an asynchronous round yields first; ExchangeError where that is anything else, or nothing."""
     if not isinstance(met, Request):
-        said = "nothing" if met is None else type(met).__name__
+        said = "no request, or more than one" if met is None else type(met).__name__
         raise ExchangeError(
             f"{type(algorithm).__name__} is asynchronous, and its round yields {said}: let each round yield one "
             "request, such as Push, and nothing else."

@@ -25,8 +25,8 @@ from labkit.exchange import Mean, Message
 from labkit.exchange.group import Group
 from labkit.tree import Tree
 
-_HEED = 0.05  # seconds between two agreements on what the user wishes, and between two reports
-_MOST_STRETCHES = 20_000  # in a rank's timeline
+HEED = 0.05  # seconds between two agreements on what the user wishes, and between two reports
+MOST_STRETCHES = 20_000  # in a rank's timeline
 
 
 class Part(NamedTuple):
@@ -45,6 +45,7 @@ class Result(NamedTuple):
 
     states: list[dict[str, Tensor]]
     stretches: list[tuple[float, float]]  # seconds since all ranks began together
+    staleness: list[list[int]] | None = None  # of asynchronous peers, what `labkit.history.History` says
 
 
 def train_rank(experiment: Experiment, blocks: list[range], ddp: bool) -> Result:
@@ -59,7 +60,7 @@ def train_rank(experiment: Experiment, blocks: list[range], ddp: bool) -> Result
     cohort = Cohort(experiment, members, device, single=single)
     test_x, test_y = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)
     evaluates = group.rank == 0 or not experiment.served  # a server's model is tested once
-    steering, reports = _Steering(device), _Reports()
+    steering, reports = _Steering(device), Reports()
     dist.barrier()
     watch = _Stopwatch(lambda: int(cohort.steps.sum()))
     everybody = Group(group.blocks)  # predictions are no part of what training sends
@@ -122,9 +123,9 @@ class _Stopwatch:
         self._begun = self.seconds
 
     def stop(self) -> None:
-        """A stretch ends; kept are those, up to `_MOST_STRETCHES`, in which steps were taken, as the clock does."""
+        """A stretch ends; kept are those, up to `MOST_STRETCHES`, in which steps were taken, as the clock does."""
         end, taken = self.seconds, self._steps()
-        if taken > self._taken and len(self.stretches) < _MOST_STRETCHES:
+        if taken > self._taken and len(self.stretches) < MOST_STRETCHES:
             self.stretches.append((self._begun, end))
         self._taken = taken
 
@@ -189,7 +190,7 @@ class DataParallelPeer(OnePeer):
 class _Steering:
     """All ranks heed pause and stop at the same round: now and then they agree on the largest wish.
 
-    Each agreement is one small all-reduce, so it is held once in `_HEED` seconds; the ranks also agree on how many
+    Each agreement is one small all-reduce, so it is held once in `HEED` seconds; the ranks also agree on how many
     rounds that is.
     """
 
@@ -206,8 +207,8 @@ class _Steering:
             wish, slowest = self._agree(pace)
             if wish is not Wish.PAUSE:
                 break
-            sleep(_HEED)
-        soon = int(_HEED / max(slowest, 1e-9))
+            sleep(HEED)
+        soon = int(HEED / max(slowest, 1e-9))
         self._last, self._at = number, perf_counter()
         self._next = number + max(1, min(soon, 2 * number))
         return wish is Wish.GO
@@ -218,7 +219,7 @@ class _Steering:
         return Wish(int(asked[0])), float(asked[1])
 
 
-class _Reports:
+class Reports:
     """Sends the parts to the notebook, several at a time."""
 
     def __init__(self) -> None:
@@ -227,7 +228,7 @@ class _Reports:
 
     def add(self, part: Part) -> None:
         self._parts.append(part)
-        if perf_counter() - self._sent > _HEED:
+        if perf_counter() - self._sent > HEED:
             self.flush()
 
     def flush(self) -> None:

@@ -71,5 +71,5 @@ def _refuse(message: Message) -> NoReturn:
     name = type(cast(object, message)).__name__
     raise ExchangeError(
         f"{name} is a request, which one machine answers without a barrier: let the algorithm that yields it say "
-        "asynchronous = True."
+        "asynchronous = True, and put no wrapper around it."
     )

@@ -1,0 +1,93 @@
+"""Apart: what each worker of the cluster engine does when peers meet at no barrier, but ask for what they need.
+
+A worker's peers are one machine: they take their steps together, and the K of them ask at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from time import sleep
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from labkit.algorithms.base import central
+from labkit.engines.central import Central
+from labkit.engines.cohort import Cohort
+from labkit.engines.control import Wish
+from labkit.engines.decentral import Decentral
+from labkit.engines.experiment import Experiment
+from labkit.engines.fleets import require_request
+from labkit.engines.peer import OnePeer
+from labkit.engines.ranks import HEED, MOST_STRETCHES, Part, Reports, Result
+from labkit.engines.seat import Seat, wish
+from labkit.exchange import Message, Request
+from labkit.tree import Tree
+
+
+class Side(Protocol):
+    """How a rank's requests are answered, and what it knows of the run's rows."""
+
+    def answer(self, number: int, request: Request) -> Tree:
+        """The reply to the stacked requests of this rank's peers, at the end of round `number`."""
+
+    def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[Part]:
+        """The round is over; parts of rows that are known by now."""
+
+    def leave(self) -> Iterator[Part]:
+        """Ask nothing more, and wait until nobody asks this rank; the last parts of rows."""
+
+    def result(self) -> tuple[list[dict[str, Tensor]], list[list[int]]]:
+        """The states of the models that this rank answers for, and staleness by peer."""
+
+
+def train_apart(experiment: Experiment, blocks: list[range], patience: float) -> Result:
+    """Train this rank's block of peers, stopping and pausing by itself."""
+    device = torch.device("cuda" if "nccl" in dist.get_backend_config() else "cpu")
+    seat = Seat(experiment, blocks, dist.get_rank(), device, patience)
+    cohort = Cohort(experiment, seat.members, device, single=OnePeer if max(map(len, blocks)) == 1 else None)
+    reports, stretches = Reports(), []
+    with ExitStack() as stack:
+        side: Side = (Central if central(experiment.algorithm) else Decentral)(seat, stack)
+        dist.barrier()
+        seat.start()
+        with torch.random.fork_rng():
+            torch.manual_seed(experiment.seed + seat.members.start)
+            for number in range(1, experiment.rounds + 1):
+                if not _proceed():
+                    break
+                stretches.append(_round(seat, cohort, side, number))
+                losses = cohort.mean_losses(number)
+                for part in side.finish(number, losses):
+                    reports.add(part)
+        for part in side.leave():
+            reports.add(part)
+        reports.flush()
+        states, staleness = side.result()
+        return Result(states, stretches[:MOST_STRETCHES], staleness)
+
+
+def _round(seat: Seat, cohort: Cohort, side: Side, number: int) -> tuple[float, float]:
+    """One round of this rank's peers; when they began to compute, and had what they asked with."""
+    begun, asked = seat.seconds, []
+
+    def answer(message: Message) -> Tree:
+        asked.append(seat.seconds)
+        return side.answer(number, require_request(message if len(asked) == 1 else None, seat.experiment.algorithm))
+
+    cohort.begin(number)
+    cohort.round(cohort.joined(answer))
+    if not asked:
+        require_request(None, seat.experiment.algorithm)
+    cohort.end()
+    return begun, asked[0]
+
+
+def _proceed() -> bool:
+    """Wait while paused; False once the run is to stop."""
+    while (wished := wish()) is Wish.PAUSE:
+        sleep(HEED)
+    return wished is Wish.GO

@@ -1,0 +1,78 @@
+"""Seat: one rank of an asynchronous run, which peers it has, and how long it waits for others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic, perf_counter
+
+import torch
+
+from labkit.cluster.rank import Rank, signals
+from labkit.cluster.sockets import host_of
+from labkit.engines.control import Wish
+from labkit.engines.desks import Params, loaded
+from labkit.engines.experiment import Experiment
+from labkit.engines.peer import accuracies, classes
+from labkit.engines.service import Address, Line, Service, require_patience
+
+
+@dataclass
+class Seat:
+    """`blocks[r]` are the peers of rank r, and this rank's compute on `device`.
+
+    `patience` limits in seconds how long it waits for a word of the others; a pause does not count.
+    """
+
+    experiment: Experiment
+    blocks: Sequence[range]
+    rank: int
+    device: torch.device
+    patience: float
+    began: float = 0.0
+
+    @property
+    def members(self) -> range:
+        return self.blocks[self.rank]
+
+    @property
+    def host(self) -> str:
+        """The address of this rank's worker."""
+        assert Rank.current is not None
+        return host_of(Rank.current.order.workers[self.rank])
+
+    @property
+    def seconds(self) -> float:
+        """Since the ranks began."""
+        return perf_counter() - self.began
+
+    def start(self) -> None:
+        """The ranks begin now."""
+        self.began = perf_counter()
+
+    def line(self, address: Address) -> Line:
+        """A connection to the service of a rank."""
+        return Line(address, self.rank, self.patience, lambda: wish() is Wish.PAUSE)
+
+    def ended(self, service: Service, timeout: float) -> bool:
+        """Wait so long for the service to end; True when it has.
+
+        Raises what it failed with, and ExchangeError when nobody has asked for too long.
+        """
+        if wish() is Wish.PAUSE:
+            service.heard = monotonic()
+        over = service.wait(timeout)
+        require_patience(monotonic() - service.heard, self.patience)
+        return over
+
+    def accuracy(self, peer: int, params: Params) -> float:
+        """The share of the test set that the peer's model gets right with these parameters."""
+        model = loaded(self.experiment.fresh_model(peer), params).to(self.device).eval()
+        data = self.experiment.dataset
+        predicted = classes(model, data.test_x.to(self.device)).unsqueeze(0)
+        return accuracies(predicted, data.test_y.to(self.device))[0]
+
+
+def wish() -> Wish:
+    """What the user wishes of this rank."""
+    return Wish(signals().get("wish", Wish.GO))

@@ -1,7 +1,8 @@
 """Bench: run the benchmarks one after another, and put the figures of their last lines into one table.
 
 A benchmark is a script `tests/benchmarks/bench_*.py`. It prints what it likes, and at last one line with a JSON object:
-numbers, or dicts of numbers by name, are its figures; "skipped" is the reason why it, or one of its parts, was not run, and null a figure that was not measured.
+numbers, or dicts of numbers by name, are its figures; "skipped" is the reason why it, or one of its parts, was not run,
+and null a figure that was not measured.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ def _dark(colour: str) -> str:
 def _shown(accuracies: Sequence[Sequence[float]]) -> tuple[float, float]:
     """From somewhat below the lowest end, so that the ends stand apart, to somewhat above the highest."""
     ends = _height([each[-1] for each in accuracies] or [0.0, 0.9])
-    span = max(float(np.ptp(ends)), 0.1)
+    span = max(float(np.ptp(ends)), 0.4)
     return max(0.0, float(ends.min()) - 0.5 * span), float(ends.max()) + 0.25 * span
 
 

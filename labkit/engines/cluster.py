@@ -52,7 +52,7 @@ class Cluster:
         train: Callable[..., Result] = train_apart if apart else train_rank
         how = self.timeout if apart else self.ddp
         gang = launch(self.lab, train, experiment, blocks, how, ranks=ranks, timeout=self.timeout)
-        rows = _Rows(ranks, experiment.peers, hasattr(experiment.algorithm, "predict"))
+        rows = _Rows(ranks, experiment.peers, getattr(experiment.algorithm, "predict", None) is not None)
         try:
             _watch(gang, rows, report, control)
             results = gang.result()

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, MutableMapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from labkit import tree
 from labkit.errors import ExchangeError
 from labkit.tree import Tree
+
+Digest = dict[str, tuple[float, float]]
 
 
 class Commons:
@@ -40,11 +43,25 @@ class Commons:
         for view in views[1:]:
             for name in {**first, **view.written}:
                 if name not in first or name not in view.written or not _same(first[name], view.written[name]):
-                    raise ExchangeError(
-                        f"Peers write different values into shared[{name!r}]: only exchanged results, which all peers "
-                        "know alike, may change what they share; keep a peer's own values in peer.state."
-                    )
+                    raise _differ(name)
         self.values.update(first)
+
+    def digest(self) -> Digest:
+        """Σx and Σ|x| of what is held under each name, to compare with what other processes hold."""
+        each = {name: [leaf.double() for leaf in tree.leaves(value)] for name, value in self.values.items()}
+        return {n: (sum(float(x.sum()) for x in of), sum(float(x.abs().sum()) for x in of)) for n, of in each.items()}
+
+    def require_same(self, others: Sequence[Digest]) -> None:
+        """Raise ExchangeError unless all processes hold the same, up to rounding, by their digests."""
+        mine = self.digest()
+        for other in others:
+            for name in {**mine, **other}:
+                if (
+                    name not in mine
+                    or name not in other
+                    or not np.allclose(mine[name], other[name], 1e-5, equal_nan=True)
+                ):
+                    raise _differ(name)
 
 
 class Shared(MutableMapping[str, Tree]):
@@ -155,6 +172,13 @@ class State(MutableMapping[str, Tree]):
                     tree.map(lambda leaf, k=k: leaf[k if len(leaf) > 1 else 0].clone(), value) if self._lead else value
                 )
                 self._archive.setdefault(peer, {})[name] = own
+
+
+def _differ(name: str) -> ExchangeError:
+    return ExchangeError(
+        f"Peers write different values into shared[{name!r}]: only exchanged results, which all peers know alike, may "
+        "change what they share; keep a peer's own values in peer.state."
+    )
 
 
 def _own(value: Tree) -> Tree:

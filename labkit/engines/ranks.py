@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from time import perf_counter, sleep
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from labkit.errors import ExchangeError
 from labkit.exchange import Mean, Message
 from labkit.exchange.group import Group
 from labkit.tree import Tree
+
+T = TypeVar("T")
 
 HEED = 0.05  # seconds between two agreements on what the user wishes, and between two reports
 MOST_STRETCHES = 20_000  # in a rank's timeline
@@ -53,7 +55,7 @@ def train_rank(experiment: Experiment, blocks: list[range], ddp: bool) -> Result
     device = torch.device("cuda" if "nccl" in dist.get_backend_config() else "cpu")
     group = Group(tuple(len(block) for block in blocks))
     members = blocks[group.rank]
-    parallel = ddp and max(group.blocks) == 1 and _native(experiment)
+    parallel = ddp and max(group.blocks) == 1 and _data_parallel(experiment, device)
     if parallel:
         experiment = replace(experiment, algorithms=(Independent(every=1),))  # DDP's backward pass is the exchange
     single = partial(DataParallelPeer, group=group) if parallel else OnePeer if max(group.blocks) == 1 else None
@@ -80,6 +82,8 @@ def train_rank(experiment: Experiment, blocks: list[range], ddp: bool) -> Result
                 _compare("nothing more in its round")
             losses = cohort.mean_losses(number)
             cohort.end()
+            if number == 1:
+                cohort.commons.require_same(_said_by_all(cohort.commons.digest()))
             tested = evaluates and experiment.evaluates(number)
             accuracies = cohort.accuracies(test_x, test_y, predict) if tested else None
             reports.add(Part(number, losses, accuracies, group.sent, watch.seconds, cohort.who))
@@ -88,9 +92,23 @@ def train_rank(experiment: Experiment, blocks: list[range], ddp: bool) -> Result
     return Result([dict(cohort.model(k).state_dict()) for k in keepers], watch.stretches)
 
 
-def _native(experiment: Experiment) -> bool:
-    """Whether all peers follow AllReduce in torch's own form."""
-    return all(isinstance(it, AllReduce) and it.form == "native" for it in experiment.algorithms)
+def _data_parallel(experiment: Experiment, device: torch.device) -> bool:
+    """Whether torch's DistributedDataParallel does what the peers' round says.
+
+    They must follow AllReduce in its native form and start from one model, since DDP gives all ranks the first one's
+    weights. And a parameter that has no part in the loss has no gradient for which DDP could wait.
+    """
+    native = all(isinstance(it, AllReduce) and it.form == "native" for it in experiment.algorithms)
+    return native and experiment.alike and _all_used(experiment, device)
+
+
+def _all_used(experiment: Experiment, device: torch.device) -> bool:
+    """Whether every parameter has a part in the loss of the first peer's first batch."""
+    model, at = experiment.fresh_model().to(device).train(), torch.from_numpy(next(experiment.indices(0)))
+    with torch.random.fork_rng():
+        outputs = model(experiment.dataset.x[at].to(device))
+        experiment.loss(outputs, experiment.dataset.y[at].to(device)).backward()  # type: ignore[no-untyped-call]
+    return all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 def _present(experiment: Experiment, blocks: list[range], number: int) -> tuple[int, ...]:
@@ -156,14 +174,19 @@ def _compared(answer: Answer, stacked: bool) -> Answer:
 
 def _compare(sends: str) -> None:
     """Raise ExchangeError unless all ranks say that they send the same."""
-    said: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(said, sends)
+    said = _said_by_all(sends)
     for rank, other in enumerate(said):
         if other != said[0]:
             raise ExchangeError(
                 f"At one barrier rank 0 sends {said[0]}, and rank {rank} {other}: every peer's round must yield the "
                 "same messages of the same shapes in the same order."
             )
+
+
+def _said_by_all(mine: T) -> list[T]:
+    said = [mine] * dist.get_world_size()
+    dist.all_gather_object(said, mine)
+    return said
 
 
 class DataParallelPeer(OnePeer):

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 import labkit as lk
-from labkit.algorithms import AllReduce, Independent, LocalSGD
+from labkit.algorithms import AllReduce, Compressed, Independent, LocalSGD
 from labkit.cluster.local import local_cluster
+from labkit.engines.cluster import Cluster
 from labkit.errors import DivergenceError, ExchangeError, GangError, LabClosed, WorkerLost
-from labkit.exchange import Mean
-from tests.engines.experiments import mlp, result
+from labkit.exchange import Mean, TopK
+from tests.engines.experiments import difference, mlp, result
 
 FOREVER = 1_000_000
 
@@ -173,3 +174,30 @@ def test_layers_with_running_statistics_train_with_one_peer_per_worker(lab):
 
     history = result(lab, AllReduce(), normalised, rounds=20)
     assert not torch.equal(history.models[0][1].running_mean, history.models[1][1].running_mean)
+
+
+@pytest.mark.parametrize("ddp", [True, False])
+def test_data_parallel_peers_keep_the_weights_they_start_from(lab, ddp):
+    """DDP would give all of them the first one's, which the algorithm does not say."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        models = [mlp(), mlp()]
+    on = Cluster(lab, ddp=ddp)
+    assert difference(result(on, AllReduce(), models), result(lk.Lockstep(), AllReduce(), models)) < 1e-5
+
+
+def test_data_parallel_peers_may_have_parameters_without_a_part_in_the_loss(lab):
+    class Spare(nn.Linear):
+        """Has a layer that it does not use."""
+
+        def __init__(self):
+            super().__init__(64, 10)
+            self.spare = nn.Linear(3, 3)
+
+    assert difference(result(lab, AllReduce(), Spare), result(lk.Lockstep(), AllReduce(), Spare)) < 1e-5
+
+
+def test_each_peer_of_a_wrapped_algorithm_is_tested(lab):
+    algorithm = Compressed(LocalSGD(2), TopK(0.5))
+    ours = [result(on, algorithm, peers=3).final.accuracies for on in (lab, lk.Lockstep())]
+    assert len(ours[0]) == 3 and ours[0] == pytest.approx(ours[1], abs=1e-6)

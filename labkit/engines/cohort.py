@@ -182,7 +182,9 @@ class Cohort:
             ]
         kinds: dict[Any, list[int]] = defaultdict(list)
         for at, k in enumerate(ids):
-            kinds[self._experiment.kind(k)].append(at)
+            # an optimiser that counts its steps, as Adam does, counts them for a whole stack from round to round
+            steps = None if self._experiment.served else self._experiment.local_steps(k)
+            kinds[self._experiment.kind(k), steps].append(at)
         blocks = []
         for own in kinds.values():
             most = self._most or self._measured([ids[at] for at in own])

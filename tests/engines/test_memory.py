@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from labkit import tree
 from labkit.engines.memory import Commons, State
 from labkit.errors import ExchangeError
 from labkit.exchange import Mean
-from tests.engines.experiments import difference, parameters, result
+from tests.engines.experiments import ADAM, difference, parameters, result
 
 ENGINES = [lk.Lockstep(), lk.Simulator(), lk.Simulator(block=2)]
 
@@ -86,3 +88,22 @@ def test_same_results_whatever_the_size_of_a_block():
     runs = [result(lk.Simulator(block=block), Counts(), peers=10, rounds=5) for block in (1, 3, None)]
     assert max(difference(runs[0], run) for run in runs[1:]) < 1e-5
     assert len(parameters(runs[0])) == 1  # the server's only model
+
+
+def test_an_optimiser_that_counts_its_steps_counts_each_peers_own():
+    """Adam's count is one number for a stack, and peers with small shards take fewer steps a round."""
+
+    @dataclass(frozen=True)
+    class Passes:
+        """Whole passes over the shard, then the mean."""
+
+        epochs: int = 1
+
+        def round(self, peer, batches):
+            for batch in peer.local(batches, 1, self.epochs):
+                peer.step(peer.loss(batch))
+            peer.params = yield Mean(peer.params)
+
+    settings = {"peers": 4, "optimizer": ADAM, "shards": lk.data.Quantity(0.5, least=16)}
+    one, other = (result(on, Passes(), **settings) for on in (lk.Lockstep(), lk.Simulator()))
+    assert difference(one, other) < 1e-5

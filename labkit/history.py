@@ -8,6 +8,7 @@ from math import isnan, nan
 from statistics import fmean
 from typing import Any
 
+from labkit.errors import Stopped
 from labkit.learning_curves import learning_curves
 from labkit.panel import Picture
 
@@ -63,7 +64,9 @@ class History:
 
     @property
     def final(self) -> Row:
-        """The last round that was evaluated, or the last of all when none was."""
+        """The last round that was evaluated, or the last of all when none was; Stopped before there is any."""
+        if not self.rows:
+            raise Stopped("No round is finished, so there is no final one: wait for the run, or let it go on longer.")
         evaluated = [row for row in self.rows if row.accuracies is not None]
         return (evaluated or self.rows)[-1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any, TypedDict
 
 import numpy as np
@@ -18,9 +19,10 @@ from labkit.data.batches import Indices
 from labkit.engines.cluster import Cluster
 from labkit.engines.experiment import Engine, Experiment
 from labkit.engines.simulator import Simulator
-from labkit.engines.stacked import require_elementwise
 from labkit.errors import DataError, ModelError, SettingError
+from labkit.tasks.arguments import whole
 from labkit.tasks.split import Partition
+from labkit.trainable import require_apart, require_fit, require_no_statistics, require_trainable
 
 _EVALUATIONS, _SELDOM = 25, 50  # test accuracies in a run, and rounds between two at most, unless the caller says
 _APART = 1_000_003  # between the seeds of two peers that start apart, so that runs of neighbouring seeds share none
@@ -67,24 +69,28 @@ def plan(
     engine = _engine(on)
     algorithms = tuple(_algorithm(it) for it in _each(algorithm))
     lists = {"model": model, "algorithm": algorithm, "optimizer": optimizer}
-    peers = _peers(peers, lists, shards, on)
-    for name, value in (("peers", peers), ("rounds", rounds), ("batch_size", batch_size)):
-        require_whole(name, value)
-    if evaluate_every is not None:
-        require_whole("evaluate_every", evaluate_every)
+    peers = require_whole("peers", _peers(peers, lists, shards, on))
+    rounds, batch_size = require_whole("rounds", rounds), require_whole("batch_size", batch_size)
+    seldom = evaluated(rounds) if evaluate_every is None else require_whole("evaluate_every", evaluate_every)
+    seed = whole(seed, "seed", SettingError, least=0)
     if not isinstance(dataset, Dataset):
         raise DataError(
             f"{type(dataset).__name__} is not a dataset: load one with lk.data.load(name), or make one of your own "
             "tensors with lk.data.from_tensors(x, y)."
         )
     _require_agreement(algorithms, peers)
+    seen = None if public is None else _public(public, dataset)
     dealing = _dealing(shards, algorithms[0])
     dealt = _dealt(dataset, peers, dealing, seed, batch_size)
     optimizers = tuple(_each(optimizer if optimizer is not None else partial(torch.optim.SGD, lr=0.1)))
     models, kinds = built(_each(model), peers, seed, apart=starts_apart(algorithms[0]))
-    _require_trainable(models, optimizers, stacked=isinstance(engine, Simulator))
+    if starts_apart(algorithms[0]):
+        require_apart(models, algorithms[0])
+    require_trainable(models, optimizers, stacked=isinstance(engine, Simulator))
     if participation(algorithms[0]) is not None or asynchronous(algorithms[0]):
-        _require_no_statistics(models)
+        require_no_statistics(models)
+    for first in dict(zip(reversed(kinds or (0,)), reversed(models), strict=False)).values():
+        require_fit(first, dataset, loss)
     experiment = Experiment(
         models=models,
         dataset=dataset,
@@ -95,10 +101,10 @@ def plan(
         seed=seed,
         optimizers=optimizers,
         loss=loss,
-        evaluate_every=evaluate_every or evaluated(rounds),
+        evaluate_every=seldom,
         kinds=kinds,
         common_order=bool(getattr(dealing, "common_order", False)),
-        public=public.x if isinstance(public, Dataset) else public,
+        public=seen,
     )
     return engine, experiment
 
@@ -140,7 +146,7 @@ def _require_agreement(algorithms: tuple[Algorithm, ...], peers: int) -> None:
         raise SettingError(
             f"participation={share!r} of {peers} peers selects nobody: give at least {1 / peers:.3g}, or more peers."
         )
-    for algorithm in dict.fromkeys(algorithms):
+    for algorithm in {id(it): it for it in algorithms}.values():
         check(algorithm, peers if share is None else round(share * peers))
 
 
@@ -159,6 +165,12 @@ def _engine(on: Lab | Engine | None) -> Engine:
 
 def _dealing(shards: Sharding | Partition | None, algorithm: Algorithm) -> Sharding | Partition | None:
     """How the examples are dealt; whoever talks about single examples needs everybody to see the same ones."""
+    deals = isinstance(shards, Partition) or callable(getattr(shards, "deal", None))
+    if shards is not None and (isinstance(shards, type) or not deals):
+        raise SettingError(
+            f"shards={shards!r} does not say how examples are dealt: give lk.data.Dirichlet(0.3), another way of "
+            "lk.data, or a Partition of the examples' numbers."
+        )
     if not same_batches(algorithm):
         return shards
     if shards is not None and not getattr(shards, "common_order", False):
@@ -174,7 +186,7 @@ def _dealt(
 ) -> Sequence[Indices]:
     """Each peer's training examples; a partition of the user's own is taken as it is, broken or not."""
     if isinstance(shards, Partition):
-        dealt: Sequence[Indices] = [np.asarray(part, dtype=np.int64) for part in shards]
+        dealt: Sequence[Indices] = [_numbers(part) for part in shards]
     else:
         dealt = dataset.shards(peers, shards, seed).indices
     if len(dealt) != peers:
@@ -196,6 +208,29 @@ def _dealt(
     return dealt
 
 
+def _numbers(part: Any) -> Indices:
+    """The examples' numbers that a part of a partition holds."""
+    given = np.asarray(part)
+    if len(given) and given.dtype.kind not in "iu":
+        raise DataError(
+            f"shards holds {part[0]!r}, which is no example's number: split the numbers of the training examples, as "
+            "lk.split(len(dataset), parts=4) does."
+        )
+    return given.astype(np.int64)
+
+
+def _public(public: Any, dataset: Dataset) -> Tensor:
+    """The inputs that all peers may see, of the shape of the dataset's own."""
+    inputs = public.x if isinstance(public, Dataset) else public
+    if not isinstance(inputs, Tensor) or not len(inputs) or inputs.shape[1:] != dataset.x.shape[1:]:
+        given = f"a tensor of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise DataError(
+            f"public={given} holds no inputs like those of {dataset.name}, of shape {tuple(dataset.x.shape[1:])}: give "
+            "a tensor or a dataset with at least one, for example private, public = dataset.hold_out(0.2)."
+        )
+    return inputs
+
+
 def _algorithm(algorithm: Algorithm | None) -> Algorithm:
     chosen = AllReduce() if algorithm is None else algorithm
     if isinstance(chosen, type) or not callable(getattr(chosen, "round", None)):
@@ -206,10 +241,11 @@ def _algorithm(algorithm: Algorithm | None) -> Algorithm:
     return chosen
 
 
-def require_whole(name: str, value: Any) -> None:
-    """Raise SettingError unless a setting is a whole number above zero."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def require_whole(name: str, value: Any) -> int:
+    """A setting that is a whole number above zero, as an int; SettingError where it is not."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise SettingError(f"{name}={value!r} is not a whole number of at least 1: give {name}=1 or more.")
+    return int(value)
 
 
 def built(
@@ -241,34 +277,3 @@ def _module(model: Models, seed: int) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise ModelError(f"The model function returned {type(module).__name__}: let it return an nn.Module.")
     return module
-
-
-def _require_trainable(models: Sequence[nn.Module], optimizers: Sequence[Optimizers], stacked: bool) -> None:
-    """Every model has something to train, and every optimiser takes it."""
-    for module in models:
-        if not any(p.requires_grad for p in module.parameters()):
-            raise ModelError(
-                f"{type(module).__name__} has no parameters to train: add a layer that has weights, or set "
-                "requires_grad=True on those you froze."
-            )
-    some = next(p for p in models[0].parameters() if p.requires_grad)
-    for optimizer in optimizers:
-        tried = optimizer([torch.zeros_like(some, requires_grad=True)])
-        if not isinstance(tried, torch.optim.Optimizer):
-            raise ModelError(
-                f"optimizer made a {type(tried).__name__}: give a function of the parameters that makes a torch "
-                "optimiser, for example functools.partial(torch.optim.SGD, lr=0.1)."
-            )
-        if stacked:
-            require_elementwise(tried)
-
-
-def _require_no_statistics(models: Sequence[nn.Module]) -> None:
-    """Raise ModelError for layers whose running statistics clients or asynchronous peers would lose between rounds."""
-    for model in models:
-        for name, layer in model.named_modules():
-            if getattr(layer, "track_running_stats", False) and hasattr(layer, "running_mean"):
-                raise ModelError(
-                    f"Layer {name!r} ({type(layer).__name__}) keeps running statistics, which a server's clients and "
-                    "asynchronous peers lose between two rounds: use GroupNorm or LayerNorm."
-                )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from labkit.errors import Stopped
 from labkit.history import History, Row
 
 
@@ -25,6 +26,11 @@ def test_final_is_the_last_round_that_was_evaluated():
     assert history(rounds=12).final.round == 10
     assert history(rounds=12).final.accuracy == pytest.approx(0.6)
     assert history(rounds=3).final.round == 3 and history(rounds=3).final.accuracy is None
+
+
+def test_without_a_finished_round_there_is_no_final_one_and_it_says_so():
+    with pytest.raises(Stopped, match=r"No round is finished.*wait"):
+        _ = history(rounds=0).final
 
 
 def test_bytes_and_seconds_are_those_of_the_last_round():

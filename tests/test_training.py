@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -50,6 +53,16 @@ def one_sentence(error: pytest.ExceptionInfo[LabkitError]) -> bool:
         ({"optimizer": torch.optim.LBFGS}, ModelError, "LBFGS.*on=lab"),
         ({"on": lk.Simulator(speeds=[1, 0])}, SettingError, "positive speed"),
         ({"on": lk.Simulator(speeds=[1])}, SettingError, "each of 2 peers"),
+        ({"seed": -1}, SettingError, "seed is -1"),
+        ({"seed": 1.5}, SettingError, r"seed is 1\.5"),
+        ({"optimizer": "SGD"}, ModelError, "optimizer is a str"),
+        ({"loss": "mse"}, ModelError, "loss is a str"),
+        ({"shards": "dirichlet"}, SettingError, "does not say how examples are dealt"),
+        ({"shards": [[0, 1], [2, 3]]}, SettingError, "does not say how examples are dealt"),
+        ({"shards": lk.data.IID}, SettingError, "does not say how examples are dealt"),
+        ({"public": "all"}, DataError, "public=str holds no inputs"),
+        ({"public": torch.zeros(0, 64)}, DataError, r"public=a tensor of shape \(0, 64\)"),
+        ({"public": torch.zeros(9, 63)}, DataError, r"of shape \(64,\)"),
     ],
     ids=str,
 )
@@ -67,8 +80,10 @@ def test_settings_that_cannot_work_are_refused_in_one_sentence(digits, settings,
         (lambda: "model", "returned str"),
         (42, "int is not a torch module"),
         (nn.Sequential(Branching(), nn.Linear(64, 10)), r"Branching|Sequential.*cannot be stacked.*on=lab"),
+        (nn.Linear(63, 10), r"Linear.*do not fit digits \(mat1 and mat2.*inputs of shape \(64,\)"),
+        (nn.Linear(64, 9), r"Linear.*do not fit digits \(Target 9.*class numbers up to 9"),
     ],
-    ids=["no parameters", "all frozen", "no module", "a number", "a branch"],
+    ids=["no parameters", "all frozen", "no module", "a number", "a branch", "other inputs", "too few outputs"],
 )
 def test_models_that_cannot_be_trained_are_refused_in_one_sentence(digits, model, says):
     with pytest.raises(ModelError, match=says) as caught:
@@ -91,11 +106,54 @@ def test_a_partition_of_ones_own_is_trained_on_as_it_is_even_broken(digits):
     [
         (lk.split(1438, parts=3), SettingError, "3 parts for 2 peers"),
         (lk.split(2000, parts=2), DataError, "numbered 0 to 1437"),
+        (lk.split(["a", "b"] * 20, parts=2), DataError, "'a', which is no example's number"),
+        (lk.split([0.5, 1.5] * 20, parts=2), DataError, r"0\.5, which is no example's number"),
     ],
 )
 def test_a_partition_that_does_not_fit_is_refused(digits, shards, error, says):
     with pytest.raises(error, match=says):
         lk.train(mlp, digits, peers=2, shards=shards)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"block": 0}, "block is 0"),
+        ({"block": 2.5}, r"block is 2\.5"),
+        ({"step_seconds": -1.0}, r"step_seconds=-1\.0"),
+        ({"step_seconds": "fast"}, "step_seconds='fast'"),
+        ({"device": "abacus"}, "device='abacus' cannot be used here"),
+    ],
+    ids=str,
+)
+def test_a_simulator_that_cannot_be_is_refused_when_it_is_made(settings, says):
+    with pytest.raises(SettingError, match=says) as caught:
+        lk.Simulator(**settings)
+    assert one_sentence(caught)
+
+
+def test_whole_numbers_may_come_from_numpy(digits):
+    history = lk.train(
+        mlp, digits, peers=np.int64(2), rounds=np.int32(2), batch_size=np.int64(8), seed=np.int64(3)
+    ).result(20)
+    same = lk.train(mlp, digits, peers=2, rounds=2, batch_size=8, seed=3).result(20)
+    assert [row.losses for row in history.rows] == [row.losses for row in same.rows]
+
+
+def test_a_model_that_was_tried_is_as_it_was(digits):
+    model = nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10), nn.Dropout(0.5)).eval()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    lk.train(model, digits, peers=2, rounds=1).result(20)
+    assert not model.training and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("on", [lk.Lockstep(), lk.Simulator()], ids=["lockstep", "stacked"])
+def test_without_a_test_set_nothing_is_tested(digits, on):
+    blind = replace(digits, test_x=digits.test_x[:0], test_y=digits.test_y[:0], source=None)
+    history = lk.train(mlp, blind, peers=2, rounds=3, on=on).result(20)
+    assert [row.accuracies for row in history.rows] == [None] * 3 and "not evaluated" in repr(history)
+    assert history.plot().png().startswith(b"\x89PNG")
 
 
 def test_tensors_instead_of_a_dataset_are_refused_with_the_way_to_make_one(digits):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -87,7 +88,8 @@ class Dataset:
 
 def fraction(value: Any, name: str) -> float:
     """Return a share between 0 and 1; SettingError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, float | int) or not 0 <= value <= 1:
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not real or not 0 <= value <= 1:
         raise SettingError(f"{name}={value!r} is no share: give a number from 0 to 1.")
     return float(value)
 

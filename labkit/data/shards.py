@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -182,7 +183,8 @@ def _classes(dataset: Dataset, how: Sharding) -> list[Integers]:
 
 
 def _require_alpha(alpha: Any) -> None:
-    if isinstance(alpha, bool) or not isinstance(alpha, float | int) or not (math.isfinite(alpha) and alpha > 0):
+    real = isinstance(alpha, Real) and not isinstance(alpha, bool)
+    if not real or not (math.isfinite(alpha) and alpha > 0):
         raise SettingError(f"alpha={alpha!r} is no concentration: give a finite number above zero.")
 
 

@@ -143,8 +143,8 @@ class Experiment:
         return Models(1 if self.present < self.peers else self.peers, build)
 
     def evaluates(self, round: int) -> bool:
-        """Whether the models are tested after this round (counted from 1); the last round always is."""
-        return round % self.evaluate_every == 0 or round == self.rounds
+        """Whether the models are tested after this round (counted from 1); the last one is, if there are tests."""
+        return len(self.dataset.test_x) > 0 and (round % self.evaluate_every == 0 or round == self.rounds)
 
 
 class Models(Sequence[nn.Module]):

@@ -39,7 +39,6 @@ class Lockstep(Timed):
     `network`, `speeds` and `step_seconds` are those of `labkit.Simulator`.
     """
 
-    device: str = "cpu"
     name = "lockstep"
     ledger = "formula"
 

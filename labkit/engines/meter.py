@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 
@@ -11,6 +13,7 @@ from labkit.costs.link import Link
 from labkit.engines.clock import Clock, seconds_per_step
 from labkit.engines.cohort import Cohort
 from labkit.engines.experiment import Experiment
+from labkit.errors import SettingError
 from labkit.exchange import Message
 from labkit.tree import Tree
 
@@ -22,6 +25,19 @@ class Timed:
     network: Link | None = None
     speeds: Sequence[float] | None = None
     step_seconds: float | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        step = self.step_seconds
+        if step is not None and not (isinstance(step, Real) and math.isfinite(step) and step >= 0):
+            raise SettingError(f"step_seconds={step!r} is no time that a step takes: give seconds from 0 on.")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
+            said = str(error).splitlines()[0].rstrip(".")
+            raise SettingError(
+                f"device={self.device!r} cannot be used here ({said}): leave it away to compute on the CPU."
+            ) from error
 
     @property
     def clock(self) -> str:

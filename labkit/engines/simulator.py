@@ -17,7 +17,9 @@ from labkit.engines.events import run_events
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.engines.fleets import InWaves
 from labkit.engines.meter import Meter, Timed
+from labkit.errors import SettingError
 from labkit.history import Row
+from labkit.tasks.arguments import whole
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,14 @@ class Simulator(Timed):
     computed at once (measured for each model when it is not given).
     """
 
-    device: str = "cpu"
     block: int | None = None
     name = "stacked"
     ledger = "formula"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.block is not None:
+            whole(self.block, "block", SettingError)
 
     def run(self, experiment: Experiment, report: Callable[[Row], None], control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import ClassVar
 
 import torch
@@ -191,7 +192,7 @@ class QSGD(Compressor):
     levels: int = 127
 
     def __post_init__(self) -> None:
-        if isinstance(self.levels, bool) or not isinstance(self.levels, int) or not 1 <= self.levels <= 127:
+        if isinstance(self.levels, bool) or not isinstance(self.levels, Integral) or not 1 <= self.levels <= 127:
             raise SettingError(
                 f"levels={self.levels!r} is not a whole number from 1 to 127, which 8 bits hold: give levels=7, say, "
                 "or Half() for finer steps."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import ClassVar, cast
 
 import torch
@@ -175,5 +176,5 @@ def _trimmed(x: Tensor, trim: int) -> Tensor:
 
 
 def _require_count(value: int, name: str, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise SettingError(f"{name}={value!r} is not a whole number of at least {least}: give {name}={least} or more.")

@@ -51,10 +51,10 @@ def trained(algorithm, models, on=None, rounds=4, **settings):
     return lk.train(models, SMALL, algorithm, rounds=rounds, on=on, **settings).result(60)
 
 
-def require_same(history, models):
+def require_same(history, models, tolerance=2e-6):
     for one, other in zip(history.models, models, strict=True):
         for p, q in zip(one.parameters(), other.parameters(), strict=True):
-            torch.testing.assert_close(p, q, rtol=0, atol=2e-6)
+            torch.testing.assert_close(p, q, rtol=0, atol=tolerance)
 
 
 def together(rounds):
@@ -124,7 +124,7 @@ def test_partners_that_agree_on_everything_learn_nothing():
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = mlp()
-    history = trained(CoTeachingPlus(warmup=0), model, peers=2)
+    history = trained(CoTeachingPlus(warmup=0), [model, copy.deepcopy(model)])
     require_same(history, [model, model])
 
 
@@ -200,7 +200,7 @@ def test_fed_df_distils_the_clients_mean_logits_into_their_mean(on, models):
             adam.zero_grad()
             kl(agreed, server(x)).backward()
             adam.step()
-    require_same(history, [server] * 4)
+    require_same(history, [server] * 4, 1e-5)  # Adam makes more of rounding than SGD does
 
 
 def test_an_ensemble_predicts_the_mean_of_its_members_probabilities(on, models):
@@ -218,7 +218,7 @@ def test_one_forward_pass_serves_what_is_sent_and_what_is_learnt():
         passes = 0
 
         def forward(self, x):
-            Counting.passes += self.training
+            Counting.passes += self.training and torch.is_grad_enabled()  # not when train() tries the model
             return super().forward(x)
 
     with torch.random.fork_rng():

@@ -24,19 +24,20 @@ class FedAdam(Clients):
     """
 
     server_lr: float = 0.03
-    betas: tuple[float, float] = (0.9, 0.99)
+    beta1: float = 0.9
+    beta2: float = 0.99
     tau: float = 1e-3
 
     def __post_init__(self) -> None:
         super().__post_init__()
         number(self.server_lr, "server_lr", above=True)
-        for beta in self.betas:
-            below_one(beta, "betas")
+        below_one(self.beta1, "beta1")
+        below_one(self.beta2, "beta2")
         number(self.tau, "tau", above=True)
 
     def second_moment(self, v: Tensor, change: Tensor) -> Tensor:
         """v ← β₂ v + (1−β₂) Δ²."""
-        return self.betas[1] * v + (1 - self.betas[1]) * change.square()
+        return self.beta2 * v + (1 - self.beta2) * change.square()
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         start = peer.params = peer.shared["params"]
@@ -47,6 +48,6 @@ class FedAdam(Clients):
         change = tree.map(torch.sub, mean, start)
         m = peer.shared.get("m", tree.map(torch.zeros_like, start))
         v = peer.shared.get("v", tree.map(lambda x: torch.full_like(x, self.tau**2), start))
-        m = peer.shared["m"] = tree.map(lambda m, d: self.betas[0] * m + (1 - self.betas[0]) * d, m, change)
+        m = peer.shared["m"] = tree.map(lambda m, d: self.beta1 * m + (1 - self.beta1) * d, m, change)
         v = peer.shared["v"] = tree.map(self.second_moment, v, change)
         peer.shared["params"] = tree.map(lambda x, m, v: x + self.server_lr * m / (v.sqrt() + self.tau), start, m, v)

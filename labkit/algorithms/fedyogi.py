@@ -16,4 +16,4 @@ class FedYogi(FedAdam):
     def second_moment(self, v: Tensor, change: Tensor) -> Tensor:
         """v ← v − (1−β₂) Δ² sign(v − Δ²)."""
         squared = change.square()
-        return v - (1 - self.betas[1]) * squared * (v - squared).sign()
+        return v - (1 - self.beta2) * squared * (v - squared).sign()

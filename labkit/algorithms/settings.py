@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 from labkit.errors import SettingError
 
 
 def at_least_one(value: int, name: str) -> None:
     """Raise SettingError unless `value` is a whole number of at least one."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SettingError(f"{name}={value!r} is not a whole number of at least 1: give {name}=1 or more.")
+    _whole(value, name, 1)
 
 
 def whole_from_zero(value: int, name: str) -> None:
     """Raise SettingError unless `value` is a whole number of at least zero."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise SettingError(f"{name}={value!r} is not a whole number of at least 0: give {name}=0 or more.")
+    _whole(value, name, 0)
+
+
+def _whole(value: int, name: str, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise SettingError(f"{name}={value!r} is not a whole number of at least {least}: give {name}={least} or more.")
 
 
 def number(value: float, name: str, least: float = 0.0, most: float = math.inf, *, above: bool = False) -> None:
     """Raise SettingError unless `value` is a finite number from `least` to `most`; `above` leaves `least` out."""
-    real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not real or not least <= value <= most or (above and value == least):
         low = f"above {least:g}" if above else f"from {least:g}"
         high = " on" if most == math.inf and not above else f" up to {most:g}" if most < math.inf else ""

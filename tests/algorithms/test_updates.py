@@ -137,12 +137,12 @@ def fed_adam(second_moment):
 
 def test_fed_adam_divides_by_a_running_mean_of_squares(on):
     expected = fed_adam(lambda v, d: 0.9 * v + 0.1 * d**2)
-    assert trained(FedAdam(every=3, server_lr=0.1, betas=(0.7, 0.9), tau=0.05), on)[0][0] == near(expected)
+    assert trained(FedAdam(every=3, server_lr=0.1, beta1=0.7, beta2=0.9, tau=0.05), on)[0][0] == near(expected)
 
 
 def test_fed_yogi_adds_to_its_squares_or_takes_away(on):
     expected = fed_adam(lambda v, d: v - 0.1 * d**2 * np.sign(v - d**2))
-    assert trained(FedYogi(every=3, server_lr=0.1, betas=(0.7, 0.9), tau=0.05), on)[0][0] == near(expected)
+    assert trained(FedYogi(every=3, server_lr=0.1, beta1=0.7, beta2=0.9, tau=0.05), on)[0][0] == near(expected)
     assert expected != near(fed_adam(lambda v, d: 0.9 * v + 0.1 * d**2))
 
 

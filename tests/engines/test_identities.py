@@ -274,8 +274,8 @@ def test_co_teaching_plus_while_it_warms_up_is_co_teaching():
 
 
 def test_two_mutual_learners_of_the_same_weights_have_nothing_to_tell_each_other():
-    model = teacher()
-    runs = [result(None, it, model, peers=2) for it in (Mutual(), Apart())]
+    alike = [teacher(), teacher()]
+    runs = [result(None, it, alike) for it in (Mutual(), Apart())]
     assert apart(*runs) < 1e-5
 
 

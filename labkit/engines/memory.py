@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from labkit import tree
 from labkit.errors import ExchangeError
@@ -21,6 +21,7 @@ class Commons:
 
     def __init__(self, values: dict[str, Tree]) -> None:
         self.values = values
+        self._versions = _versions(values)
 
     @classmethod
     def of(cls, model: nn.Module | None, device: torch.device) -> Commons:
@@ -37,14 +38,22 @@ class Commons:
     def commit(self, views: Sequence[Shared]) -> None:
         """Take over what was written in a round.
 
-        Raises ExchangeError when the views wrote different things: what only one peer knows is no common knowledge.
+        Raises ExchangeError when the views wrote different things, for what only one peer knows is no common knowledge,
+        and when something was changed in place, which all views would see, and each would do again.
         """
+        for name, versions in _versions(self.values).items():
+            if versions != self._versions[name]:
+                raise ExchangeError(
+                    f"shared[{name!r}] was changed in place, once for each peer: assign peer.shared[{name!r}] a new "
+                    "value instead, which all peers make alike."
+                )
         first = views[0].written
         for view in views[1:]:
             for name in {**first, **view.written}:
                 if name not in first or name not in view.written or not _same(first[name], view.written[name]):
                     raise _differ(name)
         self.values.update(first)
+        self._versions = _versions(self.values)
 
     def digest(self) -> Digest:
         """Σx and Σ|x| of what is held under each name, to compare with what other processes hold."""
@@ -56,11 +65,7 @@ class Commons:
         mine = self.digest()
         for other in others:
             for name in {**mine, **other}:
-                if (
-                    name not in mine
-                    or name not in other
-                    or not np.allclose(mine[name], other[name], 1e-5, equal_nan=True)
-                ):
+                if name not in mine or name not in other or not _near(mine[name], other[name]):
                     raise _differ(name)
 
 
@@ -116,10 +121,11 @@ class State(MutableMapping[str, Tree]):
         self._lead, self._ids, self._archive = lead, ids, archive
         self._values: dict[str, Tree] = {}
         self._written: set[str] = set()
+        self._deleted: set[str] = set()
 
     def get(self, name: str, default: Any = None) -> Any:
         """What was kept under `name`; each peer that has kept nothing yet gets its own part of `default`."""
-        if name not in self._values and self._archive is not None:
+        if name not in self._values and name not in self._deleted and self._archive is not None:
             kept = [self._archive.get(k, {}).get(name) for k in self._ids]
             if any(value is not None for value in kept):
                 self._values[name] = self._restored(kept, default)
@@ -138,7 +144,7 @@ class State(MutableMapping[str, Tree]):
                 rows.append(value)
             else:
                 assert default is not None
-                rows.append(tree.map(lambda leaf, k=k: leaf[k if len(leaf) > 1 else 0], default))
+                rows.append(tree.map(lambda leaf, k=k: _row(leaf, k), default))
         return tree.map(lambda *leaves: torch.stack(leaves), *rows)
 
     def __getitem__(self, name: str) -> Tree:
@@ -152,26 +158,31 @@ class State(MutableMapping[str, Tree]):
         self._written.add(name)
 
     def __delitem__(self, name: str) -> None:
-        del self._values[name]
+        if name not in set(self):
+            raise KeyError(name)
+        self._values.pop(name, None)
         self._written.discard(name)
+        self._deleted.add(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
+        kept = [] if self._archive is None else [n for k in self._ids for n in self._archive.get(k, {})]
+        return iter({**self._values, **dict.fromkeys(n for n in kept if n not in self._deleted)})
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(list(iter(self)))
 
     def put_back(self) -> None:
-        """Archive what was written, by peer."""
+        """Archive by peer what was written, and what was kept and looked at, for that may have been changed in place."""
         if self._archive is None:
             return
-        for name in self._written:
-            value = self._values[name]
-            for k, peer in enumerate(self._ids):
-                own = (
-                    tree.map(lambda leaf, k=k: leaf[k if len(leaf) > 1 else 0].clone(), value) if self._lead else value
-                )
-                self._archive.setdefault(peer, {})[name] = own
+        for k, peer in enumerate(self._ids):
+            own = self._archive.setdefault(peer, {})
+            for name in self._deleted:
+                own.pop(name, None)
+            for name, value in self._values.items():
+                if name not in self._written and name not in own:
+                    continue  # a default, which nobody kept
+                own[name] = tree.map(lambda leaf, k=k: _row(leaf, k).clone(), value) if self._lead else value
 
 
 def _differ(name: str) -> ExchangeError:
@@ -179,6 +190,21 @@ def _differ(name: str) -> ExchangeError:
         f"Peers write different values into shared[{name!r}]: only exchanged results, which all peers know alike, may "
         "change what they share; keep a peer's own values in peer.state."
     )
+
+
+def _row(leaf: Tensor, k: int) -> Tensor:
+    """The k-th peer's part of a tensor [K, …], or of [1, …] what is the same for all."""
+    return leaf[k if len(leaf) > 1 else 0]
+
+
+def _versions(values: dict[str, Tree]) -> dict[str, list[int]]:
+    """How often torch has changed each tensor in place."""
+    return {name: [leaf._version for leaf in tree.leaves(value)] for name, value in values.items()}
+
+
+def _near(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether two digests are the same up to rounding, which Σ|x| measures."""
+    return np.allclose(one, other, rtol=0, atol=1e-8 + 1e-5 * max(one[1], other[1]), equal_nan=True)
 
 
 def _own(value: Tree) -> Tree:

@@ -79,9 +79,44 @@ def test_peers_that_kept_nothing_yet_get_their_own_part_of_the_default():
     archive = {7: {"c": torch.tensor([7.0])}}
     state = State(1, (3, 7), archive)
     assert state.get("c", torch.tensor([[1.0], [2.0]])).tolist() == [[1.0], [7.0]]
+    state.put_back()
+    assert 3 not in archive or not archive[3], "what was only asked for was kept"
     state["c"] = torch.tensor([[4.0], [8.0]])
     state.put_back()
     assert tree.map(float, archive[3]["c"]) == 4.0 and archive[7]["c"] == 8.0
+
+
+@pytest.mark.parametrize("lead", [0, 1])
+def test_what_clients_delete_is_gone_and_what_they_change_in_place_is_kept(lead):
+    def value(x):
+        return torch.full((1,) * (lead + 1), x)
+
+    archive = {7: {"c": torch.tensor([7.0]), "d": torch.tensor([1.0])}}
+    state = State(lead, (7,), archive)
+    assert sorted(state) == ["c", "d"] and len(state) == 2 and "e" not in state
+    state["c"] += value(1.0)
+    state.get("d").add_(1)
+    state["e"] = value(5.0)
+    del state["c"]
+    assert "c" not in state and state.get("c") is None
+    with pytest.raises(KeyError):
+        del state["c"]
+    state.put_back()
+    assert {name: float(kept) for name, kept in archive[7].items()} == {"d": 2.0, "e": 5.0}
+
+
+@pytest.mark.parametrize("on", ENGINES, ids=["lockstep", "stacked", "blocks"])
+def test_what_is_shared_cannot_be_changed_in_place(on):
+    """In lockstep each peer would do it once more, and stacked peers once for each block."""
+
+    class Careless:
+        def round(self, peer, batches):
+            mean = yield Mean(peer.params)
+            for name, p in peer.shared["params"].items():
+                p.copy_(mean[name])
+
+    with pytest.raises(ExchangeError, match=r"changed in place.*assign"):
+        result(on, Careless())
 
 
 def test_same_results_whatever_the_size_of_a_block():

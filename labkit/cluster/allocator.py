@@ -17,6 +17,7 @@ from labkit.allocator import keep_memory
 if TYPE_CHECKING:
     from distributed import Worker
 
+
 class Preparation(WorkerPlugin):
     """Readies each worker, also the ones that join later or come back after a death."""
 

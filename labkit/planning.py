@@ -116,12 +116,17 @@ def evaluated(rounds: int) -> int:
 
 def _each(one: Any) -> list[Any]:
     """What is given for each peer: the list, or the one for all."""
-    return list(one) if isinstance(one, list | tuple) else [one]
+    return list(one) if _lists(one) else [one]
+
+
+def _lists(given: Any) -> bool:
+    """Whether there is one thing for each peer."""
+    return isinstance(given, Sequence) and not isinstance(given, str)
 
 
 def _peers(peers: int | None, lists: dict[str, Any], shards: Any, on: Any) -> int:
     """How many peers there are; lists of one thing for each of them must say the same."""
-    given = {name: len(each) for name, each in lists.items() if isinstance(each, list | tuple)}
+    given = {name: len(each) for name, each in lists.items() if _lists(each)}
     if peers is None:
         known = [*given.values(), *([len(shards)] if isinstance(shards, Partition) else [])]
         peers = known[0] if known else len(on.workers) if isinstance(on, Lab) else 4

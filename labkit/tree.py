@@ -71,8 +71,11 @@ def require_alike(trees: list[Tree]) -> None:
         other = form(tree)
         for name in {**first, **other}:
             if first.get(name) != other.get(name):
+                what = f"for {name!r} " if name else ""
+                remedy = (
+                    "the same model, or exchange predictions instead of parameters" if name else "outputs of one shape"
+                )
                 raise ExchangeError(
-                    f"Peers 0 and {peer} send tensors of different shapes for {name or 'the message'!r} "
-                    f"({first.get(name)} and {other.get(name)}): give them the same model, "
-                    "or exchange predictions instead of parameters."
+                    f"Peers 0 and {peer} send tensors of different shapes {what}"
+                    f"({first.get(name)} and {other.get(name)}): give them {remedy}."
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
 import time
 from dataclasses import replace
@@ -248,6 +249,14 @@ def test_each_peers_trained_model_comes_back_ready_to_use(digits):
     assert len(history.models) == 3 and not history.models[0].training
     right = (history.models[0](digits.test_x).argmax(1) == digits.test_y).float().mean().item()
     assert right == pytest.approx(history.final.accuracies[0], abs=1e-6)
+
+
+def test_a_history_can_be_saved_and_its_models_trained_on(digits):
+    history = lk.train(mlp, digits, peers=3, rounds=2).result(60)
+    saved = pickle.loads(pickle.dumps(history))
+    assert saved.rows == history.rows and len(saved.models) == 3
+    assert torch.equal(saved.models[1](digits.test_x), history.models[1](digits.test_x))
+    assert len(lk.train(history.models, digits, Independent(), rounds=1).result(60).models) == 3
 
 
 def test_data_parallel_training_learns_the_digits(digits):

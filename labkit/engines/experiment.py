@@ -170,6 +170,10 @@ class Models(Sequence[nn.Module]):
             self._built[k] = self._build(k)
         return self._built[k]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Saved or sent elsewhere it is a list of the modules; the peers that they come from stay here."""
+        return list, (list(self),)
+
     def __repr__(self) -> str:
         return f"{len(self)} trained model{'s' * (len(self) != 1)}"
 

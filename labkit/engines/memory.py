@@ -172,7 +172,7 @@ class State(MutableMapping[str, Tree]):
         return len(list(iter(self)))
 
     def put_back(self) -> None:
-        """Archive by peer what was written, and what was kept and looked at, for that may have been changed in place."""
+        """Archive by peer what was written, and what was kept and looked at, since that may be changed in place."""
         if self._archive is None:
             return
         for k, peer in enumerate(self._ids):

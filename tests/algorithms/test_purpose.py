@@ -54,14 +54,16 @@ def perceptron(hidden):
     return nn.Sequential(nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
 
 
-def convolution(channels=8):
+def convolution():
     return nn.Sequential(
         nn.Unflatten(1, (1, 8, 8)),
-        nn.Conv2d(1, channels, 3, padding=1),
+        nn.Conv2d(1, 8, 3, padding=1),
         nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(16 * channels, 10),
+        nn.Linear(256, 10),
     )
 
 
@@ -270,9 +272,13 @@ def test_elastic_averaging_explores_more_with_softer_springs():
 
 @pytest.mark.slow
 def test_mutual_learners_are_no_worse_than_independent_ones_on_average():
-    """Four convolutional networks on 100 digits; six seeds, the same starts and batches for both."""
-    settings = {"dataset": few(100), "peers": 4, "rounds": 300, "batch_size": 32}
-    settings |= {"model": convolution, "optimizer": partial(torch.optim.Adam, lr=2e-3)}
+    """Four convolutional networks on 100 digits; six seeds, the same starts and batches for both.
+
+    Half a point here, and from none to half a point in other settings tried on the digits; the paper has two points on
+    CIFAR-100.
+    """
+    settings = {"dataset": few(100), "peers": 4, "rounds": 400, "batch_size": 32}
+    settings |= {"model": convolution, "optimizer": sgd(0.05, momentum=0.9)}
     together, alone = Figures(Mutual(), 6, **settings), Figures(Apart(), 6, **settings)
     assert together.mean >= alone.mean, f"{together}; {alone}"
 

@@ -21,10 +21,10 @@ class ADPSGD:
 
     x̂ᵢ is what peer i had when its round began, xᵢ and xⱼ what both have when they meet, for others may have averaged
     with them meanwhile. The step −η∇ℓ is whatever the peer's own optimiser makes of the gradient at x̂ᵢ. Averaging
-    keeps Σᵢ xᵢ, so the mean of the models moves by 1/n of each step: after everybody's first one it is where AllReduce
-    is with plain SGD, and two peers of one speed are a single process that takes half steps, each at most one step away
-    from the mean. `topology` is a name such as "ring", a Topology, or a doubly stochastic matrix W, of which only who
-    neighbours whom matters; without neighbours the peers are Independent.
+    keeps Σᵢ xᵢ, so the mean of the models moves by 1/n of each step: when everybody has made just its first one, it is
+    where AllReduce is with plain SGD; and of two peers that have met, each is half of the last step from their mean.
+    `topology` is a name such as "ring", a Topology, or a doubly stochastic matrix W, of which only who neighbours whom
+    matters; without neighbours the peers are Independent.
     """
 
     asynchronous: ClassVar[bool] = True

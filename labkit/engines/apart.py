@@ -49,25 +49,32 @@ def train_apart(experiment: Experiment, blocks: list[range], patience: float) ->
     device = torch.device("cuda" if "nccl" in dist.get_backend_config() else "cpu")
     seat = Seat(experiment, blocks, dist.get_rank(), device, patience)
     cohort = Cohort(experiment, seat.members, device, single=OnePeer if max(map(len, blocks)) == 1 else None)
-    reports, stretches = Reports(), []
+    reports = Reports()
+    stretches: list[tuple[float, float]] = []
     with ExitStack() as stack:
         side: Side = (Central if central(experiment.algorithm) else Decentral)(seat, stack)
-        dist.barrier()
         seat.start()
-        with torch.random.fork_rng():
-            torch.manual_seed(experiment.seed + seat.members.start)
-            for number in range(1, experiment.rounds + 1):
-                if not _proceed():
-                    break
-                stretches.append(_round(seat, cohort, side, number))
-                losses = cohort.mean_losses(number)
-                for part in side.finish(number, losses):
-                    reports.add(part)
-        for part in side.leave():
-            reports.add(part)
+        try:
+            for part in _rounds(seat, cohort, side, stretches):
+                reports.add(part)
+        except ConnectionError:
+            seat.explain()
+            raise
         reports.flush()
         states, staleness = side.result()
         return Result(states, stretches[:MOST_STRETCHES], staleness)
+
+
+def _rounds(seat: Seat, cohort: Cohort, side: Side, stretches: list[tuple[float, float]]) -> Iterator[Part]:
+    """All rounds of this rank's peers, until the last of the others has finished too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seat.experiment.seed + seat.members.start)
+        for number in range(1, seat.experiment.rounds + 1):
+            if not _proceed():
+                break
+            stretches.append(_round(seat, cohort, side, number))
+            yield from side.finish(number, cohort.mean_losses(number))
+    yield from side.leave()
 
 
 def _round(seat: Seat, cohort: Cohort, side: Side, number: int) -> tuple[float, float]:

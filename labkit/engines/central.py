@@ -17,7 +17,7 @@ from labkit.engines.desks import Params, ServerDesk, builder, require, trainable
 from labkit.engines.pace import Pace
 from labkit.engines.ranks import HEED, Part
 from labkit.engines.seat import Seat
-from labkit.engines.service import Address, Service
+from labkit.engines.service import Address, Answers, Service
 from labkit.exchange import Push, Request
 from labkit.exchange.parcel import unwrapped, wrapped
 from labkit.tree import Tree
@@ -46,7 +46,7 @@ class Office:
         self._pace = Pace(range(len(seat.blocks)), policy(experiment.algorithm).bound)
         self._received = 0
 
-    def heard(self, rank: int, head: int, body: bytes) -> list[tuple[int, bytes]]:
+    def heard(self, rank: int, head: int, body: bytes) -> Answers:
         self._received += len(body)
         pushes = Push(unwrapped(body, self.desk.server.weights)).split()
         for peer, push in zip(self._seat.blocks[rank], pushes, strict=True):
@@ -57,19 +57,19 @@ class Office:
             self._note(self._pace.slowest)
         return self._answers(free)
 
-    def left(self, rank: int) -> list[tuple[int, bytes]]:
+    def left(self, rank: int) -> Answers:
         for peer in self._seat.blocks[rank]:
             self.desk.leave(peer)
         return self._answers(self._pace.leave(rank))
 
-    def _answers(self, free: list[int]) -> list[tuple[int, bytes]]:
+    def _answers(self, free: list[int]) -> Answers:
         if not free:
             return []
         for rank in free:
             for peer in self._seat.blocks[rank]:
                 self.desk.reply(peer)
         weights = wrapped(self.desk.server.weights)
-        return [(rank, weights) for rank in free]
+        return [(rank, self.desk.server.version, weights) for rank in free]
 
     def _note(self, round: int) -> None:
         tested = self._seat.experiment.evaluates(round)
@@ -87,7 +87,7 @@ class Central:
         address: Address | None = None
         if seat.rank == 0:
             self._office = Office(seat)
-            self._service = Service(seat.host, range(len(seat.blocks)), self._office)
+            self._service = seat.service = Service(seat.host, range(len(seat.blocks)), self._office)
             stack.callback(self._service.close)
             address = self._service.address
         told: list[Any] = [None] * len(seat.blocks)

@@ -82,52 +82,38 @@ class ServerDesk:
 
 
 class PairDesk:
-    """The parameters of the peers `members`, [K, …], in which two of them meet at a time."""
+    """The parameters of all peers, [n, …], in which two of them meet at a time."""
 
-    def __init__(self, experiment: Experiment, device: torch.device, members: range | None = None) -> None:
+    def __init__(self, experiment: Experiment, device: torch.device) -> None:
         self._experiment = experiment
-        self._members = range(experiment.peers) if members is None else members
-        each = [trainable(experiment.model_of(k), device) for k in range(1 if experiment.alike else experiment.peers)]
-        tree.require_alike(list(each))
-        own = each if experiment.alike else [each[k] for k in self._members]
+        each = beginnings(experiment, device)
         self._rows = {
-            name: torch.stack([params[name] for params in own]).expand(len(self._members), *leaf.shape).clone()
+            name: torch.stack([own[name] for own in each]).expand(experiment.peers, *leaf.shape).clone()
             for name, leaf in each[0].items()
         }
-        self._changes = dict.fromkeys(self._members, 0)  # how often others changed what the peer has
-        self._seen = dict.fromkeys(self._members, 0)
+        self._changes = [0] * experiment.peers  # how often others changed what the peer has
+        self._seen = [0] * experiment.peers
 
+    @torch.no_grad()
     def take(self, peer: int, round: int, request: Request) -> int:
         pair = cast(Pair, require(request, Pair))
-        partner = pair.partner(peer, round, self._experiment.seed, self._experiment.peers)
-        with torch.no_grad():
-            if partner is not None:
-                self._meet(peer, partner)
-            return self._step(peer, cast(Params, pair.x))
+        mine, partner = self.params(peer), pair.partner(peer, round, self._experiment.seed, self._experiment.peers)
+        if partner is not None:
+            theirs = self.params(partner)
+            for name, average in cast(Params, Pair.average(mine, theirs)).items():
+                mine[name].copy_(average)
+                theirs[name].copy_(average)
+            self._changes[partner] += 1
+        for name, leaf in mine.items():
+            leaf.add_(cast(Params, pair.x)[name])
+        return self._changes[peer] - self._seen[peer]
 
     def reply(self, peer: int) -> Params:
         self._seen[peer] = self._changes[peer]
         return self.params(peer)
 
     def params(self, peer: int) -> Params:
-        at = self._members.index(peer)
-        return {name: rows[at] for name, rows in self._rows.items()}
-
-    # -- the formula, in parts
-
-    def _meet(self, peer: int, partner: int) -> None:
-        """Both peers, which are here, take their average."""
-        mine, theirs = self.params(peer), self.params(partner)
-        for name, average in cast(Params, Pair.average(mine, theirs)).items():
-            mine[name].copy_(average)
-            theirs[name].copy_(average)
-        self._changes[partner] += 1
-
-    def _step(self, peer: int, update: Params) -> int:
-        """The peer adds its update; how many changes it had not seen as it made that."""
-        for name, leaf in self.params(peer).items():
-            leaf.add_(update[name])
-        return self._changes[peer] - self._seen[peer]
+        return {name: rows[peer] for name, rows in self._rows.items()}
 
 
 def desk(experiment: Experiment, device: torch.device) -> ServerDesk | PairDesk:
@@ -143,6 +129,16 @@ def require(request: Request, kind: type[Request]) -> Request:
             "algorithm has a server(weights, optimizer, peers), and pair only where it has none."
         )
     return request
+
+
+def beginnings(experiment: Experiment, device: torch.device) -> list[Params]:
+    """The parameters that each peer starts from, or the only ones where all start alike.
+
+    Raises ExchangeError where they have different shapes.
+    """
+    each = [trainable(model, device) for model in experiment.models]
+    tree.require_alike(list(each))
+    return each
 
 
 def trainable(model: nn.Module, device: torch.device) -> Params:

@@ -12,6 +12,7 @@ import secrets
 import socket
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from hmac import compare_digest
@@ -23,7 +24,7 @@ from typing import NamedTuple, Protocol
 from labkit.cluster.sockets import open_door
 from labkit.errors import ExchangeError
 
-_HELLO, _ASK, _GOODBYE = 0, 1, 2
+_HELLO, _SAY, _GOODBYE = range(3)
 _HEAD = struct.Struct("<Bq")  # what this is, and a number; the body follows
 _LOOK = 0.05  # seconds between two looks at whether an answer may be waited for any longer
 _HANDSHAKE = 5.0  # seconds in which a new connection says who it is
@@ -37,27 +38,30 @@ class Address(NamedTuple):
     secret: bytes
 
 
+Answers = Iterable[tuple[int, int, bytes]]  # to which rank, a number, and a body
+
+
 class Clerk(Protocol):
-    """Who decides the answers: (rank, body) for each rank that is to have its answer now; it may be another's too."""
+    """Who decides the answers: those that may go out now, be it to this rank or to others that have asked before."""
 
-    def heard(self, rank: int, head: int, body: bytes) -> Iterable[tuple[int, bytes]]:
-        """A rank has asked."""
+    def heard(self, rank: int, head: int, body: bytes) -> Answers:
+        """A rank has said something, and may wait for an answer."""
 
-    def left(self, rank: int) -> Iterable[tuple[int, bytes]]:
+    def left(self, rank: int) -> Answers:
         """A rank has said goodbye."""
 
 
 class Service:
     """Answers the ranks `callers` until all of them have said goodbye, or one is gone without; `close` ends it at once.
 
-    `sent` counts the bytes of the answers, `heard` is when somebody last asked, by `time.monotonic`.
+    `sent` counts the bytes of the answers to each rank, `heard` is when somebody last asked, by `time.monotonic`.
     """
 
     def __init__(self, host: str, callers: Iterable[int], clerk: Clerk) -> None:
         self._door = open_door(host)
         self.address = Address(host, self._door.getsockname()[1], secrets.token_bytes(16))
         self.failure: BaseException | None = None
-        self.sent = 0
+        self.sent: Counter[int] = Counter()
         self._clerk, self._callers = clerk, set(callers)
         self._lines: dict[int, Connection] = {}
         self._asleep, self._bell = Pipe(duplex=False)
@@ -121,16 +125,16 @@ class Service:
             answers = self._clerk.left(rank)
         else:
             answers = self._clerk.heard(rank, head, body)
-        for other, answer in answers:
-            self.sent += len(answer)
+        for other, number, answer in answers:
+            self.sent[other] += len(answer)
             try:
-                self._lines[other].send_bytes(answer)
+                _write(self._lines[other], _SAY, number, answer)
             except OSError:
                 raise _gone() from None
 
 
 class Line:
-    """One rank's connection to a service; `sent` counts the bytes of what it asked.
+    """One rank's connection to a service; `sent` counts the bytes of what it asked and told.
 
     An answer is waited for `patience` seconds, not counting those in which `excused`.
     """
@@ -144,22 +148,29 @@ class Line:
         except OSError:
             raise _gone() from None
 
-    def ask(self, head: int, body: bytes) -> bytes:
-        """Send a number and a body, and wait for the answer.
+    def ask(self, head: int, body: bytes = b"") -> tuple[int, bytes]:
+        """Send a number and a body, and wait for the answer's.
 
         Raises ConnectionError where the other side is gone, ExchangeError where it takes too long.
         """
+        self.tell(head, body)
+        since = monotonic()
         try:
-            _write(self._line, _ASK, head, body)
-            self.sent += len(body)
-            since = monotonic()
             while not self._line.poll(_LOOK):
                 if self._excused():
                     since = monotonic()
                 require_patience(monotonic() - since, self._patience)
-            return self._line.recv_bytes()
+            return _read(self._line)[1:]
         except (EOFError, OSError):
             raise _gone() from None
+
+    def tell(self, head: int, body: bytes) -> None:
+        """Send a number and a body, without waiting; ConnectionError where the other side is gone."""
+        try:
+            _write(self._line, _SAY, head, body)
+        except OSError:
+            raise _gone() from None
+        self.sent += len(body)
 
     def goodbye(self) -> None:
         """Ask nothing more."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 from labkit import tree
@@ -54,16 +56,22 @@ class Pair(Request):
         """What both have after they met."""
         return tree.map(lambda a, b: (a + b) / 2, one, other)
 
-    @staticmethod
-    def ask(line: Line, partner: int, mine: Tree) -> Tree:
-        """On a cluster: what xᵢ changes by as peer `partner`, on another rank, averages with it.
+    def meet(self, peer: int, partner: int | None, line: Callable[[int], Line]) -> tuple[Tree, int]:
+        """On a cluster: xᵢ as it is after peer i has met peer j, and how often it had been changed before.
 
-        The change is added, instead of the average put in xᵢ's place, because third peers may have averaged with xᵢ
-        meanwhile: nothing of theirs is lost, and nobody has to hold xᵢ and wait for another, which the paper has to
-        keep from going round in a circle by a bipartite graph.
+        `line(k)` leads to who keeps xₖ, and lends it to one at a time. Both are borrowed until both are given back, so
+        that nothing of third peers gets in between; and always the one of the lower number first, so that nobody waits
+        in a circle, which the paper avoids by a bipartite graph.
         """
-        average = tree.map(lambda leaf: leaf[0], unwrapped(line.ask(partner, wrapped(mine)), mine))
-        return tree.map(lambda new, old: new - old, average, mine)
+        lent = {k: line(k).ask(k) for k in sorted({peer} if partner is None else {peer, partner})}
+        held = {k: tree.map(lambda leaf: leaf[0], unwrapped(body, self.x)) for k, (_, body) in lent.items()}
+        mine = held[peer]
+        if partner is not None:
+            mine = self.average(mine, held[partner])
+            line(partner).tell(partner, wrapped(mine))
+        mine = tree.map(torch.add, mine, self.x)
+        line(peer).tell(peer, wrapped(mine))
+        return mine, lent[peer][0]
 
     def bytes(self, peers: int) -> float:
         social = int(np.count_nonzero(choose(self.topology, peers).degrees))

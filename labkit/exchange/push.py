@@ -57,7 +57,8 @@ class Push(Request):
 
     def ask(self, line: Line, like: Tree) -> Tree:
         """On a cluster: send the updates [K, …] of this rank's peers, and receive weights [1, …] as `like`."""
-        return unwrapped(line.ask(len(tree.leaves(self.x)[0]), wrapped(self.x)), like)
+        _, weights = line.ask(len(tree.leaves(self.x)[0]), wrapped(self.x))
+        return unwrapped(weights, like)
 
     def bytes(self, peers: int) -> float:
         return tree.nbytes(self.x)

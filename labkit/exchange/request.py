@@ -19,8 +19,11 @@ from labkit.tree import Tree
 class Line(Protocol):
     """A connection of this process to one that answers requests, of its own or of another machine."""
 
-    def ask(self, head: int, body: bytes) -> bytes:
+    def ask(self, head: int, body: bytes = b"") -> tuple[int, bytes]:
         """Send a number and the bytes of a tree, and wait for the answer's."""
+
+    def tell(self, head: int, body: bytes) -> None:
+        """Send a number and the bytes of a tree, which are not answered."""
 
 
 class Request(Message):

@@ -24,6 +24,9 @@ class ParameterServer:
     since its wᵢ: none under BSP, at most (2s+1)(n−1) under SSP(s). The run's optimiser works on the server, with η/n
     for η, so that n pushes are one step of AllReduce: with plain SGD, BSP is AllReduce. `staleness_aware` lets staler
     gradients weigh less, η/max(n, τ): the η/τ of arXiv:1511.05950, but never more than the plain η/n.
+
+    On real workers the server is a thread of the first one. Who comes first is then not up to the seed: only BSP gives
+    the same result every time. Peers on one worker compute together and push one right after the other.
     """
 
     asynchronous: ClassVar[bool] = True

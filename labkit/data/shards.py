@@ -39,7 +39,20 @@ class IID:
 
 
 @dataclass(frozen=True)
-class Dirichlet:
+class Concentrated:
+    """Shares drawn from a Dirichlet distribution of concentration α, and at least `least` examples for everybody."""
+
+    alpha: float
+    least: int = 1
+    common_order: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _require_alpha(self.alpha)
+        whole(self.least, "least", SettingError)
+
+
+@dataclass(frozen=True)
+class Dirichlet(Concentrated):
     """Skewed labels: of each class k, shares p_k ~ Dir(α, …, α) of its examples go to the peers.
 
     A small α gives a class to few peers, a large one deals it evenly. The distribution over peers is drawn for each
@@ -53,14 +66,6 @@ class Dirichlet:
     >>> shards.check(), min(shards.sizes)
     (every item has exactly one owner, 8)
     """
-
-    alpha: float
-    least: int = 1
-    common_order: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        _require_alpha(self.alpha)
-        whole(self.least, "least", SettingError)
 
     def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
         _require_room(dataset, peers, self.least)
@@ -124,7 +129,7 @@ class ByLabel:
 
 
 @dataclass(frozen=True)
-class Quantity:
+class Quantity(Concentrated):
     """Skewed sizes: shares q ~ Dir(α, …, α) of the shuffled examples go to the peers, their labels as in IID.
 
     Li et al., arXiv:2102.02079 (quantity skew). Whoever ends with fewer than `least` examples is topped up from the
@@ -137,14 +142,6 @@ class Quantity:
     >>> sum(sizes), max(sizes) > 2 * min(sizes)
     (1438, True)
     """
-
-    alpha: float
-    least: int = 1
-    common_order: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        _require_alpha(self.alpha)
-        whole(self.least, "least", SettingError)
 
     def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
         _require_room(dataset, peers, self.least)

@@ -34,11 +34,6 @@ class Stream(Iterator[Batch]):
         self.per_epoch = indices.per_epoch
         self.ahead: list[NDArray[np.int64]] = []  # it never draws before it deals
 
-    @property
-    def epoch(self) -> int:
-        """How many epochs are finished."""
-        return self.indices[0].epoch
-
     def __next__(self) -> Batch:
         return self._examples[next(self.indices[0])]
 
@@ -51,11 +46,6 @@ class StackedStream(Iterator[Batch]):
         self.per_epoch = np.array([own.per_epoch for own in indices])  # [K]
         self._last: NDArray[np.int64] | list[NDArray[np.int64]] = []
         self.ahead: list[NDArray[np.int64]] = []  # drawn but not dealt yet, [K, B] each, the next one last
-
-    @property
-    def epoch(self) -> int:
-        """How many epochs the first peer has finished."""
-        return (self.indices[0].dealt - len(self.ahead)) // self.indices[0].per_epoch
 
     def __next__(self) -> Batch:
         if not self.ahead:

@@ -1,7 +1,7 @@
 """Apart: what each worker of the cluster engine does when peers meet at no barrier, but ask for what they need.
 
-A worker's peers are one machine: they take their steps together, and the K of them ask at once. Who comes first is up to
-the machines and not to the seed, so that two runs differ, unless all wait for all (BSP).
+A worker's peers are one machine: they take their steps together, and the K of them ask at once. Who comes first is up
+to the machines and not to the seed, so that two runs differ, unless all wait for all (BSP).
 """
 
 from __future__ import annotations

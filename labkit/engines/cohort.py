@@ -210,7 +210,7 @@ class Cohort:
 
         first = ids[0]
         batch = self._experiment.batch_size, self._experiment.dataset.x.shape[1:], self._experiment.dataset.x.dtype
-        training = self._experiment.optimizer_of(first), self._experiment.loss
+        training = self._experiment.training_key(first)
         return block_size(
             len(ids), block_key(self._experiment.model_of(first), batch, self._place.device, *training), prepare
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Protocol, TypeVar, overload
@@ -83,6 +83,11 @@ class Experiment:
             _first(self.algorithms, peer),
             _first(self.optimizers, peer),
         )
+
+    def training_key(self, peer: int) -> tuple[Hashable, Hashable]:
+        """The peer's optimiser and loss as what they do, for each run of a notebook cell makes them anew."""
+        made = self.optimizer_of(peer)([torch.zeros(1, requires_grad=True)])
+        return (type(made), repr(made.defaults)), getattr(self.loss, "__code__", self.loss)
 
     # -- who takes part
 

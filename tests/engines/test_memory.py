@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 
 import labkit as lk
 from labkit import tree
+from labkit.engines import blocks
 from labkit.engines.memory import Commons, State
 from labkit.errors import ExchangeError
 from labkit.exchange import Mean
@@ -142,3 +144,16 @@ def test_an_optimiser_that_counts_its_steps_counts_each_peers_own():
     settings = {"peers": 4, "optimizer": ADAM, "shards": lk.data.Quantity(0.5, least=16)}
     one, other = (result(on, Passes(), **settings) for on in (lk.Lockstep(), lk.Simulator()))
     assert difference(one, other) < 1e-5
+
+
+def test_the_size_of_a_block_is_measured_once_though_optimiser_and_loss_are_made_anew(monkeypatch):
+    """A cell that is run again makes its partial and its lambda again."""
+    monkeypatch.setattr(blocks, "_measured", {})
+
+    def run(lr):
+        loss = lambda outputs, targets: torch.nn.functional.cross_entropy(outputs, targets)  # noqa: E731
+        optimizer = partial(torch.optim.SGD, lr=lr)
+        result(lk.Simulator(), Counts(), peers=100, rounds=1, batch_size=4, optimizer=optimizer, loss=loss)
+        return len(blocks._measured)
+
+    assert [run(0.1), run(0.1), run(0.2)] == [1, 1, 2]

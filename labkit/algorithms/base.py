@@ -171,6 +171,11 @@ def policy(algorithm: Algorithm) -> BSP | SSP | ASP:
     return chosen
 
 
+def means_are_updates(algorithm: Algorithm) -> bool:
+    """Whether each mean it asks for is one of gradients or of changes of parameters (`means_are_updates`; True)."""
+    return bool(getattr(algorithm, "means_are_updates", True))
+
+
 def check(algorithm: Algorithm, peers: int) -> None:
     """Let the algorithm refuse a number of peers that take part (`check(peers)`), before anything runs."""
     refuse = getattr(algorithm, "check", None)

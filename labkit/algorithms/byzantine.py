@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from labkit.algorithms.base import Peer
+from labkit.algorithms.settings import number
 from labkit.algorithms.wrapper import Exchange, Wrapper, change, restored
 from labkit.errors import ExchangeError, SettingError
 from labkit.exchange import Mean
@@ -43,8 +45,11 @@ class Byzantine(Wrapper):
                 f"attack={self.attack!r} is not known: give 'flip', 'noise', 'zero', or a function of what the peer "
                 "would have sent."
             )
-        if not self.peers or not all(isinstance(peer, int) and peer >= 0 for peer in self.peers):
+        number(self.scale, "scale")
+        named = isinstance(self.peers, Iterable) and not isinstance(self.peers, str) and tuple(self.peers)
+        if not named or not all(isinstance(peer, Integral) and peer >= 0 for peer in named):
             raise SettingError(f"peers={self.peers!r} names no peers: give their numbers from 0, such as peers=(0, 1).")
+        object.__setattr__(self, "peers", tuple(int(peer) for peer in named))
 
     def exchange(self, mean: Mean, peer: Peer, index: int) -> Exchange:
         if max(self.peers) >= peer.peers:

@@ -20,7 +20,8 @@ class Codistillation:
 
     `weight` is λ; every H = `every` steps peers pass on their parameters around a ring, to one student each: with two
     peers that is the paper's setting, with more its mean over all others' predictions would cost n−1 copies. The first
-    `warmup` rounds nobody teaches, for there is nothing to learn from beginners (the paper's burn-in).
+    `warmup` rounds nobody teaches, for there is nothing to learn from beginners (the paper's burn-in). What is sent are
+    the trained parameters: a teacher runs on its student's frozen ones and buffers.
     """
 
     starts_apart: ClassVar[bool] = True

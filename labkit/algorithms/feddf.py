@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.clients import Clients
 from labkit.algorithms.settings import at_least_one, number
 from labkit.exchange import Mean
+from labkit.exchange.randomness import key
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class FedDF(Clients):
     form for one architecture. In the paper clients send nothing but models, whose logits the server computes; here each
     client computes its own and sends them too, and all of them do the server's work alike.
     """
+
+    means_are_updates: ClassVar[bool] = False  # logits are none
 
     public: int = 8
     server_lr: float = 1e-3
@@ -50,9 +54,11 @@ class FedDF(Clients):
         student = {name: p.clone().requires_grad_() for name, p in params.items()}
         # a larger ε than usual: without it a gradient that is nothing but rounding makes a full step
         optimizer = torch.optim.Adam(student.values(), lr=self.server_lr, eps=1e-4)
-        for x, probabilities in zip(inputs, taught, strict=True):
-            loss = -(probabilities * peer.logits(x, student).log_softmax(-1)).sum(-1).mean()
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+        with torch.random.fork_rng():  # all do the server's work with the same random numbers, as for Dropout
+            torch.manual_seed(key("FedDF", peer.seed, peer.number))
+            for x, probabilities in zip(inputs, taught, strict=True):
+                loss = -(probabilities * peer.logits(x, student).log_softmax(-1)).sum(-1).mean()
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
         return student

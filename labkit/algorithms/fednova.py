@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -22,6 +23,8 @@ class FedNova(Clients):
     momentum ρ, which is to be told as `momentum` where the run's optimiser has one. Clients differ in τₖ with `epochs`;
     where all take equally many steps it is FedAvg.
     """
+
+    means_are_updates: ClassVar[bool] = False  # τ_eff is none
 
     momentum: float = 0.0
 

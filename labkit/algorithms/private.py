@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import ClassVar
 
-from labkit.algorithms.base import Peer
+from labkit.algorithms.base import Peer, means_are_updates
 from labkit.algorithms.wrapper import Exchange, Wrapper, change, require_finite, restored
 from labkit.errors import SettingError
 from labkit.exchange import Mean
@@ -35,8 +36,13 @@ class Private(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_noise(self.noise)
-        if not (self.clip > 0 and math.isfinite(self.clip)):
+        if not (isinstance(self.clip, Real) and self.clip > 0 and math.isfinite(self.clip)):
             raise SettingError(f"clip={self.clip!r} is no length to clip to: give a number above 0, such as clip=1.0.")
+        if not means_are_updates(self.innermost):
+            raise SettingError(
+                f"{type(self.innermost).__name__} also exchanges means that are no updates, which clipping would "
+                "falsify: make an algorithm private that exchanges gradients or parameters only, such as FedAvg()."
+            )
 
     def exchange(self, mean: Mean, peer: Peer, index: int) -> Exchange:
         moved = change(mean, peer)

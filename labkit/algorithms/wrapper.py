@@ -51,6 +51,17 @@ class Wrapper(ABC):
                     f"clipped and for nothing near it: put {name} outside, or leave one of the two out."
                 )
             inner = inner.algorithm
+        if base.asynchronous(inner):
+            raise SettingError(
+                f"{outer} works on means, and the peers of {type(inner).__name__} do not wait for each other to make "
+                "one: wrap an algorithm that yields Mean, such as AllReduce() or LocalSGD()."
+            )
+
+    @property
+    def innermost(self) -> Algorithm:
+        """The algorithm within all wrappers."""
+        inner = self.algorithm
+        return inner.innermost if isinstance(inner, Wrapper) else inner
 
     @property
     def sends_mean(self) -> bool:

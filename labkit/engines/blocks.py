@@ -13,6 +13,7 @@ from torch import nn
 
 _SIZES = (25, 50, 100, 200, 400, 800, 1600)
 _ONE_BLOCK = 32  # peers that are not worth a measurement
+_DRAWN = 100  # peers at once where the size decides who draws which random numbers
 _WORSE = 1.15  # seconds per peer against the best so far, from where larger blocks are not tried
 _measured: dict[Hashable, int] = {}
 
@@ -23,8 +24,8 @@ def block_size(
     """How many of `peers` peers to stack at once: the size whose training step takes the least time per peer.
 
     `prepare(k)` returns the step of k peers, which is timed for sizes from 25 upwards until they become worse or
-    `budget` seconds are spent; the answer is kept for `key`. Up to 32 peers are one block, unmeasured. Random numbers
-    drawn by the steps do not count.
+    `budget` seconds are spent; the answer is kept for `key`. Up to 32 peers are one block, unmeasured. Steps that draw
+    random numbers, as Dropout does, are stacked 100 at a time: a measured size would decide who draws which.
 
     >>> block_size(8, "eight peers are one block", prepare=None)
     8
@@ -36,7 +37,7 @@ def block_size(
     if key not in _measured:
         with torch.random.fork_rng():
             _measured[key] = _fastest(sizes, prepare, budget)
-    return _measured[key]
+    return min(peers, _measured[key])
 
 
 def block_key(model: nn.Module, batch: Hashable, device: torch.device, optimizer: Hashable, loss: Hashable) -> Hashable:
@@ -48,12 +49,21 @@ def block_key(model: nn.Module, batch: Hashable, device: torch.device, optimizer
 def _fastest(sizes: tuple[int, ...], prepare: Callable[[int], Callable[[], object]], budget: float) -> int:
     begun, best, least = perf_counter(), sizes[0], float("inf")
     for size in sizes:
-        per_peer = _seconds(prepare(size)) / size
+        step = prepare(size)
+        before = _random_state()
+        per_peer = _seconds(step) / size
+        if any(not torch.equal(a, b) for a, b in zip(before, _random_state(), strict=True)):
+            return _DRAWN
         if per_peer < least:
             best, least = size, per_peer
         if per_peer > least * _WORSE or perf_counter() - begun > budget:
             break
     return best
+
+
+def _random_state() -> list[torch.Tensor]:
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if on_gpu else ())]
 
 
 def _seconds(step: Callable[[], object]) -> float:

@@ -163,7 +163,7 @@ class InWaves:
 
         x, first = self._experiment.dataset.x, ids[0]
         batch = self._experiment.batch_size, x.shape[1:], x.dtype
-        training = self._experiment.optimizer_of(first), self._experiment.loss
+        training = self._experiment.training_key(first)
         key = block_key(self._experiment.model_of(first), batch, self._device, *training)
         return block_size(len(ids), key, prepare)
 

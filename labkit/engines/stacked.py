@@ -45,10 +45,7 @@ class StackedPeers(Peers):
 
     def __init__(self, experiment: Experiment, ids: Sequence[int], place: Place, skeleton: nn.Module) -> None:
         self.net = skeleton
-        self._buffers = {  # running statistics, above all
-            name: buffer.expand(len(ids), *buffer.shape).clone()  # [K, …]
-            for name, buffer in skeleton.named_buffers()
-        }
+        self._buffers = _kept(experiment, ids, skeleton, place.device)
         self.ids = torch.tensor(ids)
         self.examples = torch.tensor([float(experiment.examples(k)) for k in ids], device=place.device)
         super().__init__(experiment, ids, place, _start(experiment, ids, place))
@@ -175,6 +172,17 @@ def _start(experiment: Experiment, ids: Sequence[int], place: Place) -> dict[str
         for name, p in each[0].items()
         if p.requires_grad
     }
+
+
+def _kept(experiment: Experiment, ids: Sequence[int], skeleton: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """What is not trained, [K, …]: running statistics, and where each peer has a model of its own, what is frozen."""
+    if experiment.alike:
+        return {n: buffer.expand(len(ids), *buffer.shape).clone() for n, buffer in skeleton.named_buffers()}
+    own = [
+        dict(it.named_buffers()) | {n: p for n, p in it.named_parameters() if not p.requires_grad}
+        for it in map(experiment.model_of, ids)
+    ]
+    return {n: torch.stack([each[n].detach() for each in own]).to(device) for n in own[0]}
 
 
 def require_elementwise(optimizer: torch.optim.Optimizer) -> None:

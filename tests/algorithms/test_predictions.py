@@ -228,3 +228,13 @@ def test_one_forward_pass_serves_what_is_sent_and_what_is_learnt():
         Counting.passes = 0
         trained(algorithm, pair, lk.Lockstep(), rounds=3)
         assert Counting.passes == 2 * 3
+
+
+@pytest.mark.parametrize("on", [lk.Lockstep(), lk.Simulator(block=2)], ids=["lockstep", "blocks"])
+def test_fed_df_does_the_servers_work_alike_where_the_model_draws_random_numbers(on):
+    def dropping():
+        return torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.Dropout(0.5), torch.nn.Linear(16, 10))
+
+    private, public = lk.data.load("digits").hold_out(0.3)
+    run = lk.train(dropping, private, FedDF(every=2, public=2), peers=4, rounds=3, batch_size=16, public=public, on=on)
+    assert len(run.result(60).rows) == 3

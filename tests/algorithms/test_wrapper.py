@@ -8,7 +8,20 @@ import pytest
 import torch
 
 import labkit as lk
-from labkit.algorithms import AllReduce, Byzantine, Compressed, Independent, LocalSGD, Private, Robust, Secure, Wrapper
+from labkit.algorithms import (
+    AllReduce,
+    Byzantine,
+    Compressed,
+    FedDF,
+    FedNova,
+    Independent,
+    LocalSGD,
+    ParameterServer,
+    Private,
+    Robust,
+    Secure,
+    Wrapper,
+)
 from labkit.errors import DivergenceError, ExchangeError, SettingError
 from labkit.exchange import (
     QSGD,
@@ -242,3 +255,25 @@ def test_training_refuses_too_few_peers_for_a_rule_before_anything_runs():
         result(lk.Simulator(), Robust(LocalSGD(), Krum(1)), peers=4)
     with pytest.raises(SettingError, match=r"TrimmedMean.* is good for 5 peers or more, and 3 take part"):
         result(lk.Simulator(), Robust(Drift(participation=0.3), TrimmedMean(2)), peers=10)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Private(FedNova()), "FedNova also exchanges means that are no updates"),
+        (lambda: Private(Byzantine(FedDF())), "FedDF also exchanges means that are no updates"),
+        (lambda: Private(AllReduce(), clip="a"), "clip='a' is no length"),
+        (lambda: Secure(ParameterServer()), "ParameterServer do not wait for each other"),
+        (lambda: Byzantine(AllReduce(), peers=3), "peers=3 names no peers"),
+        (lambda: Byzantine(AllReduce(), scale="x"), "scale='x'"),
+    ],
+    ids=["nova", "df", "clip", "asynchronous", "no tuple", "scale"],
+)
+def test_what_cannot_be_wrapped_or_set_is_refused_when_it_is_made(make, says):
+    with pytest.raises(SettingError, match=says):
+        make()
+
+
+def test_byzantine_peers_may_be_listed_as_one_likes():
+    assert Byzantine(AllReduce(), peers=[0, 2]) == Byzantine(AllReduce(), peers=(0, 2))
+    assert hash(Byzantine(AllReduce(), peers=[0]))

@@ -90,3 +90,9 @@ def test_what_changes_the_speed_changes_the_key(changed, monkeypatch):
         others = dict(model=torch.nn.Linear(4, 3), batch=(32, 4), optimizer=torch.optim.Adam)
         other = key(**given | {changed: others[changed]})
     assert other != same
+
+
+@pytest.mark.parametrize(("peers", "size"), [(33, 33), (5000, 100)])
+def test_the_clock_does_not_decide_who_draws_which_random_numbers(peers, size):
+    """Dropout: a block's size decides which peer draws which mask, so it must not depend on the machine's mood."""
+    assert block_size(peers, next(fresh), lambda k: lambda: torch.rand(k)) == size

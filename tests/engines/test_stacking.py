@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import labkit as lk
-from labkit.algorithms import LocalSGD
+from labkit.algorithms import LocalSGD, Mutual
 from labkit.engines.convolution import stacked_convolution
 from labkit.engines.stacking import stacked_forward, stacked_loss
 from labkit.errors import ModelError
@@ -260,3 +260,15 @@ def test_peers_with_batch_norm_keep_running_statistics_of_their_own_when_stacked
         assert one[1].num_batches_tracked == other[1].num_batches_tracked == 12
     assert [row.accuracies for row in runs[0].rows] == [row.accuracies for row in runs[1].rows]
     assert not torch.equal(runs[1].models[0][1].running_mean, runs[1].models[1][1].running_mean)
+
+
+def test_peers_that_start_apart_keep_their_own_frozen_weights_when_stacked():
+    def half_frozen():
+        model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+        model[0].requires_grad_(False)
+        return model
+
+    runs = [result(on, Mutual(), half_frozen, peers=3) for on in (lk.Lockstep(), lk.Simulator())]
+    assert difference(*runs) < 1e-5
+    assert not torch.equal(runs[1].models[0][0].weight, runs[1].models[1][0].weight)
+    assert torch.equal(runs[0].models[2][0].weight, runs[1].models[2][0].weight)

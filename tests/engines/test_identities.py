@@ -85,7 +85,8 @@ def test_all_reduce_on_n_peers_is_one_process_on_the_joined_batch(peers, optimiz
 @pytest.mark.parametrize("on", [lk.Lockstep(), lk.Simulator()], ids=["lockstep", "stacked"])
 def test_one_epoch_of_a_full_batch_of_everybody_is_gradient_descent_on_all_examples(on):
     """FedSGD: McMahan et al., arXiv:1602.05629, Sec. 2."""
-    run = lk.train(mlp, EVEN, FedAvg(epochs=1), **(SETTINGS | {"rounds": 5, "batch_size": 192, "on": on}))
+    full = SETTINGS | {"rounds": 5, "batch_size": 192, "on": on}
+    history = lk.train(mlp, EVEN, FedAvg(epochs=1), **full).result(60)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = mlp()
@@ -95,7 +96,7 @@ def test_one_epoch_of_a_full_batch_of_everybody_is_gradient_descent_on_all_examp
         nn.functional.cross_entropy(model(EVEN.x), EVEN.y).backward()
         alone.step()
     expected = nn.utils.parameters_to_vector(model.parameters()).detach()
-    assert (parameters(run.result(60)) - expected).abs().max() < 1e-5
+    assert (parameters(history) - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("algorithm", [AllReduce(), LocalSGD(every=1), Independent(), Gossip(), FedAvg(1)], ids=repr)

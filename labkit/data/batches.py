@@ -77,11 +77,16 @@ class Batches(Iterator[Indices]):
 
     def take(self, count: int) -> Indices:
         """The next `count` batches at once, [count, B]."""
-        end = self._at + count * self._batch
-        if end > self._size:
-            return np.stack([next(self) for _ in range(count)])
-        dealt = self._deck[self._at : end].reshape(count, self._batch)
-        self._at, self.dealt = end, self.dealt + count
+        dealt = np.empty((count, self._batch), dtype=np.int64)
+        done = 0
+        while done < count:
+            whole_ones = min(count - done, (self._size - self._at) // self._batch)  # in this deck
+            end = self._at + whole_ones * self._batch
+            dealt[done : done + whole_ones] = self._deck[self._at : end].reshape(-1, self._batch)
+            self._at, self.dealt, done = end, self.dealt + whole_ones, done + whole_ones
+            if done < count:
+                dealt[done] = next(self)
+                done += 1
         return dealt
 
     @property
@@ -93,4 +98,5 @@ class Batches(Iterator[Indices]):
         random = np.random.default_rng([*self._key, self._number])
         if self._epochs == 1:
             return random.permutation(self._shard)[: self._size]
-        return random.permuted(np.tile(self._shard, (self._epochs, 1)), axis=1)[:, : self._kept].reshape(-1)
+        epochs = np.broadcast_to(self._shard, (self._epochs, len(self._shard)))
+        return random.permuted(epochs, axis=1)[:, : self._kept].reshape(-1)

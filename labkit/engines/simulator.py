@@ -29,6 +29,9 @@ class Simulator(Timed):
     `network` is the link between every two peers, `speeds[k]` peer k's speed (1 is this machine), `step_seconds` the
     time of one local step at speed 1 (measured on this machine when it is not given). `block` is how many peers are
     computed at once (measured for each model when it is not given).
+
+    What a model draws at random as it runs, such as Dropout's masks, comes from torch's generator, as everywhere: it
+    differs from engine to engine, and from run to run where a notebook draws random numbers while a training goes on.
     """
 
     block: int | None = None

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from labkit import tree
 from labkit.engines.blocks import block_key, block_size
 from labkit.engines.drive import Talk, answered, conduct
-from labkit.engines.drivers import LEAST, Drivers
 from labkit.engines.experiment import Experiment, require_finite
 from labkit.engines.memory import Commons
 from labkit.engines.peer import OnePeer, Peers, Place, accuracies, classes, server_model, trained
@@ -51,14 +50,12 @@ class Cohort:
         device: torch.device,
         most: int | None = None,
         single: Callable[[Experiment, int, Place], OnePeer] | None = None,
-        drivers: Drivers | None = None,
     ) -> None:
         self._experiment, self._members = experiment, members
         self.commons = Commons.of(experiment.models[0] if experiment.alike else None, device)
         self._place = Place(device, self.commons, {} if experiment.served else None)
         self._examples = Examples(experiment.dataset, device)
-        self._most, self._single, self._drivers = most, single, drivers
-        self._drew = True  # whether the last round drew random numbers, as far as is known
+        self._most, self._single = most, single
         self._skeletons: dict[Any, nn.Module] = {}  # by kind
         self._streams: dict[int, Any] = {}  # by client: its batches, or how many of them it was dealt
         self._ghost = False
@@ -80,14 +77,8 @@ class Cohort:
             block.peers.begin(number)
 
     def round(self, answer: Answer) -> None:
-        """Run the round, the messages at each barrier being answered by `answer`, one reply for each block.
-
-        With drivers the blocks run side by side, once a round has shown that they draw no random numbers from torch's
-        generator: these would be dealt to the blocks in an order that no seed decides.
-        """
-        before = torch.get_rng_state()
-        conduct(self._talks(), answer, map if self._drivers is None or self._drew else self._drivers.every)
-        self._drew = not torch.equal(before, torch.get_rng_state())
+        """Run the round, the messages at each barrier being answered by `answer`, one reply for each block."""
+        conduct(self._talks(), answer)
 
     def barriers(self, answer: Answer) -> Iterator[tuple[list[Message], Sequence[Tree]]]:
         """The same, stopping at every barrier for whoever wants to see the messages there and the replies to them."""
@@ -196,7 +187,7 @@ class Cohort:
             kinds[self._experiment.kind(k), steps].append(at)
         blocks = []
         for own in kinds.values():
-            most = self._most or self._shared_out(self._measured([ids[at] for at in own]), len(own))
+            most = self._most or self._measured([ids[at] for at in own])
             for piece in (own[i : i + most] for i in range(0, len(own), most)):
                 members = [ids[at] for at in piece]
                 stream = StackedStream(self._examples, [self._stream(k) for k in members])
@@ -208,12 +199,6 @@ class Cohort:
         if kind not in self._skeletons:
             self._skeletons[kind] = self._experiment.fresh_model(ids[0]).to(self._place.device).train()
         return StackedPeers(self._experiment, ids, self._place, self._skeletons[kind])
-
-    def _shared_out(self, most: int, peers: int) -> int:
-        """At most so many peers in a block that each driver has one, unless their blocks would be small."""
-        if self._drivers is None:
-            return most
-        return min(most, max(LEAST, -(-peers // self._drivers.count)))
 
     def _measured(self, ids: list[int]) -> int:
         """How many of these peers, who are of one kind, to stack at once."""
@@ -236,11 +221,10 @@ class Cohort:
         return self._experiment.indices(peer, kept) if isinstance(kept, int) else kept
 
     def _put_back_streams(self) -> None:
-        gone = self.comes_and_goes
         for block in self._blocks:
             ahead = len(block.stream.ahead)
             for peer, stream in zip(block.peers.members, block.stream.indices, strict=True):
-                self._streams[peer] = stream.dealt - ahead if ahead or gone else stream
+                self._streams[peer] = stream.dealt - ahead if ahead or self.comes_and_goes else stream
 
     @staticmethod
     def _order_of(blocks: list[Block]) -> Tensor | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
-from labkit.engines.drivers import Every
 from labkit.errors import ExchangeError
 from labkit.exchange import Message
 from labkit.tree import Tree
@@ -14,24 +13,22 @@ T = TypeVar("T")
 Talk = Generator[Message, Any, Any]  # a peer's round, or its part in a prediction
 
 
-def together(talks: Sequence[Talk], every: Every = map) -> Generator[list[Message], Sequence[Tree], list[Any]]:
+def together(talks: Sequence[Talk]) -> Generator[list[Message], Sequence[Tree], list[Any]]:
     """Run all generators from barrier to barrier: yields the messages met at each, is sent the replies to them.
 
-    `every` says how they are run, one after the other or side by side. Returns what the generators return. Raises
-    ExchangeError when they do not all yield the same kind of message, or not all stop together.
+    Returns what the generators return. Raises ExchangeError when they do not all yield the same kind of message, or not
+    all stop together.
     """
     replies: Sequence[Tree | None] = [None] * len(talks)
     returned: list[Any] = [None] * len(talks)
-
-    def advance(k: int) -> Message | None:
-        try:
-            return talks[k].send(replies[k])
-        except StopIteration as end:
-            returned[k] = end.value
-            return None
-
     while True:
-        met = list(every(advance, range(len(talks))))
+        met: list[Message | None] = []
+        for k, (talk, reply) in enumerate(zip(talks, replies, strict=True)):
+            try:
+                met.append(talk.send(reply))
+            except StopIteration as end:
+                met.append(None)
+                returned[k] = end.value
         kinds = {"nothing" if message is None else type(message).__name__ for message in met}
         if len(kinds) > 1:
             raise ExchangeError(
@@ -45,10 +42,10 @@ def together(talks: Sequence[Talk], every: Every = map) -> Generator[list[Messag
 
 
 def answered(
-    talks: Sequence[Talk], answer: Callable[[list[Message]], Sequence[Tree]], every: Every = map
+    talks: Sequence[Talk], answer: Callable[[list[Message]], Sequence[Tree]]
 ) -> Generator[tuple[list[Message], Sequence[Tree]], None, list[Any]]:
     """Run all generators, answering the messages met at each barrier; yields both before the replies are delivered."""
-    barriers = together(talks, every)
+    barriers = together(talks)
     replies: Sequence[Tree] | None = None
     while True:
         try:
@@ -60,9 +57,9 @@ def answered(
         yield messages, replies
 
 
-def conduct(talks: Sequence[Talk], answer: Callable[[list[Message]], Sequence[Tree]], every: Every = map) -> list[Any]:
+def conduct(talks: Sequence[Talk], answer: Callable[[list[Message]], Sequence[Tree]]) -> list[Any]:
     """Run all generators to their ends, answering the messages met at each barrier; what they return."""
-    return exhaust(answered(talks, answer, every))
+    return exhaust(answered(talks, answer))
 
 
 def exhaust(steps: Generator[Any, None, T]) -> T:

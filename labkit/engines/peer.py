@@ -108,8 +108,7 @@ class Peers(ABC):
 
     def step(self, loss: Tensor) -> None:
         """One step of the optimiser on this loss."""
-        for p in self._named.values():
-            p.grad = None  # as zero_grad() does, with less ceremony
+        self._optimizer.zero_grad()
         loss.sum().backward()  # type: ignore[no-untyped-call]
         self._update()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -14,7 +13,6 @@ from labkit.algorithms.base import asynchronous
 from labkit.allocator import keep_memory
 from labkit.engines.cohort import Cohort
 from labkit.engines.control import Control
-from labkit.engines.drivers import drivers
 from labkit.engines.events import run_events
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.engines.fleets import InWaves
@@ -53,11 +51,10 @@ class Simulator(Timed):
         clock = self.virtual(experiment, device)
         if asynchronous(experiment.algorithm):
             return run_events(experiment, partial(InWaves, most=self.block), clock, report, control, device)
-        side_by_side = drivers(experiment.present) if device.type == "cpu" else nullcontext()
-        with side_by_side as threads, torch.random.fork_rng():
-            cohort = Cohort(experiment, range(experiment.peers), device, most=self.block, drivers=threads)
-            meter = Meter(cohort, clock)
-            answer, predict = cohort.joined(meter.answer), cohort.joined(lambda message: message.stacked())
+        cohort = Cohort(experiment, range(experiment.peers), device, most=self.block)
+        meter = Meter(cohort, clock)
+        answer, predict = cohort.joined(meter.answer), cohort.joined(lambda message: message.stacked())
+        with torch.random.fork_rng():
             torch.manual_seed(experiment.seed)
             for number in range(1, experiment.rounds + 1):
                 if not control.proceed():

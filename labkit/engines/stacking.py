@@ -12,7 +12,6 @@ else. While it runs, the layers that it makes slow are computed differently:
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -94,7 +93,7 @@ def _vmapped(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor, sh
         return functional_call(model, tensors, (x,))
 
     try:
-        with _ONE_AT_A_TIME, _FasterLayers():
+        with _FasterLayers():
             return vmap(one, in_dims=(0, None if shared else 0), randomness="different")(dict(tensors), inputs)
     except RuntimeError as error:
         if not any(sign in str(error) for sign in ("vmap", "atching rule")):
@@ -142,8 +141,6 @@ def stacked_losses(criterion: Loss) -> Loss:
 
 
 _IGNORED = -100  # targets that F.cross_entropy leaves out of its mean
-# For a moment the model holds the stacked tensors in place of its own, and torch another choice of attention.
-_ONE_AT_A_TIME = threading.Lock()
 _CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 _POOLINGS = {F.avg_pool1d, F.avg_pool2d, F.max_pool1d, F.max_pool2d}
 _ATTENTION = {F.scaled_dot_product_attention, F.multi_head_attention_forward}

@@ -221,10 +221,11 @@ class Cohort:
         return self._experiment.indices(peer, kept) if isinstance(kept, int) else kept
 
     def _put_back_streams(self) -> None:
+        gone = self.comes_and_goes
         for block in self._blocks:
             ahead = len(block.stream.ahead)
             for peer, stream in zip(block.peers.members, block.stream.indices, strict=True):
-                self._streams[peer] = stream.dealt - ahead if ahead or self.comes_and_goes else stream
+                self._streams[peer] = stream.dealt - ahead if ahead or gone else stream
 
     @staticmethod
     def _order_of(blocks: list[Block]) -> Tensor | None:

@@ -53,7 +53,7 @@ def _convolution(layer: Any, own: Mapping[str, Tensor], x: Tensor) -> Tensor | N
 
 def _elementwise(layer: nn.Module, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Each number by itself; a dropout's mask is then another one for each peer."""
-    out: Tensor = layer(x)
+    out: Tensor = layer.forward(x)
     return out
 
 

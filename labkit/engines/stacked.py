@@ -112,12 +112,14 @@ class StackedPeers(Peers):
 
     def local(self, batches: Any, every: int, epochs: int | None = None) -> Iterator[Batch]:
         steps = every if epochs is None else epochs * batches.per_epoch  # [K]
-        batches.deal_ahead(int(np.min(steps)))
+        together = int(np.min(steps))  # steps that everybody takes
+        batches.deal_ahead(together)
         try:
-            for step in range(int(np.max(steps))):
-                active = np.broadcast_to(steps > step, len(self))
-                self._active = None if active.all() else active.copy()  # broadcast arrays are read-only
-                yield next(batches) if self._active is None else batches.deal(active)
+            for _ in range(together):
+                yield next(batches)
+            for step in range(together, int(np.max(steps))):
+                self._active = np.greater(steps, step)
+                yield batches.deal(self._active)
         finally:
             self._active = None
 

@@ -19,7 +19,6 @@ import tempfile
 import venv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -60,27 +59,29 @@ def main() -> None:
 
 def flower(pairs: int) -> dict[str, Any]:
     """MLP 64-64-10, 100 clients: Flower's simulation engine against labkit."""
-    python = flower_python()
-    if python is None:
-        return {"flower": None}
-    with saved(digits("MLP 64-64-10", 100, 4)) as theirs, saved(digits("MLP 64-64-10", 100, 40)) as mine:
-        ours, ours_alone = contestant("ours", mine), contestant("flower", theirs, python=python)
-        return {"flower": versus("Flower", ours_alone, ours, pairs, AIMS["flower"])}
+    try:
+        python = flower_python()
+    except OfflineError as error:
+        print(f"skipped: {error}")
+        return {"flower": {"skipped": str(error)}}
+    with saved(digits("MLP 64-64-10", 100, 12)) as task:
+        one, other = contestant("flower", task, python=python), contestant("ours", task)
+        return {"flower": versus("Flower", one, other, pairs, AIMS["flower"])}
 
 
 def loop(pairs: int) -> dict[str, Any]:
     """MLP 64-64-10, 100 clients: a loop over the clients in plain PyTorch against labkit."""
-    return {"loop": against_loop("MLP 64-64-10", pairs, AIMS["loop"], 8, 40)}
+    return {"loop": against_loop("MLP 64-64-10", pairs, AIMS["loop"], 12)}
 
 
 def cnn(pairs: int) -> dict[str, Any]:
     """CNN of 8 and 16 channels on digits 1×8×8, 100 clients: the loop against labkit."""
-    return {"cnn": against_loop("CNN 1×8×8", pairs, AIMS["cnn"], 5, 10)}
+    return {"cnn": against_loop("CNN 1×8×8", pairs, AIMS["cnn"], 5)}
 
 
 def cnn28(pairs: int) -> dict[str, Any]:
     """The same CNN on digits enlarged to 1×28×28, without an aim: larger pictures leave less to gain."""
-    return {"cnn28": against_loop("CNN 1×28×28", pairs, None, 4, 4)}
+    return {"cnn28": against_loop("CNN 1×28×28", pairs, None, 3)}
 
 
 def linear(pairs: int) -> dict[str, Any]:
@@ -132,14 +133,14 @@ def contestant(name: str, task: Path, python: str = sys.executable, **settings: 
     return run
 
 
-def against_loop(model: str, pairs: int, aim: float | None, loop_rounds: int, rounds: int) -> float:
-    with saved(digits(model, 100, loop_rounds)) as theirs, saved(digits(model, 100, rounds)) as mine:
+def against_loop(model: str, pairs: int, aim: float | None, rounds: int) -> float:
+    with saved(digits(model, 100, rounds)) as task:
         ways = [(threads, models) for threads in (1, 2) for models in ("reused", "fresh")]
-        loops = {way: contestant("loop", theirs, threads=way[0], models=way[1]) for way in ways}
+        loops = {way: contestant("loop", task, threads=way[0], models=way[1]) for way in ways}
         tried = {way: run()["seconds"] for way, run in loops.items()}
         best = min(tried, key=tried.__getitem__)
         print("; ".join(f"loop, {t} thread(s), {m} models: {s:.3f} s" for (t, m), s in tried.items()))
-        return versus("loop", loops[best], contestant("ours", mine), pairs, aim)
+        return versus("loop", loops[best], contestant("ours", task), pairs, aim)
 
 
 def versus(
@@ -197,9 +198,12 @@ def saved(task: Task) -> Iterator[Path]:
 # -- Flower's environment
 
 
-@cache
-def flower_python() -> str | None:
-    """The Python of an environment with Flower in it, made if there is none; None, with the reason printed, offline."""
+class OfflineError(Exception):
+    """Flower is not here, and cannot be fetched."""
+
+
+def flower_python() -> str:
+    """The Python of an environment with Flower in it, made if there is none."""
     version = torch.__version__.split("+")[0]
     home = Path.home() / ".cache" / "labkit" / "bench" / f"flower-{FLOWER}-torch-{version}"
     python, ready = home / ("Scripts" if os.name == "nt" else "bin") / "python", home / "ready"
@@ -213,8 +217,7 @@ def flower_python() -> str | None:
     )
     if done.returncode:
         reason = (done.stderr.strip() or "pip said nothing").splitlines()[-1]
-        print(f"Skipped: Flower could not be installed ({reason}).")
-        return None
+        raise OfflineError(f"Flower could not be installed ({reason})")
     ready.touch()
     return str(python)
 

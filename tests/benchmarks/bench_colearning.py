@@ -104,7 +104,7 @@ def linear(pairs: int) -> dict[str, Any]:
 
 def workers(pairs: int) -> dict[str, Any]:
     """MLP 64-64-10, 1,000 clients on a cluster: one worker against two, each of one thread."""
-    with saved(digits("MLP 64-64-10", 1_000, 12)) as task:
+    with saved(digits("MLP 64-64-10", 1_000, 36)) as task:
         one, two = contestant("ours", task, workers=1), contestant("ours", task, workers=2)
         return {"workers": versus("1 worker", one, two, pairs, AIMS["workers"], mine="2 workers")}
 

@@ -223,7 +223,7 @@ def test_running_statistics_are_refused_before_anything_runs():
 
 
 def test_a_wrapper_around_a_request_is_refused():
-    with pytest.raises(ExchangeError, match=r"Push is a request.*put no wrapper around it"):
+    with pytest.raises(SettingError, match=r"works on means.*ParameterServer do not wait.*wrap an algorithm"):
         result(None, Compressed(ParameterServer(), TopK(0.1)))
 
 

@@ -38,6 +38,8 @@ _HOME = {
     "History": "labkit.history",
     "Simulator": "labkit.engines.simulator",
     "Lockstep": "labkit.engines.lockstep",
+    "Cluster": "labkit.engines.cluster",
+    "DDP": "labkit.engines.data_parallel",
     "formulas": "labkit.cards",
 }
 _MODULES = {"algorithms", "data", "check", "widgets", "errors", "exchange"}
@@ -70,6 +72,8 @@ if TYPE_CHECKING:
     from labkit.comparison import Comparison as Comparison
     from labkit.comparison import compare as compare
     from labkit.costs.link import Link as Link
+    from labkit.engines.cluster import Cluster as Cluster
+    from labkit.engines.data_parallel import DDP as DDP
     from labkit.engines.lockstep import Lockstep as Lockstep
     from labkit.engines.simulator import Simulator as Simulator
     from labkit.history import History as History

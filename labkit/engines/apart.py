@@ -23,8 +23,11 @@ from labkit.engines.decentral import Decentral
 from labkit.engines.experiment import Experiment
 from labkit.engines.fleets import require_request
 from labkit.engines.peer import OnePeer
-from labkit.engines.ranks import HEED, MOST_STRETCHES, Part, Reports, Result
+from labkit.engines.ranks import Result
+from labkit.engines.reports import Part, Reports
 from labkit.engines.seat import Seat, wish
+from labkit.engines.steering import HEED
+from labkit.engines.stopwatch import MOST_STRETCHES
 from labkit.exchange import Message, Request
 from labkit.tree import Tree
 

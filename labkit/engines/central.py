@@ -15,9 +15,10 @@ from labkit import tree
 from labkit.algorithms.base import policy
 from labkit.engines.desks import Params, ServerDesk, builder, require, trainable
 from labkit.engines.pace import Pace
-from labkit.engines.ranks import HEED, Part
+from labkit.engines.reports import Part
 from labkit.engines.seat import Seat
 from labkit.engines.service import Address, Answers, Service
+from labkit.engines.steering import HEED
 from labkit.exchange import Push, Request
 from labkit.exchange.parcel import unwrapped, wrapped
 from labkit.tree import Tree

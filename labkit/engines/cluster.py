@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from time import monotonic
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from labkit.algorithms.base import asynchronous, central, policy
-from labkit.cluster.gang import Gang, launch
+from labkit.cluster.gang import launch
 from labkit.cluster.lab import Lab
 from labkit.engines.apart import train_apart
-from labkit.engines.control import Control, Wish
+from labkit.engines.control import Control
+from labkit.engines.data_parallel import DDP
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.engines.peer import trained
-from labkit.engines.ranks import Part, Result, train_rank
+from labkit.engines.ranks import Result, train_rank
+from labkit.engines.watching import Rows, watch
 from labkit.errors import GangError, LabkitError, SettingError, Stopped
 from labkit.history import Row
 from labkit.tasks.split import split
@@ -30,13 +31,15 @@ _PATIENCE = 5.0  # seconds a round may take to heed Stop before its group is clo
 
 @dataclass(frozen=True)
 class Cluster:
-    """Train on the lab's workers; `ddp=False` runs AllReduce by its generator instead of DistributedDataParallel.
+    """Train on the lab's workers; `on=lab` is short for it.
+
+    `ddp` says how torch's DistributedDataParallel does AllReduce's work; `ddp=None` runs AllReduce by its generator.
 
     `timeout` limits, in seconds, the wait for free workers and the wait of one rank for the others' messages.
     """
 
     lab: Lab
-    ddp: bool = True
+    ddp: DDP | None = field(default_factory=DDP)
     timeout: float = 300.0
     name = "cluster"
     clock = "wall"
@@ -52,9 +55,9 @@ class Cluster:
         train: Callable[..., Result] = train_apart if apart else train_rank
         how = self.timeout if apart else self.ddp
         gang = launch(self.lab, train, experiment, blocks, how, ranks=ranks, timeout=self.timeout)
-        rows = _Rows(ranks, experiment.peers, getattr(experiment.algorithm, "predict", None) is not None)
+        rows = Rows(ranks, experiment.peers, getattr(experiment.algorithm, "predict", None) is not None)
         try:
-            _watch(gang, rows, report, control)
+            watch(gang, rows, report, control)
             results = gang.result()
         except Stopped:
             return Outcome()  # the group was closed under a round that would not end: no model is whole
@@ -66,49 +69,6 @@ class Cluster:
             for row in rows.complete(gang.events.drain()):
                 report(row)
         return _outcome(experiment, blocks, results)
-
-
-def _watch(gang: Gang, rows: _Rows, report: Callable[[Row], None], control: Control) -> None:
-    """Pass rows up and wishes down until the gang is done."""
-    wish, since = Wish.GO, monotonic()
-    while not gang.wait(_POLL):
-        for row in rows.complete(gang.events.drain()):
-            report(row)
-        if control.wish is not wish:
-            wish, since = control.wish, monotonic()
-            gang.signal({"wish": int(wish)})
-        if wish is Wish.STOP and (monotonic() - since > _PATIENCE or not gang.started):
-            gang.stop()
-
-
-@dataclass
-class _Rows:
-    """Puts the parts of a round, which come from each rank when it likes, together to rows in order."""
-
-    ranks: int
-    peers: int
-    together: bool  # whether the peers are tested as one
-    _parts: dict[int, dict[int, Part]] = field(default_factory=dict)
-
-    def complete(self, events: list[dict[str, Any]]) -> list[Row]:
-        """The rows to which `events` brought the last missing part."""
-        for event in events:
-            for part in (Part(*fields) for fields in event["parts"]):
-                self._parts.setdefault(part.round, {})[event["rank"]] = part
-        ready = sorted(number for number, parts in self._parts.items() if len(parts) == self.ranks)
-        return [self._row([parts for _, parts in sorted(self._parts.pop(number).items())]) for number in ready]
-
-    def _row(self, parts: list[Part]) -> Row:
-        tested = parts[0].accuracies is not None
-        shares = tuple(share for part in parts for share in part.accuracies or ())
-        return Row(
-            parts[0].round,
-            tuple(loss for part in parts for loss in part.losses),
-            (shares[:1] if self.together else shares) if tested else None,
-            sum(part.sent for part in parts) / self.peers,
-            max(part.seconds for part in parts),
-            None if parts[0].peers is None else tuple(peer for part in parts for peer in part.peers or ()),
-        )
 
 
 def _outcome(experiment: Experiment, blocks: list[range], results: list[Result]) -> Outcome:

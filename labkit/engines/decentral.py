@@ -14,9 +14,10 @@ from torch import Tensor
 
 from labkit import tree
 from labkit.engines.desks import Params, beginnings, builder, require
-from labkit.engines.ranks import HEED, Part
+from labkit.engines.reports import Part
 from labkit.engines.seat import Seat
 from labkit.engines.service import Address, Answers, Line, Service
+from labkit.engines.steering import HEED
 from labkit.exchange import Pair, Request
 from labkit.exchange.parcel import unwrapped, wrapped
 from labkit.tree import Tree

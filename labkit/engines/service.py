@@ -188,7 +188,7 @@ def require_patience(waited: float, patience: float) -> None:
     if waited > patience:
         raise ExchangeError(
             f"A rank heard nothing for {patience:g} s, because another one's round takes longer: let rounds be "
-            "shorter, or train on labkit.engines.cluster.Cluster(lab, timeout=…) with a longer one."
+            "shorter, or train on lk.Cluster(lab, timeout=…) with a longer one."
         )
 
 

@@ -176,7 +176,7 @@ def test_layers_with_running_statistics_train_with_one_peer_per_worker(lab):
     assert not torch.equal(history.models[0][1].running_mean, history.models[1][1].running_mean)
 
 
-@pytest.mark.parametrize("ddp", [True, False])
+@pytest.mark.parametrize("ddp", [lk.DDP(), None])
 def test_data_parallel_peers_keep_the_weights_they_start_from(lab, ddp):
     """DDP would give all of them the first one's, which the algorithm does not say."""
     with torch.random.fork_rng():

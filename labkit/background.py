@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from labkit.engines.control import Control, Wish
-from labkit.history import Row
+from labkit.news import News
 from labkit.panel import Picture
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Background(ABC):
         if self._error is not None:
             raise self._error
 
-    def _notify(self, row: Row | None = None) -> None:
+    def _notify(self, news: News | None = None) -> None:
         for view in list(self._views):
             view.schedule()
 

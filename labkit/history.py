@@ -4,39 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import isnan, nan
 from statistics import fmean
 from typing import Any
 
 from labkit.errors import Stopped
 from labkit.learning_curves import learning_curves
+from labkit.news import Event as Event
+from labkit.news import News
+from labkit.news import Row as Row
 from labkit.panel import Picture
-
-
-@dataclass(frozen=True)
-class Row:
-    """One round: each peer's mean training loss, its test accuracy where it was evaluated, and what it cost so far.
-
-    `bytes` is what one peer has sent since the start, on average, `seconds` the time since the start. `peers` are the
-    numbers of those whose losses these are, where not all took part. There is one accuracy where all have one model.
-    """
-
-    round: int
-    losses: tuple[float, ...]
-    accuracies: tuple[float, ...] | None
-    bytes: float
-    seconds: float
-    peers: tuple[int, ...] | None = None
-
-    @property
-    def loss(self) -> float:
-        """Mean training loss over the peers that took a step; NaN where none did."""
-        return fmean(loss for loss in self.losses if not isnan(loss)) if not all(map(isnan, self.losses)) else nan
-
-    @property
-    def accuracy(self) -> float | None:
-        """Mean test accuracy over the peers, or None where this round was not evaluated."""
-        return None if self.accuracies is None else fmean(self.accuracies)
 
 
 @dataclass
@@ -49,6 +25,7 @@ class History:
     often others had changed a peer's own parameters since its round began.
     `clock` says whose seconds these are ("wall", measured; or "virtual", computed from link and speeds), `ledger`
     whether the bytes were counted on the wire ("measured") or by the messages' formula ("formula").
+    `events` are what happened to it on the way: the learning rate was changed, a worker was lost.
     """
 
     algorithm: str
@@ -61,6 +38,16 @@ class History:
     timeline: Any = field(default=None, repr=False)
     staleness: Any = field(default=None, repr=False)
     stopped: bool = False
+    events: list[Event] = field(default_factory=list)
+
+    def take(self, news: News) -> None:
+        """Keep a row or an event; of rounds that are done again, the new rows replace the old ones."""
+        if isinstance(news, Event):
+            self.events.append(news)
+        elif isinstance(news, Row):
+            while self.rows and self.rows[-1].round >= news.round:
+                self.rows.pop()
+            self.rows.append(news)
 
     @property
     def final(self) -> Row:

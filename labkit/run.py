@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from labkit.background import Background
 from labkit.engines.control import Control
 from labkit.engines.experiment import Engine, Experiment
 from labkit.errors import LabkitError
-from labkit.history import History, Row
+from labkit.history import History
+from labkit.news import News, Report
 from labkit.panel import Picture
 
 
@@ -82,14 +81,12 @@ def blank(engine: Engine, experiment: Experiment) -> History:
     return History(algorithm, engine.name, experiment.peers, engine.clock, engine.ledger)
 
 
-def carry_out(
-    engine: Engine, experiment: Experiment, history: History, report: Callable[[Row], None], control: Control
-) -> None:
-    """Fill the history, telling of each new row."""
+def carry_out(engine: Engine, experiment: Experiment, history: History, report: Report, control: Control) -> None:
+    """Fill the history, telling of all that is new."""
 
-    def keep(row: Row) -> None:
-        history.rows.append(row)
-        report(row)
+    def keep(news: News) -> None:
+        history.take(news)
+        report(news)
 
     outcome = engine.run(experiment, keep, control)
     history.models, history.timeline, history.staleness = outcome.models, outcome.timeline, outcome.staleness

@@ -64,7 +64,7 @@ class StepThrough(Iterator[Barrier]):
         self.barrier: Barrier | None = None
         self._rounds = experiment.rounds
         self._random: torch.Tensor | None = None  # torch's random state, which is the notebook's own in between
-        self._walk: Generator[Meeting, None, Outcome] = Lockstep().walk(experiment, history.rows.append, Control())
+        self._walk: Generator[Meeting, None, Outcome] = Lockstep().walk(experiment, history.take, Control())
 
     def __next__(self) -> Barrier:
         with torch.random.fork_rng():

@@ -21,7 +21,7 @@ from labkit.engines.peer import trained
 from labkit.engines.ranks import Result, train_rank
 from labkit.engines.watching import Rows, watch
 from labkit.errors import GangError, LabkitError, SettingError, Stopped
-from labkit.history import Row
+from labkit.news import Report
 from labkit.tasks.split import split
 from labkit.tasks.sync import BSP, Timeline
 
@@ -45,7 +45,7 @@ class Cluster:
     clock = "wall"
     ledger = "measured"
 
-    def run(self, experiment: Experiment, report: Callable[[Row], None], control: Control) -> Outcome:
+    def run(self, experiment: Experiment, report: Report, control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
         ranks = min(experiment.peers, len(self.lab.workers))
         if ranks == 0:

@@ -18,7 +18,7 @@ from labkit.engines.fleets import Fleet
 from labkit.engines.pace import Pace
 from labkit.engines.peer import accuracies, classes
 from labkit.exchange import Request
-from labkit.history import Row
+from labkit.news import Report, Row
 from labkit.tasks.sync import Timeline
 
 _MOST_STRETCHES = 2_000_000  # of all peers together; a longer run keeps no timeline
@@ -37,7 +37,7 @@ class Events:
         experiment: Experiment,
         fleet: Callable[..., Fleet],
         clock: Clock | None,
-        report: Callable[[Row], None],
+        report: Report,
         device: torch.device,
     ) -> None:
         peers = range(experiment.peers)
@@ -140,7 +140,7 @@ def run_events(
     experiment: Experiment,
     fleet: Callable[..., Fleet],
     clock: Clock | None,
-    report: Callable[[Row], None],
+    report: Report,
     control: Control,
     device: torch.device,
 ) -> Outcome:

@@ -17,10 +17,12 @@ from labkit.data import Dataset, batches
 from labkit.data.batches import Batches, Indices
 from labkit.engines.control import Control
 from labkit.errors import DataError, DivergenceError
-from labkit.history import Row
+from labkit.news import Report
 
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+Schedule = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 Loss = Callable[[Tensor, Tensor], Tensor]
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # that autocast may compute in
 T = TypeVar("T")
 _PUBLIC = 1 << 40  # the public examples' stream, as if it were the one of a peer that nobody is
 _ELECTION = 1 << 41  # the choice of those who take part
@@ -47,6 +49,10 @@ class Experiment:
     kinds: tuple[int, ...] = ()
     common_order: bool = False  # everyone sees the same examples in the same order
     public: Tensor | None = None  # inputs [N, …] that everyone may see, without labels
+    schedule: Schedule | None = None  # made with each optimiser, and stepped after each of its steps
+    precision: str | None = None  # "bf16" or "fp16", of the forward pass and the loss
+    clip: float | None = None  # the largest norm of a peer's gradient
+    epochs: int | None = None  # how often each peer goes through its whole shard; None: batches never end
 
     @property
     def peers(self) -> int:
@@ -88,6 +94,15 @@ class Experiment:
         """The peer's optimiser and loss as what they do, for each run of a notebook cell makes them anew."""
         made = self.optimizer_of(peer)([torch.zeros(1, requires_grad=True)])
         return (type(made), repr(made.defaults)), getattr(self.loss, "__code__", self.loss)
+
+    @property
+    def stackable(self) -> bool:
+        """Whether peers of one kind can be computed as one, stacked.
+
+        Not where batches have different sizes, as at the end of an epoch, nor where each peer may leave out steps of
+        its own, as loss scaling does.
+        """
+        return self.epochs is None and self.precision != "fp16"
 
     # -- who takes part
 
@@ -210,7 +225,7 @@ class Engine(Protocol):
     def ledger(self) -> str:
         """Whether its bytes are "measured" on the wire or evaluated by "formula"."""
 
-    def run(self, experiment: Experiment, report: Callable[[Row], None], control: Control) -> Outcome:
+    def run(self, experiment: Experiment, report: Report, control: Control) -> Outcome:
         """Train, reporting a row per round and obeying `control` between rounds; models of all peers, or the server's.
 
         A server's clients have its model: as many references to it as there are peers when all of them take part in

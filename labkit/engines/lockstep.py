@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from labkit.engines.fleets import OneByOne
 from labkit.engines.meter import Meter, Timed
 from labkit.engines.peer import OnePeer
 from labkit.exchange import Message
-from labkit.history import Row
+from labkit.news import Report, Row
 from labkit.tree import Tree
 
 
@@ -42,7 +42,7 @@ class Lockstep(Timed):
     name = "lockstep"
     ledger = "formula"
 
-    def run(self, experiment: Experiment, report: Callable[[Row], None], control: Control) -> Outcome:
+    def run(self, experiment: Experiment, report: Report, control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
         if asynchronous(experiment.algorithm):
             device = torch.device(self.device)
@@ -50,9 +50,7 @@ class Lockstep(Timed):
         with torch.random.fork_rng():
             return exhaust(self.walk(experiment, report, control))
 
-    def walk(
-        self, experiment: Experiment, report: Callable[[Row], None], control: Control
-    ) -> Generator[Meeting, None, Outcome]:
+    def walk(self, experiment: Experiment, report: Report, control: Control) -> Generator[Meeting, None, Outcome]:
         """The same training, which stops at every barrier; it seeds torch's random state and goes on with it."""
         device = torch.device(self.device)
         test_x, test_y = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -18,7 +17,7 @@ from labkit.engines.experiment import Experiment, Outcome
 from labkit.engines.fleets import InWaves
 from labkit.engines.meter import Meter, Timed
 from labkit.errors import SettingError
-from labkit.history import Row
+from labkit.news import Report, Row
 from labkit.tasks.arguments import whole
 
 
@@ -43,7 +42,7 @@ class Simulator(Timed):
         if self.block is not None:
             whole(self.block, "block", SettingError)
 
-    def run(self, experiment: Experiment, report: Callable[[Row], None], control: Control) -> Outcome:
+    def run(self, experiment: Experiment, report: Report, control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
         device = torch.device(self.device)
         keep_memory()

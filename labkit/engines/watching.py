@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 from labkit.cluster.gang import Gang
 from labkit.engines.control import Control, Wish
 from labkit.engines.reports import Part
-from labkit.history import Row
+from labkit.news import Report, Row
 
 _POLL = 0.05  # seconds between two looks at the gang
 _PATIENCE = 5.0  # seconds a round may take to heed Stop before its group is closed under it
 
 
-def watch(gang: Gang, rows: Rows, report: Callable[[Row], None], control: Control) -> None:
+def watch(gang: Gang, rows: Rows, report: Report, control: Control) -> None:
     """Pass rows up and wishes down until the gang is done."""
     wish, since = Wish.GO, monotonic()
     while not gang.wait(_POLL):

@@ -1,0 +1,64 @@
+"""News: what an engine tells of a run while it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isnan, nan
+from statistics import fmean
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class Row:
+    """One round: each peer's mean training loss, its test accuracy where it was evaluated, and what it cost so far.
+
+    `bytes` is what one peer has sent since the start, on average, `seconds` the time since the start. `peers` are the
+    numbers of those whose losses these are, where not all took part. There is one accuracy where all have one model.
+    `learning_rate` is that of the first of them as the round ended.
+    """
+
+    round: int
+    losses: tuple[float, ...]
+    accuracies: tuple[float, ...] | None
+    bytes: float
+    seconds: float
+    peers: tuple[int, ...] | None = None
+    learning_rate: float | None = None
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss over the peers that took a step; NaN where none did."""
+        return fmean(loss for loss in self.losses if not isnan(loss)) if not all(map(isnan, self.losses)) else nan
+
+    @property
+    def accuracy(self) -> float | None:
+        """Mean test accuracy over the peers, or None where this round was not evaluated."""
+        return None if self.accuracies is None else fmean(self.accuracies)
+
+
+class Event(NamedTuple):
+    """Something that happened to a run, in words: before round `round`, so many seconds after its start."""
+
+    round: int
+    seconds: float
+    text: str
+
+
+class Stretch(NamedTuple):
+    """One lane's time from one message to the next, in seconds since the start of the run.
+
+    It computed from `begun` until it had `arrived` at the barrier, where the last one came when they `met`; by `done`
+    it had the others' messages and went on. `number` counts the lane's messages. Where nobody meets, `met` is None.
+    """
+
+    lane: int
+    number: int
+    begun: float
+    arrived: float
+    met: float | None
+    done: float
+
+
+News = Row | Event | Stretch
+Report = Callable[[News], None]

@@ -17,9 +17,10 @@ from labkit.cluster.lab import Lab
 from labkit.data import Dataset, Replicated, Sharding
 from labkit.data.batches import Indices
 from labkit.engines.cluster import Cluster
-from labkit.engines.experiment import Engine, Experiment
+from labkit.engines.experiment import Engine, Experiment, Schedule
 from labkit.engines.simulator import Simulator
 from labkit.errors import DataError, ModelError, SettingError
+from labkit.refinements import require_clip, require_precision, require_schedule, rounds_of
 from labkit.tasks.arguments import whole
 from labkit.tasks.split import Partition
 from labkit.trainable import require_apart, require_fit, require_no_statistics, require_trainable
@@ -44,6 +45,9 @@ class Settings(TypedDict, total=False):
     shards: Sharding | Partition | None
     public: Dataset | Tensor | None
     evaluate_every: int | None
+    schedule: Schedule | None
+    precision: str | None
+    clip: float | None
 
 
 def plan(
@@ -51,7 +55,7 @@ def plan(
     dataset: Dataset,
     algorithm: Algorithm | Sequence[Algorithm] | None = None,
     *,
-    rounds: int = 50,
+    rounds: int | None = None,
     peers: int | None = None,
     batch_size: int = 32,
     seed: int = 0,
@@ -61,6 +65,10 @@ def plan(
     shards: Sharding | Partition | None = None,
     public: Dataset | Tensor | None = None,
     evaluate_every: int | None = None,
+    schedule: Schedule | None = None,
+    precision: str | None = None,
+    clip: float | None = None,
+    epochs: int | None = None,
 ) -> tuple[Engine, Experiment]:
     """The engine and the experiment that `labkit.train` describes by these settings.
 
@@ -70,8 +78,9 @@ def plan(
     algorithms = tuple(_algorithm(it) for it in _each(algorithm))
     lists = {"model": model, "algorithm": algorithm, "optimizer": optimizer}
     peers = require_whole("peers", _peers(peers, lists, shards, on))
-    rounds, batch_size = require_whole("rounds", rounds), require_whole("batch_size", batch_size)
-    seldom = evaluated(rounds) if evaluate_every is None else require_whole("evaluate_every", evaluate_every)
+    batch_size = require_whole("batch_size", batch_size)
+    rounds = None if rounds is None else require_whole("rounds", rounds)
+    epochs = None if epochs is None else require_whole("epochs", epochs)
     seed = whole(seed, "seed", SettingError, least=0)
     if not isinstance(dataset, Dataset):
         raise DataError(
@@ -82,11 +91,14 @@ def plan(
     seen = None if public is None else _public(public, dataset)
     dealing = _dealing(shards, algorithms[0])
     dealt = _dealt(dataset, peers, dealing, seed, batch_size)
+    rounds = rounds_of(rounds, epochs, algorithms, [len(own) for own in dealt], batch_size)
+    seldom = evaluated(rounds) if evaluate_every is None else require_whole("evaluate_every", evaluate_every)
     optimizers = tuple(_each(optimizer if optimizer is not None else partial(torch.optim.SGD, lr=0.1)))
     models, kinds = built(_each(model), peers, seed, apart=starts_apart(algorithms[0]))
     if starts_apart(algorithms[0]):
         require_apart(models, algorithms[0])
     require_trainable(models, optimizers, stacked=isinstance(engine, Simulator))
+    require_schedule(schedule, optimizers, algorithms)
     if participation(algorithms[0]) is not None or asynchronous(algorithms[0]):
         require_no_statistics(models)
     for first in dict(zip(reversed(kinds or (0,)), reversed(models), strict=False)).values():
@@ -105,6 +117,10 @@ def plan(
         kinds=kinds,
         common_order=bool(getattr(dealing, "common_order", False)),
         public=seen,
+        schedule=schedule,
+        precision=require_precision(precision, algorithms),
+        clip=require_clip(clip, algorithms),
+        epochs=epochs,
     )
     return engine, experiment
 

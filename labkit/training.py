@@ -10,7 +10,7 @@ from torch import Tensor
 from labkit.algorithms import Algorithm
 from labkit.cluster.lab import Lab
 from labkit.data import Dataset, Sharding
-from labkit.engines.experiment import Engine
+from labkit.engines.experiment import Engine, Schedule
 from labkit.planning import Criterion, Models, Optimizers, plan
 from labkit.run import Run
 from labkit.tasks.split import Partition
@@ -22,7 +22,7 @@ def train(
     algorithm: Algorithm | Sequence[Algorithm] | None = None,
     *,
     peers: int | None = None,
-    rounds: int = 50,
+    rounds: int | None = None,
     batch_size: int = 32,
     seed: int = 0,
     on: Lab | Engine | None = None,
@@ -31,6 +31,10 @@ def train(
     shards: Sharding | Partition | None = None,
     public: Dataset | Tensor | None = None,
     evaluate_every: int | None = None,
+    schedule: Schedule | None = None,
+    precision: str | None = None,
+    clip: float | None = None,
+    epochs: int | None = None,
 ) -> Run:
     """Train `peers` models together, and return at once with a Run to watch, stop and ask for its result.
 
@@ -40,6 +44,13 @@ def train(
     broken on purpose. `on` is a lab (real workers), `lk.Simulator(…)` (the default) or `lk.Lockstep()`. `batch_size` is
     per peer and step. `optimizer` makes an optimiser from parameters; SGD(lr=0.1) by default. `public` are inputs that
     all peers may see, for algorithms that exchange predictions on them.
+
+    `schedule` makes a torch learning-rate schedule from an optimiser and is stepped after each of its steps; a server's
+    clients begin every round with a fresh optimiser, and so with a fresh schedule. `precision` "bf16" or "fp16" lets
+    torch.autocast choose for forward pass and loss, fp16 with loss scaling; engines then agree as far as those digits
+    go. `clip` is the largest norm of the gradient that a peer steps by. `epochs` instead of `rounds` (50): each peer
+    goes through its shard exactly so often, the last batch of fewer included; who is done leaves the mean to the
+    others, as torch's Join does.
 
     𝓜 = ∪ 𝓜ᵢ, 𝓟 = ∪ 𝓟ᵢ, 𝓞 = ∪ 𝓞ᵢ: `model`, `algorithm` and `optimizer` may each be a list with one for every peer. The
     default algorithm is AllReduce, the default number of peers that of the lists, of the shards, of the lab's workers,
@@ -68,5 +79,9 @@ def train(
         shards=shards,
         public=public,
         evaluate_every=evaluate_every,
+        schedule=schedule,
+        precision=precision,
+        clip=clip,
+        epochs=epochs,
     )
     return Run(engine, experiment)

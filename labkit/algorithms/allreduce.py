@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
+import torch
+from torch import Tensor
+
+from labkit import tree
 from labkit.algorithms.base import Batch, Peer, Round
+from labkit.errors import SettingError
 from labkit.exchange import Mean
 from labkit.exchange.collectives import form
+from labkit.tasks.arguments import whole
 
 
 @dataclass(frozen=True)
 class AllReduce:
     """x ← x − η (1/n) Σⱼ ∇ℓⱼ(x): with equal batches, exactly SGD on the joined batch (arXiv:1706.02677, §2).
+
+    With `accumulate` = A the gradient of a peer is (1/A) Σₐ ∇ℓ(x; ξₐ) over A batches, so that A times as many examples
+    pay for one exchange. Where the run ends after so many epochs, peers without batches send nothing that counts: the
+    mean is over the others.
 
     On real workers torch's DistributedDataParallel does this, with buckets that overlap the backward pass; this
     generator is its specification, and a test holds the two equal. With a `form` of "naive", "ring" or "tree" the
@@ -20,10 +31,31 @@ class AllReduce:
     """
 
     form: str = "native"
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         form(self.form)
+        whole(self.accumulate, "accumulate", SettingError)
+
+    @property
+    def every(self) -> int:
+        """Batches in a round."""
+        return self.accumulate
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
-        gradients = yield Mean(peer.gradients(peer.loss(next(batches))), form=self.form)
-        peer.apply(gradients)
+        gradients, weight = self._accumulated(peer, batches)
+        mean = yield Mean(gradients, weight=weight, form=self.form)
+        peer.apply(mean)
+
+    def _accumulated(self, peer: Peer, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], float | None]:
+        """The mean gradient of the next A batches; where batches end, of those left, and whether there were any."""
+        total: dict[str, Tensor] = {}
+        seen = 0
+        for batch in islice(batches, self.accumulate):
+            own = peer.gradients(peer.loss(batch))
+            total = tree.map(torch.add, total, own) if seen else own
+            seen += 1
+        if seen > 1:
+            total = tree.map(lambda g: g / seen, total)
+        gradients = total if seen else tree.map(torch.zeros_like, peer.params)
+        return gradients, None if peer.epochs is None else float(seen > 0)

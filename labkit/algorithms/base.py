@@ -39,6 +39,10 @@ class Peer(Protocol):
         """How many training examples the peer's shard holds; [K] when stacked."""
 
     @property
+    def epochs(self) -> int | None:
+        """After how many passes over the peer's shard its batches end; None where they never do."""
+
+    @property
     def number(self) -> int:
         """The round under way, counted from 1."""
 

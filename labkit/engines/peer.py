@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -14,19 +14,25 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from labkit.algorithms.base import Batch
-from labkit.engines.experiment import Experiment
+from labkit.engines.descent import Descent
+from labkit.engines.experiment import PRECISIONS, Experiment
 from labkit.engines.memory import Commons, Shared, State
+from labkit.engines.rate import LearningRate
 
 _EVALUATED_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where peers live: on which device, with what they share, and the archive of a server's clients."""
+    """Where peers live: on which device, with what they share, and the archive of a server's clients.
+
+    `rate` is the learning rate that the user asks for while they train.
+    """
 
     device: torch.device
     commons: Commons
     archive: dict[int, dict[str, Any]] | None = None
+    rate: LearningRate = field(default_factory=LearningRate)
 
 
 class Peers(ABC):
@@ -44,10 +50,12 @@ class Peers(ABC):
     def __init__(self, experiment: Experiment, ids: Sequence[int], place: Place, named: dict[str, Tensor]) -> None:
         self.members = tuple(ids)
         self.peers, self.present, self.seed = experiment.peers, experiment.present, experiment.seed
-        self.number = 0
+        self.epochs = experiment.epochs
+        self.number, self._rated = 0, 0
         self._experiment, self._place = experiment, place
         self._named = named
-        self._optimizer = experiment.optimizer_of(ids[0])(list(named.values()))
+        self.descent = Descent(experiment, ids[0], list(named.values()), self.lead)
+        self._dtype = None if experiment.precision is None else PRECISIONS[experiment.precision]
         self._criterion = experiment.loss
         self._losses: list[Tensor] = []
         self._public: Iterator[Tensor] | None = None
@@ -58,6 +66,22 @@ class Peers(ABC):
         self.number = number
         self.shared = self._place.commons.view(self.lead)
         self._public = None
+        if self._rated < self._place.rate.version and self._place.rate.value is not None:
+            self._rated, self.learning_rate = self._place.rate.version, self._place.rate.value
+
+    @property
+    def learning_rate(self) -> float:
+        """The optimiser's, as it is now; a schedule goes on from what is assigned."""
+        return float(self.descent.optimizer.param_groups[0]["lr"])
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        self.descent.set_learning_rate(rate)
+
+    @property
+    def exposed(self) -> float:
+        """Seconds at the end of the last step's backward pass in which only an exchange inside of it went on."""
+        return 0.0
 
     # -- parameters
 
@@ -91,18 +115,29 @@ class Peers(ABC):
     def public(self) -> Iterator[Tensor]:
         """This round's batches of public inputs."""
 
+    def _casting(self) -> AbstractContextManager[Any]:
+        """While a model trains, its forward pass and its loss are in the precision that was asked for."""
+        if self._dtype is None or not self.net.training:
+            return nullcontext()
+        return torch.autocast(self._place.device.type, self._dtype)
+
+    def _wide(self, outputs: Tensor) -> Tensor:
+        """What came out in half precision as float32: losses want more digits."""
+        return outputs.float() if outputs.dtype is self._dtype else outputs
+
     # -- backward
 
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
         """∇loss by parameter name; zero where a parameter had no part in it."""
         named = self._named
-        found = torch.autograd.grad(loss.sum(), list(named.values()), allow_unused=True, materialize_grads=True)
-        return dict(zip(named, found, strict=True))
+        scaled = self.descent.scaled(loss.sum())
+        found = torch.autograd.grad(scaled, list(named.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(named, self.descent.unscaled(found), strict=True))
 
     def apply(self, gradients: dict[str, Tensor]) -> None:
         """One step of the optimiser with these gradients."""
         for name, p in self._named.items():
-            gradient = gradients[name]
+            gradient = self.descent.scaled(gradients[name])
             p.grad = gradient if gradient.shape == p.shape else gradient.expand_as(p).contiguous()
         self._update()
 
@@ -110,11 +145,14 @@ class Peers(ABC):
         """One step of the optimiser on this loss."""
         for p in self._named.values():
             p.grad = None  # as zero_grad() does, with less ceremony
-        loss.sum().backward()  # type: ignore[no-untyped-call]
+        self._backward(loss)
         self._update()
 
+    def _backward(self, loss: Tensor) -> None:
+        self.descent.scaled(loss.sum()).backward()  # type: ignore[no-untyped-call]
+
     def _update(self) -> None:
-        self._optimizer.step()
+        self.descent.step()
 
     # -- local work
 
@@ -172,18 +210,27 @@ class OnePeer(Peers):
         super().__init__(experiment, [peer], place, trainable)
 
     def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
-        out: Tensor = self.net(inputs) if params is None else functional_call(self.net, params, (inputs,))
+        with self._casting():
+            out = self._outputs(inputs) if params is None else functional_call(self.net, params, (inputs,))
+        return self._wide(out)
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.net(inputs)
         return out
 
     def loss(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
         inputs, targets = batch
-        loss = self._criterion(self.logits(inputs) if logits is None else logits, targets)
+        outputs = self.logits(inputs) if logits is None else logits
+        with self._casting():
+            loss = self._criterion(outputs, targets)
         self._losses.append(loss.detach())
         return loss
 
     def losses(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
         inputs, targets = batch
-        losses: Tensor = vmap(self._criterion)(self.logits(inputs) if logits is None else logits, targets)
+        outputs = self.logits(inputs) if logits is None else logits
+        with self._casting():
+            losses: Tensor = vmap(self._criterion)(outputs, targets)
         self._losses.append(losses.detach().mean())
         return losses
 

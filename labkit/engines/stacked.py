@@ -49,7 +49,7 @@ class StackedPeers(Peers):
         self.ids = torch.tensor(ids)
         self.examples = torch.tensor([float(experiment.examples(k)) for k in ids], device=place.device)
         super().__init__(experiment, ids, place, _start(experiment, ids, place))
-        require_elementwise(self._optimizer)
+        require_elementwise(self.descent.optimizer)
         self._forward = StackedModel(skeleton, [*self._named, *self._buffers])
         self._mean_loss, self._each_loss = stacked_loss(experiment.loss), stacked_losses(experiment.loss)
         self._active: NDArray[np.bool_] | None = None  # who still has local work to do in this round; None: everybody
@@ -63,18 +63,23 @@ class StackedPeers(Peers):
             rows = max(len(inputs), *(len(p) for p in params.values()))
         named = self._named if params is None else {n: p.expand(rows, *p.shape[1:]) for n, p in params.items()}
         shared = len(inputs) != rows  # one batch for all
-        out: Tensor = self._forward(named | self._buffers, inputs[0] if shared else inputs, shared=shared)
-        return out  # [K, B, C], or [1, B, C]
+        with self._casting():
+            out = self._forward(named | self._buffers, inputs[0] if shared else inputs, shared=shared)
+        return self._wide(out)  # [K, B, C], or [1, B, C]
 
     def loss(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
         inputs, targets = batch
-        losses = self._mean_loss(self.logits(inputs) if logits is None else logits, targets)  # [K]
+        outputs = self.logits(inputs) if logits is None else logits
+        with self._casting():
+            losses = self._mean_loss(outputs, targets)  # [K]
         self._record(losses)
         return losses
 
     def losses(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
         inputs, targets = batch
-        losses = self._each_loss(self.logits(inputs) if logits is None else logits, targets)  # [K, B]
+        outputs = self.logits(inputs) if logits is None else logits
+        with self._casting():
+            losses = self._each_loss(outputs, targets)  # [K, B]
         self._record(losses.mean(-1))
         return losses
 
@@ -93,10 +98,10 @@ class StackedPeers(Peers):
 
     def _update(self) -> None:
         if self._active is None:
-            self._optimizer.step()
+            self.descent.step()
             return
         before = [(leaf, leaf.detach().clone()) for leaf in self._rows()]
-        self._optimizer.step()
+        self.descent.step()
         active = torch.from_numpy(self._active).to(self._place.device)
         with torch.no_grad():
             for leaf, old in before:
@@ -105,7 +110,7 @@ class StackedPeers(Peers):
     def _rows(self) -> list[Tensor]:
         """Everything that an optimiser's step changes and that has a row for each peer."""
         params = list(self._named.values())
-        kept = [value for state in self._optimizer.state.values() for value in state.values()]
+        kept = [value for state in self.descent.optimizer.state.values() for value in state.values()]
         return params + [it for it in kept if isinstance(it, Tensor) and it.dim() and len(it) == len(self)]
 
     # -- local work

@@ -23,13 +23,13 @@ class Wave(StackedPeers):
     @property
     def optimizer_state(self) -> dict[str, dict[str, Any]]:
         """What the optimiser keeps, by name of the parameter: of each peer [K, …], or one number for all."""
-        state = self._optimizer.state
+        state = self.descent.optimizer.state
         return {name: state[p] for name, p in self._named.items() if p in state}
 
     @optimizer_state.setter
     def optimizer_state(self, kept: dict[str, dict[str, Any]]) -> None:
         for name, values in kept.items():
-            self._optimizer.state[self._named[name]] = values
+            self.descent.optimizer.state[self._named[name]] = values
 
 
 class Memories:

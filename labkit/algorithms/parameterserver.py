@@ -56,6 +56,15 @@ class GradientServer:
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
         self._peers, self._aware = peers, aware
 
+    @property
+    def learning_rate(self) -> float:
+        """η, of the run's optimiser."""
+        return float(self._rates[0])
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        self._rates = [rate for _ in self._rates]
+
     def take(self, update: dict[str, Tensor], staleness: int) -> None:
         """w ← w − (η/n) g by the optimiser's own formula, τ being the staleness."""
         share = max(self._peers, staleness) if self._aware else self._peers

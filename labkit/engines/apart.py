@@ -25,10 +25,11 @@ from labkit.engines.fleets import require_request
 from labkit.engines.peer import OnePeer
 from labkit.engines.ranks import Result
 from labkit.engines.reports import Part, Reports
-from labkit.engines.seat import Seat, wish
-from labkit.engines.steering import HEED
-from labkit.engines.stopwatch import MOST_STRETCHES
+from labkit.engines.seat import Seat
+from labkit.engines.steering import HEED, wish, wished_rates
+from labkit.engines.stopwatch import MOST_STRETCHES, Stopwatch
 from labkit.exchange import Message, Request
+from labkit.news import Event
 from labkit.tree import Tree
 
 
@@ -37,6 +38,9 @@ class Side(Protocol):
 
     def answer(self, number: int, request: Request) -> Tree:
         """The reply to the stacked requests of this rank's peers, at the end of round `number`."""
+
+    def heed(self, rate: float) -> None:
+        """Take this learning rate, if one is kept here."""
 
     def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[Part]:
         """The round is over; parts of rows that are known by now."""
@@ -48,35 +52,41 @@ class Side(Protocol):
         """The states of the models that this rank answers for, and staleness by peer."""
 
 
-def train_apart(experiment: Experiment, blocks: list[range], patience: float) -> Result:
-    """Train this rank's block of peers, stopping and pausing by itself."""
+def train_apart(experiment: Experiment, blocks: list[range], patience: float, every: float | None) -> Result:
+    """Train this rank's block of peers, heeding what the user wishes by itself."""
     device = torch.device("cuda" if "nccl" in dist.get_backend_config() else "cpu")
     seat = Seat(experiment, blocks, dist.get_rank(), device, patience)
     cohort = Cohort(experiment, seat.members, device, single=OnePeer if max(map(len, blocks)) == 1 else None)
-    reports = Reports()
-    stretches: list[tuple[float, float]] = []
     with ExitStack() as stack:
         side: Side = (Central if central(experiment.algorithm) else Decentral)(seat, stack)
         seat.start()
+        watch = Stopwatch(lambda: 0, seat.began)
+        reports = Reports(watch, every)
         try:
-            for part in _rounds(seat, cohort, side, stretches):
-                reports.add(part)
+            for news in _rounds(seat, cohort, side, watch):
+                reports.add(news)
         except ConnectionError:
             seat.explain()
             raise
         reports.flush()
         states, staleness = side.result()
-        return Result(states, stretches[:MOST_STRETCHES], staleness)
+        return Result(states, watch.stretches[:MOST_STRETCHES], staleness)
 
 
-def _rounds(seat: Seat, cohort: Cohort, side: Side, stretches: list[tuple[float, float]]) -> Iterator[Part]:
+def _rounds(seat: Seat, cohort: Cohort, side: Side, watch: Stopwatch) -> Iterator[Part | Event]:
     """All rounds of this rank's peers, until the last of the others has finished too."""
     with torch.random.fork_rng():
         torch.manual_seed(seat.experiment.seed + seat.members.start)
         for number in range(1, seat.experiment.rounds + 1):
             if not _proceed():
                 break
-            stretches.append(_round(seat, cohort, side, number))
+            rates = wished_rates()
+            for event in cohort.heed(rates, number, seat.seconds):
+                side.heed(rates[-1])
+                yield event
+            begun, asked = _round(seat, cohort, side, number)
+            watch.stretches.append((begun, asked))
+            watch.lap(begun, asked, seat.seconds)
             yield from side.finish(number, cohort.mean_losses(number))
     yield from side.leave()
 

@@ -19,6 +19,7 @@ from labkit.engines.data_parallel import DDP
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.engines.peer import trained
 from labkit.engines.ranks import Result, train_rank
+from labkit.engines.reports import EVERY
 from labkit.engines.watching import Rows, watch
 from labkit.errors import GangError, LabkitError, SettingError, Stopped
 from labkit.news import Report
@@ -36,11 +37,13 @@ class Cluster:
     `ddp` says how torch's DistributedDataParallel does AllReduce's work; `ddp=None` runs AllReduce by its generator.
 
     `timeout` limits, in seconds, the wait for free workers and the wait of one rank for the others' messages.
+    Each rank reports what is new once in `report_every` seconds; None: at the end only, when nobody watches.
     """
 
     lab: Lab
     ddp: DDP | None = field(default_factory=DDP)
     timeout: float = 300.0
+    report_every: float | None = EVERY
     name = "cluster"
     clock = "wall"
     ledger = "measured"
@@ -54,8 +57,8 @@ class Cluster:
         apart = asynchronous(experiment.algorithm)
         train: Callable[..., Result] = train_apart if apart else train_rank
         how = self.timeout if apart else self.ddp
-        gang = launch(self.lab, train, experiment, blocks, how, ranks=ranks, timeout=self.timeout)
-        rows = Rows(ranks, experiment.peers, getattr(experiment.algorithm, "predict", None) is not None)
+        gang = launch(self.lab, train, experiment, blocks, how, self.report_every, ranks=ranks, timeout=self.timeout)
+        rows = Rows(ranks, experiment.peers, getattr(experiment.algorithm, "predict", None) is not None, not apart)
         try:
             watch(gang, rows, report, control)
             results = gang.result()

@@ -20,6 +20,7 @@ from labkit.engines.peer import OnePeer, Peers, Place, accuracies, classes, serv
 from labkit.engines.stacked import StackedPeers
 from labkit.engines.streams import Examples, StackedStream, Stream
 from labkit.exchange import Message
+from labkit.news import Event
 from labkit.tree import Tree
 
 Answer = Callable[[list[Message]], Sequence[Tree]]
@@ -76,6 +77,10 @@ class Cohort:
         for block in self._blocks:
             block.peers.begin(number)
 
+    def heed(self, rates: Sequence[float], number: int, seconds: float) -> list[Event]:
+        """Let the peers take over what was asked for last of these learning rates; what is to be told of it."""
+        return self._place.rate.heed(rates, number, seconds)
+
     def round(self, answer: Answer) -> None:
         """Run the round, the messages at each barrier being answered by `answer`, one reply for each block."""
         conduct(self._talks(), answer)
@@ -122,6 +127,16 @@ class Cohort:
         return tuple(self.present) if self.comes_and_goes else None
 
     # -- what came of it
+
+    @property
+    def learning_rate(self) -> float:
+        """The first peer's, as it is now."""
+        return self._blocks[0].peers.learning_rate
+
+    @property
+    def exposed(self) -> float:
+        """Seconds of the last step in which a peer's exchange went on and nothing was computed."""
+        return self._blocks[0].peers.exposed
 
     @property
     def steps(self) -> Tensor:

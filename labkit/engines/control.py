@@ -15,15 +15,21 @@ class Wish(IntEnum):
 
 
 class Control:
-    """Pause, resume and stop, set from any thread and obeyed by the engine between rounds."""
+    """Pause, resume, stop and the learning rate, set from any thread and obeyed by the engine between rounds."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._wish = Wish.GO
+        self._rates: tuple[float, ...] = ()
 
     @property
     def wish(self) -> Wish:
         return self._wish
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates that were asked for, the last of which holds."""
+        return self._rates
 
     def set(self, wish: Wish) -> None:
         """Ask for `wish`; a stop cannot be taken back."""
@@ -31,6 +37,11 @@ class Control:
             if self._wish is not Wish.STOP:
                 self._wish = wish
             self._changed.notify_all()
+
+    def set_rate(self, rate: float) -> None:
+        """Ask for this learning rate."""
+        with self._changed:
+            self._rates = (*self._rates, rate)
 
     def proceed(self) -> bool:
         """Wait while paused; False once the run is to stop."""

@@ -92,6 +92,9 @@ class Decentral:
             replies.append(mine)
         return tree.map(lambda *rows: torch.stack(rows), *replies)
 
+    def heed(self, rate: float) -> None:
+        """Nothing is kept here that has a learning rate."""
+
     def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[Part]:
         """This rank's peers have finished a round: its part of the row."""
         if number == self._seat.experiment.rounds:

@@ -31,6 +31,9 @@ class Desk(Protocol):
     def params(self, peer: int) -> Params:
         """The parameters by which the peer is judged."""
 
+    def heed(self, rate: float) -> None:
+        """Take this learning rate, if one is kept here."""
+
 
 class ServerDesk:
     """A server: one set of weights for all, changed by every push, or under BSP by all pushes of a round.
@@ -58,6 +61,10 @@ class ServerDesk:
         self._held[peer] = push, staleness
         self._settle()
         return staleness
+
+    def heed(self, rate: float) -> None:
+        if hasattr(self.server, "learning_rate"):  # of the run's own optimiser, where the server has it
+            self.server.learning_rate = rate
 
     def leave(self, peer: int) -> None:
         """The peer does not come back."""
@@ -114,6 +121,9 @@ class PairDesk:
 
     def params(self, peer: int) -> Params:
         return {name: rows[peer] for name, rows in self._rows.items()}
+
+    def heed(self, rate: float) -> None:
+        """The peers have optimisers of their own."""
 
 
 def desk(experiment: Experiment, device: torch.device) -> ServerDesk | PairDesk:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from time import perf_counter
 
@@ -63,6 +63,7 @@ class Events:
         for k in range(self._experiment.peers):
             self._begin(k, 0.0)
         while self._queue and control.proceed():
+            self._heed(control.rates)
             now, k, request = heappop(self._queue)
             if request is None:
                 self._ask(k, now)
@@ -72,6 +73,11 @@ class Events:
         return Outcome(models, self._timeline(), self._measured(self._staleness))
 
     # -- events
+
+    def _heed(self, rates: Sequence[float]) -> None:
+        for event in self._fleet.rate.heed(rates, self._pace.slowest + 1, self._now(self._queue[0][0])):
+            self._desk.heed(rates[-1])
+            self._report(event)
 
     def _begin(self, k: int, now: float) -> None:
         self._starts[k].append(now)
@@ -111,10 +117,14 @@ class Events:
                 tuple(losses[number - 1] for losses in self._losses),
                 self._accuracies() if tested else None,
                 self._sent / self._experiment.peers,
-                now if self._virtual else self._wall,
+                self._now(now),
             )
         )
         self._since = perf_counter()
+
+    def _now(self, virtual: float) -> float:
+        """The run's seconds at this moment of virtual time."""
+        return virtual if self._virtual else self._wall
 
     def _accuracies(self) -> tuple[float, ...]:
         inputs, targets = self._test

@@ -15,6 +15,7 @@ from labkit.engines.desks import Desk, Params, loaded
 from labkit.engines.experiment import Experiment
 from labkit.engines.memory import Commons
 from labkit.engines.peer import OnePeer, Place, classes
+from labkit.engines.rate import LearningRate
 from labkit.engines.streams import Examples, StackedStream, Stream
 from labkit.engines.wave import Memories, Wave
 from labkit.errors import ExchangeError
@@ -30,7 +31,12 @@ class Asked(NamedTuple):
 
 
 class Fleet(Protocol):
-    """All peers of a run; each begins a round, asks, is answered, and begins the next one when it may."""
+    """All peers of a run; each begins a round, asks, is answered, and begins the next one when it may.
+
+    `rate` is the learning rate that the user asks for.
+    """
+
+    rate: LearningRate
 
     def begin(self, peer: int, number: int) -> None:
         """The peer begins round `number` with the parameters it has."""
@@ -50,7 +56,7 @@ class OneByOne:
 
     def __init__(self, experiment: Experiment, desk: Desk, device: torch.device) -> None:
         place, examples = _place(experiment, device), Examples(experiment.dataset, device)
-        everybody = range(experiment.peers)
+        everybody, self.rate = range(experiment.peers), place.rate
         self._experiment = experiment
         self._peers = [OnePeer(experiment, k, place) for k in everybody]
         self._streams = [Stream(examples, experiment.indices(k)) for k in everybody]
@@ -86,6 +92,7 @@ class InWaves:
     def __init__(self, experiment: Experiment, desk: Desk, device: torch.device, most: int | None = None) -> None:
         self._experiment, self._device = experiment, device
         self._place, self._examples = _place(experiment, device), Examples(experiment.dataset, device)
+        self.rate = self._place.rate
         self._indices = [experiment.indices(k) for k in range(experiment.peers)]
         self._rows = {
             name: torch.stack([desk.params(k)[name] for k in range(experiment.peers)]) for name in desk.params(0)

@@ -61,6 +61,8 @@ class Lockstep(Timed):
         for number in range(1, experiment.rounds + 1):
             if not control.proceed():
                 break
+            for event in cohort.heed(control.rates, number, perf_counter() - start if clock is None else clock.seconds):
+                report(event)
             cohort.begin(number)
             meter.begin()
             for messages, replies in cohort.barriers(_answer):
@@ -72,7 +74,11 @@ class Lockstep(Timed):
             tested = experiment.evaluates(number)
             accuracies = cohort.accuracies(test_x, test_y, _answer) if tested else None
             seconds = perf_counter() - start if clock is None else clock.seconds
-            report(Row(number, losses, accuracies, meter.sent / experiment.peers, seconds, cohort.who))
+            report(
+                Row(
+                    number, losses, accuracies, meter.sent / experiment.peers, seconds, cohort.who, cohort.learning_rate
+                )
+            )
         return Outcome(experiment.models_of(cohort.model), None if clock is None else clock.timeline())
 
 

@@ -16,6 +16,7 @@ from labkit.algorithms import Independent
 from labkit.engines.cohort import Answer, Cohort
 from labkit.engines.data_parallel import DDP, DataParallelPeer, data_parallel
 from labkit.engines.experiment import Experiment
+from labkit.engines.moment import common_moment
 from labkit.engines.peer import OnePeer
 from labkit.engines.reports import Part, Reports
 from labkit.engines.steering import Steering
@@ -26,6 +27,7 @@ from labkit.exchange.group import Group
 from labkit.tree import Tree
 
 T = TypeVar("T")
+_ROUND_TRIPS = 5  # when ranks meet again and again, and nothing depends on who comes first, it need not be so exact
 
 
 class Result(NamedTuple):
@@ -36,7 +38,7 @@ class Result(NamedTuple):
     staleness: list[list[int]] | None = None  # of asynchronous peers, what `labkit.history.History` says
 
 
-def train_rank(experiment: Experiment, blocks: list[range], ddp: DDP | None) -> Result:
+def train_rank(experiment: Experiment, blocks: list[range], ddp: DDP | None, every: float | None) -> Result:
     """Train this rank's block of peers."""
     device = torch.device("cuda" if "nccl" in dist.get_backend_config() else "cpu")
     group = Group(tuple(len(block) for block in blocks))
@@ -48,9 +50,8 @@ def train_rank(experiment: Experiment, blocks: list[range], ddp: DDP | None) -> 
     cohort = Cohort(experiment, members, device, single=single)
     test_x, test_y = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)
     evaluates = group.rank == 0 or not experiment.served  # a server's model is tested once
-    steering, reports = Steering(device), Reports()
-    dist.barrier()
-    watch = Stopwatch(lambda: int(cohort.steps.sum()))
+    watch, steering = Stopwatch(lambda: int(cohort.steps.sum()), common_moment(_ROUND_TRIPS)), Steering(device)
+    reports = Reports(watch, every)
     everybody = Group(group.blocks)  # predictions are no part of what training sends
     predict = cohort.joined(lambda message: message.collective(everybody))
     with torch.random.fork_rng():
@@ -58,12 +59,14 @@ def train_rank(experiment: Experiment, blocks: list[range], ddp: DDP | None) -> 
         for number in range(1, experiment.rounds + 1):
             if not steering.proceed(number):
                 break
+            for event in cohort.heed(steering.rates, number, watch.seconds):
+                reports.add(event)
             cohort.begin(number)
             group.blocks = _present(experiment, blocks, number)
             answer = cohort.joined(watch.timed(lambda message: message.collective(group)))
             watch.begin()
             cohort.round(_compared(answer, stacked=single is None) if number == 1 else answer)
-            watch.stop()
+            watch.end(cohort.exposed)
             if number == 1:
                 _compare("nothing more in its round")
             losses = cohort.mean_losses(number)
@@ -72,7 +75,8 @@ def train_rank(experiment: Experiment, blocks: list[range], ddp: DDP | None) -> 
                 cohort.commons.require_same(_said_by_all(cohort.commons.digest()))
             tested = evaluates and experiment.evaluates(number)
             accuracies = cohort.accuracies(test_x, test_y, predict) if tested else None
-            reports.add(Part(number, losses, accuracies, group.sent, watch.seconds, cohort.who))
+            seconds, rate = watch.seconds, cohort.learning_rate
+            reports.add(Part(number, losses, accuracies, group.sent, seconds, cohort.who, rate))
     reports.flush()
     keepers = members[: 1 if group.rank == 0 else 0] if experiment.served else members
     return Result([dict(cohort.model(k).state_dict()) for k in keepers], watch.stretches)

@@ -7,6 +7,10 @@ from typing import NamedTuple
 
 from labkit.cluster.rank import tell
 from labkit.engines.steering import HEED
+from labkit.engines.stopwatch import Stopwatch
+from labkit.news import Event
+
+EVERY = HEED  # seconds between two reports, unless the user says
 
 
 class Part(NamedTuple):
@@ -18,21 +22,31 @@ class Part(NamedTuple):
     sent: float
     seconds: float
     peers: tuple[int, ...] | None
+    learning_rate: float | None = None
 
 
 class Reports:
-    """Sends the parts to the notebook, several at a time."""
+    """Sends parts and events to the notebook, several at a time, and when the rank worked since the last time.
 
-    def __init__(self) -> None:
+    Nothing is sent before `every` seconds have passed since, and with None nothing before the end.
+    """
+
+    def __init__(self, watch: Stopwatch, every: float | None = EVERY) -> None:
+        self._watch, self._every = watch, every
         self._parts: list[Part] = []
+        self._events: list[Event] = []
         self._sent = perf_counter()
 
-    def add(self, part: Part) -> None:
-        self._parts.append(part)
-        if perf_counter() - self._sent > HEED:
+    def add(self, news: Part | Event) -> None:
+        if isinstance(news, Event):
+            self._events.append(news)
+        else:
+            self._parts.append(news)
+        if self._every is not None and perf_counter() - self._sent > self._every:
             self.flush()
 
     def flush(self) -> None:
-        if self._parts:
-            tell({"parts": [list(part) for part in self._parts]})
-        self._parts, self._sent = [], perf_counter()
+        if self._parts or self._events:
+            told = {"parts": [list(part) for part in self._parts], "events": [list(event) for event in self._events]}
+            tell(told | {"laps": [list(lap) for lap in self._watch.recent()]})
+        self._parts, self._events, self._sent = [], [], perf_counter()

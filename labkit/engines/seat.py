@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from time import monotonic, perf_counter
 
 import torch
-import torch.distributed as dist
 
-from labkit.cluster.rank import Rank, signals
+from labkit.cluster.rank import Rank
 from labkit.cluster.sockets import host_of
 from labkit.engines.control import Wish
 from labkit.engines.desks import Params, loaded
 from labkit.engines.experiment import Experiment
+from labkit.engines.moment import common_moment
 from labkit.engines.peer import accuracies, classes
 from labkit.engines.service import Address, Line, Service, require_patience
-
-_ROUND_TRIPS = 20  # to learn rank 0's time: on a busy machine few are not held up
+from labkit.engines.steering import wish
 
 
 @dataclass
@@ -51,29 +50,8 @@ class Seat:
         return perf_counter() - self.began
 
     def start(self) -> None:
-        """The ranks begin, and count their seconds from one moment.
-
-        Each asks rank 0 for its time and takes it to be that of the middle of the shortest round trip, which is wrong
-        by half of that at most (Cristian 1989, doi:10.1007/BF01784024): less than a request and its answer take, so
-        that nobody seems to begin before the one has finished for whom it waited.
-        """
-        self.began, told = perf_counter(), torch.zeros(1, dtype=torch.float64)
-        trips: list[tuple[float, float]] = []  # how long each took, and rank 0's beginning by this rank's clock
-        for _ in range(_ROUND_TRIPS * (self.rank > 0)):
-            sent = perf_counter()
-            dist.send(told, 0)
-            dist.recv(told, 0)
-            back = perf_counter()
-            trips.append((back - sent, (sent + back) / 2 - float(told)))
-        for rank in range(1, len(self.blocks) if self.rank == 0 else 0):
-            for _ in range(_ROUND_TRIPS):
-                dist.recv(told, rank)
-                dist.send(torch.tensor([self.seconds], dtype=torch.float64), rank)
-        if trips:
-            self.began = min(trips)[1]
-        lapsed = torch.tensor([self.seconds], dtype=torch.float64)
-        dist.broadcast(lapsed, 0)
-        self.began += float(lapsed)
+        """The ranks begin, and count their seconds from one moment."""
+        self.began = common_moment()
 
     def explain(self) -> None:
         """Raise what this rank's own service failed with, if it did: others hang up on each other because of it."""
@@ -101,8 +79,3 @@ class Seat:
         data = self.experiment.dataset
         predicted = classes(model, data.test_x.to(self.device)).unsqueeze(0)
         return accuracies(predicted, data.test_y.to(self.device))[0]
-
-
-def wish() -> Wish:
-    """What the user wishes of this rank."""
-    return Wish(signals().get("wish", Wish.GO))

@@ -58,6 +58,8 @@ class Simulator(Timed):
             for number in range(1, experiment.rounds + 1):
                 if not control.proceed():
                     break
+                for event in cohort.heed(control.rates, number, meter.wall if clock is None else clock.seconds):
+                    report(event)
                 begun = perf_counter()
                 cohort.begin(number)
                 meter.begin()
@@ -69,5 +71,15 @@ class Simulator(Timed):
                 tested = experiment.evaluates(number)
                 accuracies = cohort.accuracies(test_x, test_y, predict) if tested else None
                 seconds = meter.wall if clock is None else clock.seconds
-                report(Row(number, losses, accuracies, meter.sent / experiment.peers, seconds, cohort.who))
+                report(
+                    Row(
+                        number,
+                        losses,
+                        accuracies,
+                        meter.sent / experiment.peers,
+                        seconds,
+                        cohort.who,
+                        cohort.learning_rate,
+                    )
+                )
         return Outcome(experiment.models_of(cohort.model), None if clock is None else clock.timeline())

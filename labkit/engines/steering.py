@@ -14,15 +14,16 @@ HEED = 0.05  # seconds between two agreements on what the user wishes, and betwe
 
 
 class Steering:
-    """All ranks heed pause and stop at the same round: now and then they agree on the largest wish.
+    """All ranks heed pause, stop and learning rate at the same round: now and then they agree on the largest wish.
 
     Each agreement is one small all-reduce, so it is held once in `HEED` seconds; the ranks also agree on how many
-    rounds that is.
+    rounds that is. `rates` are the learning rates that all of them have heard of.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._next, self._last, self._at = 1, 1, perf_counter()
+        self.rates: tuple[float, ...] = ()
 
     def proceed(self, number: int) -> bool:
         """Wait while paused; False once the run is to stop."""
@@ -40,6 +41,20 @@ class Steering:
         return wish is Wish.GO
 
     def _agree(self, pace: float) -> tuple[Wish, float]:
-        asked = torch.tensor([float(signals().get("wish", Wish.GO)), pace], dtype=torch.float64, device=self._device)
+        rates = wished_rates()  # more may come while the ranks talk
+        mine = [float(wish()), pace, -float(len(rates))]  # the largest of these has the fewest rates
+        asked = torch.tensor(mine, dtype=torch.float64, device=self._device)
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        return Wish(int(asked[0])), float(asked[1])
+        agreed, slowest, fewest = asked.tolist()
+        self.rates = rates[: -int(fewest)] if fewest else ()
+        return Wish(int(agreed)), slowest
+
+
+def wish() -> Wish:
+    """What the user wishes of this rank."""
+    return Wish(signals().get("wish", Wish.GO))
+
+
+def wished_rates() -> tuple[float, ...]:
+    """The learning rates that the user has asked for, as far as this rank has heard."""
+    return tuple(signals().get("rates", ()))

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from time import perf_counter
+from typing import NamedTuple
 
 from labkit.exchange import Message
 from labkit.tree import Tree
 
 MOST_STRETCHES = 20_000  # in a rank's timeline
+_PERIOD, _BURST = 0.25, 32  # laps are kept in bursts: so many of those that begin in each period of so many seconds
+_MOST_LAPS = 8 * _BURST  # kept at once
+
+
+class Lap(NamedTuple):
+    """A rank computed from `begun` until it had `arrived` at its message `number`, and went on when that was `done`."""
+
+    number: int
+    begun: float
+    arrived: float
+    done: float
 
 
 class Stopwatch:
-    """When this rank works, from message to message, in seconds since it was made; `steps` counts those of a round."""
+    """When this rank works, from message to message, in seconds since `zero`; `steps` counts those of a round.
 
-    def __init__(self, steps: Callable[[], int]) -> None:
-        self._zero = self._begun = perf_counter()
+    Of the laps only bursts are kept, so that telling of them costs little however short they are. The ranks count from
+    one moment, so that they keep the same ones.
+    """
+
+    def __init__(self, steps: Callable[[], int], zero: float) -> None:
+        self._zero = zero
         self._steps, self._taken = steps, 0
+        self._begun = self.seconds
+        self._number, self._period, self._kept = 0, -1, 0
+        self._laps: deque[Lap] = deque(maxlen=_MOST_LAPS)
         self.stretches: list[tuple[float, float]] = []
 
     @property
@@ -26,26 +46,45 @@ class Stopwatch:
     def begin(self) -> None:
         """A round begins, and with it a stretch."""
         self._taken = 0
-        self.start()
-
-    def start(self) -> None:
-        """A stretch begins."""
         self._begun = self.seconds
 
-    def stop(self) -> None:
-        """A stretch ends; kept are those, up to `MOST_STRETCHES`, in which steps were taken, as the clock does."""
-        end, taken = self.seconds, self._steps()
-        if taken > self._taken and len(self.stretches) < MOST_STRETCHES:
-            self.stretches.append((self._begun, end))
-        self._taken = taken
+    def end(self, exposed: float = 0.0) -> None:
+        """A round ends; for the last `exposed` seconds of it nothing was computed, but a message waited for."""
+        end = self._stop()
+        self.lap(self._begun, end - exposed, end)
+
+    def lap(self, begun: float, arrived: float, done: float) -> None:
+        """Keep one, if it falls into a burst."""
+        period = int(arrived / _PERIOD)
+        if period != self._period:
+            self._period, self._kept = period, 0
+        if self._kept < _BURST:
+            self._laps.append(Lap(self._number, begun, arrived, done))
+        self._kept += 1
+        self._number += 1
 
     def timed(self, answer: Callable[[Message], Tree]) -> Callable[[Message], Tree]:
         """The same, with the time of each exchange left out of the stretches."""
 
         def stop_then_answer(message: Message) -> Tree:
-            self.stop()
+            arrived = self._stop()
             reply = answer(message)
-            self.start()
+            begun, self._begun = self._begun, self.seconds
+            self.lap(begun, arrived, self._begun)
             return reply
 
         return stop_then_answer
+
+    def recent(self) -> list[Lap]:
+        """The laps that were kept since this was asked last."""
+        laps = list(self._laps)
+        self._laps.clear()
+        return laps
+
+    def _stop(self) -> float:
+        """A stretch ends; kept are those, up to `MOST_STRETCHES`, in which steps were taken, as the clock does."""
+        end, taken = self.seconds, self._steps()
+        if taken > self._taken and len(self.stretches) < MOST_STRETCHES:
+            self.stretches.append((self._begun, end))
+        self._taken = taken
+        return end

@@ -142,6 +142,18 @@ class Experiment:
         passes = epochs(self.algorithm)
         return every(self.algorithm) if passes is None else passes * self.per_epoch(peer)
 
+    def dealt(self, peer: int, round: int) -> int:
+        """How many batches peer `peer` has in this round: fewer, or none, once its epochs come to their end."""
+        most = every(self.algorithm)
+        if self.epochs is None:
+            return most
+        batches = self.epochs * -(-self.examples(peer) // self.batch_size)
+        return min(most, max(0, batches - (round - 1) * most))
+
+    def working(self, round: int) -> int:
+        """How many peers have batches in this round."""
+        return self.peers if self.epochs is None else sum(self.dealt(k, round) > 0 for k in range(self.peers))
+
     @property
     def steps_per_round(self) -> float:
         """Gradient steps that one of the registered peers takes in a round, on average."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -12,9 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from labkit.algorithms import Independent
 from labkit.engines.cohort import Answer, Cohort
-from labkit.engines.data_parallel import DDP, DataParallelPeer, data_parallel
+from labkit.engines.data_parallel import DDP, DataParallelPeer, data_parallel, overlapping
 from labkit.engines.experiment import Experiment
 from labkit.engines.moment import common_moment
 from labkit.engines.peer import OnePeer
@@ -43,10 +41,11 @@ def train_rank(experiment: Experiment, blocks: list[range], ddp: DDP | None, eve
     device = torch.device("cuda" if "nccl" in dist.get_backend_config() else "cpu")
     group = Group(tuple(len(block) for block in blocks))
     members = blocks[group.rank]
-    parallel = ddp is not None and max(group.blocks) == 1 and data_parallel(experiment, device)
-    if parallel:
-        experiment = replace(experiment, algorithms=(Independent(every=1),))  # DDP's backward pass is the exchange
-    single = partial(DataParallelPeer, group=group) if parallel else OnePeer if max(group.blocks) == 1 else None
+    single: Callable[..., OnePeer] | None = None
+    if ddp is not None and data_parallel(experiment, blocks, device, ddp):
+        experiment, single = overlapping(experiment), partial(DataParallelPeer, group=group, ddp=ddp)
+    elif max(group.blocks) == 1 or not experiment.stackable:
+        single = OnePeer
     cohort = Cohort(experiment, members, device, single=single)
     test_x, test_y = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)
     evaluates = group.rank == 0 or not experiment.served  # a server's model is tested once

@@ -52,13 +52,17 @@ class Group:
 
         `how` may also be one of the forms "naive", "ring" and "tree", or a program like them for vectors [P].
         """
-        size = self.size
+        nbytes = self.ring(tree.nbytes(tensor))
         if how == "native":
             dist.all_reduce(tensor)
-            self.sent += 2 * (size - 1) / size * tree.nbytes(tensor)
+            self.sent += nbytes
         else:
             self._run(FORMS[how].program if isinstance(how, str) else how, tensor)
         return tensor
+
+    def ring(self, nbytes: float) -> float:
+        """What a rank sends when `nbytes` bytes are summed over all ranks by a ring, 2(n−1)/n · S."""
+        return 2 * (self.size - 1) / self.size * nbytes
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """All ranks' blocks [K_r, …] joined to [ΣK_r, …]: a ring sends what n−1 ranks hold, (n−1) · S bytes.

@@ -50,6 +50,7 @@ class Stretch(NamedTuple):
 
     It computed from `begun` until it had `arrived` at the barrier, where the last one came when they `met`; by `done`
     it had the others' messages and went on. `number` counts the lane's messages. Where nobody meets, `met` is None.
+    `overlapped`: it has communicated while it computed, and from `arrived` on this was all that was left to do.
     """
 
     lane: int
@@ -58,6 +59,7 @@ class Stretch(NamedTuple):
     arrived: float
     met: float | None
     done: float
+    overlapped: bool = False
 
 
 News = Row | Event | Stretch

@@ -134,8 +134,8 @@ class Cohort:
         return self._blocks[0].peers.learning_rate
 
     @property
-    def exposed(self) -> float:
-        """Seconds of the last step in which a peer's exchange went on and nothing was computed."""
+    def exposed(self) -> float | None:
+        """Seconds at the end of a step in which the exchange inside of it went on alone; None where there is none."""
         return self._blocks[0].peers.exposed
 
     @property

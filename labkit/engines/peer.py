@@ -79,9 +79,9 @@ class Peers(ABC):
         self.descent.set_learning_rate(rate)
 
     @property
-    def exposed(self) -> float:
-        """Seconds at the end of the last step's backward pass in which only an exchange inside of it went on."""
-        return 0.0
+    def exposed(self) -> float | None:
+        """Seconds at the end of a step's backward pass in which only an exchange inside of it went on, if one does."""
+        return None
 
     # -- parameters
 

@@ -8,11 +8,11 @@ from time import perf_counter
 from typing import NamedTuple
 
 from labkit.exchange import Message
+from labkit.lanes import BURST, Bursts
 from labkit.tree import Tree
 
 MOST_STRETCHES = 20_000  # in a rank's timeline
-_PERIOD, _BURST = 0.25, 32  # laps are kept in bursts: so many of those that begin in each period of so many seconds
-_MOST_LAPS = 8 * _BURST  # kept at once
+_MOST_LAPS = 8 * BURST  # kept for one report
 
 
 class Lap(NamedTuple):
@@ -22,6 +22,7 @@ class Lap(NamedTuple):
     begun: float
     arrived: float
     done: float
+    overlapped: bool = False
 
 
 class Stopwatch:
@@ -35,7 +36,7 @@ class Stopwatch:
         self._zero = zero
         self._steps, self._taken = steps, 0
         self._begun = self.seconds
-        self._number, self._period, self._kept = 0, -1, 0
+        self._number, self._bursts = 0, Bursts()
         self._laps: deque[Lap] = deque(maxlen=_MOST_LAPS)
         self.stretches: list[tuple[float, float]] = []
 
@@ -48,19 +49,15 @@ class Stopwatch:
         self._taken = 0
         self._begun = self.seconds
 
-    def end(self, exposed: float = 0.0) -> None:
-        """A round ends; for the last `exposed` seconds of it nothing was computed, but a message waited for."""
+    def end(self, exposed: float | None = None) -> None:
+        """A round ends; where it has communicated while it computed, that went on alone for `exposed` seconds."""
         end = self._stop()
-        self.lap(self._begun, end - exposed, end)
+        self.lap(self._begun, max(self._begun, end - (exposed or 0.0)), end, exposed is not None)
 
-    def lap(self, begun: float, arrived: float, done: float) -> None:
+    def lap(self, begun: float, arrived: float, done: float, overlapped: bool = False) -> None:
         """Keep one, if it falls into a burst."""
-        period = int(arrived / _PERIOD)
-        if period != self._period:
-            self._period, self._kept = period, 0
-        if self._kept < _BURST:
-            self._laps.append(Lap(self._number, begun, arrived, done))
-        self._kept += 1
+        if self._bursts.tells(arrived):
+            self._laps.append(Lap(self._number, begun, arrived, done, overlapped))
         self._number += 1
 
     def timed(self, answer: Callable[[Message], Tree]) -> Callable[[Message], Tree]:

@@ -85,6 +85,6 @@ def met_at_last(laps: dict[int, Lap]) -> list[Stretch]:
     """The stretches of all ranks up to one message, by rank."""
     met = max(lap.arrived for lap in laps.values())
     return [
-        Stretch(rank, lap.number, lap.begun, lap.arrived, min(met, lap.done), lap.done)
+        Stretch(rank, lap.number, lap.begun, lap.arrived, min(met, lap.done), lap.done, lap.overlapped)
         for rank, lap in sorted(laps.items())
     ]

@@ -17,6 +17,8 @@ FLOORS = {
     "tree": 1,
     "history": 1,
     "news": 1,
+    "lanes": 1,
+    "throughput": 1,
     "panel": 1,
     "labels": 1,
     "mathtext": 1,

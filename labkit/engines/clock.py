@@ -40,6 +40,10 @@ class Clock:
         self._times = torch.zeros(peers, dtype=torch.float64)
         self._stretches = Stretches(peers)
 
+    def at(self, peers: Tensor) -> Tensor:
+        """The times of these peers, [m]."""
+        return self._times[peers]
+
     @property
     def seconds(self) -> float:
         """The time of the peer that is furthest."""

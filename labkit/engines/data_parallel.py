@@ -119,10 +119,8 @@ class DataParallelPeer(OnePeer):
         with _explained(ddp):
             module = _compiled(self.net, ddp)
         self._parallel = DistributedDataParallel(module, forward_sync_buffers=False)
-        if (
-            place.device.type == "cpu"
-        ):  # elsewhere torch's timers wait for the device: there one step of a hundred will do
-            self._parallel._set_ddp_runtime_logging_sample_rate(1)
+        if place.device.type == "cpu":  # elsewhere torch's timers wait for the device, and one step of 100 will do
+            self._parallel._set_ddp_runtime_logging_sample_rate(1)  # type: ignore[no-untyped-call]
         self._message = Mean(self.params).bytes(group.size)
         if ddp.hook is not None:
             register(self._parallel, ddp.hook, group, experiment.rounds)
@@ -152,7 +150,7 @@ class DataParallelPeer(OnePeer):
     @property
     def exposed(self) -> float:
         """By torch's own timers, of the last step but one, or of the last that they looked at."""
-        said = self._parallel._get_ddp_logging_data()
+        said: dict[str, int] = self._parallel._get_ddp_logging_data()  # type: ignore[no-untyped-call]
         return max(0, said.get("backward_comm_time_end", 0) - said.get("backward_compute_time_end", 0)) / 1e9
 
     def _go_along(self) -> None:

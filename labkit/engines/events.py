@@ -18,7 +18,8 @@ from labkit.engines.fleets import Fleet
 from labkit.engines.pace import Pace
 from labkit.engines.peer import accuracies, classes
 from labkit.exchange import Request
-from labkit.news import Report, Row
+from labkit.lanes import MOST_LANES, Bursts
+from labkit.news import Report, Row, Stretch
 from labkit.tasks.sync import Timeline
 
 _MOST_STRETCHES = 2_000_000  # of all peers together; a longer run keeps no timeline
@@ -54,6 +55,7 @@ class Events:
         self._queue: list[tuple[float, int, Request | None]] = []
         self._back = [0.0 for _ in peers]  # seconds that the reply to each peer travels
         self._starts: list[list[float]] = [[] for _ in peers]
+        self._bursts = [Bursts() for _ in peers[:MOST_LANES]]
         self._losses: list[list[float]] = [[] for _ in peers]
         self._staleness: list[list[int]] = [[] for _ in peers]
         self._sent, self._wall, self._since = 0.0, 0.0, perf_counter()
@@ -80,6 +82,9 @@ class Events:
             self._report(event)
 
     def _begin(self, k: int, now: float) -> None:
+        if self._virtual and self._starts[k] and k < MOST_LANES and self._bursts[k].tells(perf_counter()):
+            begun = self._starts[k][-1]
+            self._report(Stretch(k, self._pace.done[k], begun, begun + self._seconds[k], None, now))
         self._starts[k].append(now)
         self._fleet.begin(k, self._pace.done[k] + 1)
         heappush(self._queue, (now + self._seconds[k], k, None))

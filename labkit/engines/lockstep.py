@@ -56,7 +56,7 @@ class Lockstep(Timed):
         test_x, test_y = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)
         clock = self.virtual(experiment, device)
         cohort = Cohort(experiment, range(experiment.peers), device, single=OnePeer)
-        meter, start = Meter(cohort, clock), perf_counter()
+        meter, start = Meter(cohort, clock, report), perf_counter()
         torch.manual_seed(experiment.seed)
         for number in range(1, experiment.rounds + 1):
             if not control.proceed():

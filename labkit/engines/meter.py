@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
+from time import perf_counter
 
 import torch
 
@@ -15,6 +16,8 @@ from labkit.engines.cohort import Cohort
 from labkit.engines.experiment import Experiment
 from labkit.errors import SettingError
 from labkit.exchange import Message
+from labkit.lanes import MOST_LANES, Bursts
+from labkit.news import Report, Stretch
 from labkit.tree import Tree
 
 
@@ -55,8 +58,9 @@ class Timed:
 class Meter:
     """Counts what the peers send, and lets the clock, if there is one, know of steps and messages."""
 
-    def __init__(self, cohort: Cohort, clock: Clock | None) -> None:
-        self._cohort, self._clock = cohort, clock
+    def __init__(self, cohort: Cohort, clock: Clock | None, report: Report) -> None:
+        self._cohort, self._clock, self._report = cohort, clock, report
+        self._number, self._bursts = 0, Bursts()
         self.sent = 0.0  # bytes of all peers together
         self.wall = 0.0  # seconds of this machine, evaluations left out
 
@@ -71,8 +75,7 @@ class Meter:
         """Everyone computes up to the message, of which this is one peer's, then it takes its time."""
         self.sent += message.bytes(len(self._present)) * len(self._present)
         if self._clock is not None:
-            self._compute(self._clock)
-            self._clock.exchange(self._present, message)
+            self._lap(self._clock, message)
 
     def answer(self, message: Message) -> Tree:
         """The replies to a stacked message."""
@@ -82,9 +85,21 @@ class Meter:
     def end(self) -> None:
         """Count the steps after the last message of the round."""
         if self._clock is not None and (self._cohort.steps > self._counted).any():
-            self._compute(self._clock)
+            self._lap(self._clock, None)
 
-    def _compute(self, clock: Clock) -> None:
-        steps = self._cohort.steps
+    def _lap(self, clock: Clock, message: Message | None) -> None:
+        """Those present take the steps that were not counted yet, and exchange a message, if there is one."""
+        self._number += 1
+        tells, few = self._bursts.tells(perf_counter()), self._present[:MOST_LANES]
+        steps, begun = self._cohort.steps, clock.at(few)
         clock.compute(self._present, steps - self._counted)
         self._counted = steps
+        arrived, met = clock.at(few), clock.at(self._present).max() if tells else None
+        if message is not None:
+            clock.exchange(self._present, message)
+        if met is None:
+            return
+        done = clock.at(few)
+        each = torch.stack([few, begun, arrived, torch.minimum(met, done), done], dim=1)  # float64 [m, 5]
+        for lane, *moments in each.tolist():
+            self._report(Stretch(int(lane), self._number, *moments))

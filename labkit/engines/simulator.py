@@ -51,7 +51,7 @@ class Simulator(Timed):
         if asynchronous(experiment.algorithm):
             return run_events(experiment, partial(InWaves, most=self.block), clock, report, control, device)
         cohort = Cohort(experiment, range(experiment.peers), device, most=self.block)
-        meter = Meter(cohort, clock)
+        meter = Meter(cohort, clock, report)
         answer, predict = cohort.joined(meter.answer), cohort.joined(lambda message: message.stacked())
         with torch.random.fork_rng():
             torch.manual_seed(experiment.seed)

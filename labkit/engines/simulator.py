@@ -16,6 +16,7 @@ from labkit.engines.events import run_events
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.engines.fleets import InWaves
 from labkit.engines.meter import Meter, Timed
+from labkit.engines.peer import OnePeer
 from labkit.errors import SettingError
 from labkit.news import Report, Row
 from labkit.tasks.arguments import whole
@@ -50,7 +51,8 @@ class Simulator(Timed):
         clock = self.virtual(experiment, device)
         if asynchronous(experiment.algorithm):
             return run_events(experiment, partial(InWaves, most=self.block), clock, report, control, device)
-        cohort = Cohort(experiment, range(experiment.peers), device, most=self.block)
+        single = None if experiment.stackable else OnePeer
+        cohort = Cohort(experiment, range(experiment.peers), device, most=self.block, single=single)
         meter = Meter(cohort, clock, report)
         answer, predict = cohort.joined(meter.answer), cohort.joined(lambda message: message.stacked())
         with torch.random.fork_rng():

@@ -9,6 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from labkit.engines.control import Control, Wish
+from labkit.errors import SettingError
 from labkit.news import News
 from labkit.panel import Picture
 
@@ -61,6 +62,19 @@ class Background(ABC):
     @abstractmethod
     def picture(self) -> Picture:
         """What it has measured so far."""
+
+    def lanes(self) -> Picture | None:
+        """When each of its workers computed, waited and communicated at last, if that is known."""
+        return None
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The learning rate, where there is one that can be changed while the work goes on."""
+        return None
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        raise SettingError(f"{self.still} has no one learning rate: change that of a run from lk.train.")
 
     # -- what can be done with it
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import nan
 from typing import Any, Unpack, cast
 
@@ -20,6 +21,7 @@ from labkit.engines.meter import Timed
 from labkit.errors import LabkitError, SettingError
 from labkit.frontier import Trail, draw
 from labkit.history import History
+from labkit.news import News, Stretch
 from labkit.panel import Picture, amount, duration
 from labkit.planning import Models, Settings, evaluated, plan, require_whole
 from labkit.run import blank, carry_out
@@ -158,11 +160,16 @@ class Comparison(Background):
                 return
             try:
                 engine = self._on_one_clock(entry)
-                carry_out(engine, entry.experiment, self.histories[name], self._notify, self._control)
+                carry_out(engine, entry.experiment, self.histories[name], partial(self._heard, name), self._control)
             except Exception as error:  # noqa: BLE001  kept for result(); the others are worth having
                 self.errors[name] = named(error, name)
         if self.errors:
             raise next(iter(self.errors.values()))
+
+    def _heard(self, name: str, news: News) -> None:
+        self.histories[name].take(news)
+        if not isinstance(news, Stretch):
+            self._notify(news)
 
     def _on_one_clock(self, entry: Entry) -> Engine:
         """The entry's engine; a virtual clock that measures a step does so once, for all whose steps are the same."""

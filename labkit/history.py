@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from labkit import archive
+from labkit.board import Board
 from labkit.errors import Stopped
 from labkit.learning_curves import learning_curves
 from labkit.news import Event as Event
 from labkit.news import News
 from labkit.news import Row as Row
-from labkit.panel import Picture
+from labkit.panel import Picture, amount
+from labkit.table import Table
 
 
 @dataclass
@@ -26,6 +30,8 @@ class History:
     `clock` says whose seconds these are ("wall", measured; or "virtual", computed from link and speeds), `ledger`
     whether the bytes were counted on the wire ("measured") or by the messages' formula ("formula").
     `events` are what happened to it on the way: the learning rate was changed, a worker was lost.
+    `settings` are what the run was asked to do, as plain data from which it can be done again with the same models and
+    data, and `versions` those of what computed.
     """
 
     algorithm: str
@@ -39,6 +45,8 @@ class History:
     staleness: Any = field(default=None, repr=False)
     stopped: bool = False
     events: list[Event] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict, repr=False)
+    versions: dict[str, str] = field(default_factory=dict, repr=False)
 
     def take(self, news: News) -> None:
         """Keep a row or an event; of rounds that are done again, the new rows replace the old ones."""
@@ -74,6 +82,39 @@ class History:
             known = [(at, values if values is None else (fmean(values),)) for at, values in known]
         return [at for at, values in known if values is not None], [v for _, v in known if v is not None]
 
+    def table(self) -> Table:
+        """The rounds that were evaluated (all where none was): loss, accuracy, bytes, seconds, learning rate."""
+        rows = [row for row in self.rows if row.accuracies is not None] or self.rows
+        changes = len({row.learning_rate for row in self.rows}) > 1
+        head = ["round", "loss", "accuracy", "sent per peer", "seconds", *["learning rate"] * changes]
+        return Table(head, [_words(row)[: len(head)] for row in rows])
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write a line for each round: the means, then each peer's loss and accuracy; empty where not measured.
+
+        The file appears whole, or not at all.
+        """
+        archive.write(path, archive.to_csv(self))
+
+    def to_json(self, path: str | Path) -> None:
+        """Write everything but the models and the timeline, for `from_json`; the models are saved by `torch.save`.
+
+        The file appears whole, or not at all.
+        """
+        archive.write(path, archive.to_json(self))
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> History:
+        """The history that `to_json` wrote, without models and timeline; DataError where there is none."""
+        return cls(**archive.read(path))
+
+    def to_tensorboard(self, folder: str | Path) -> None:
+        """Write the rows and events to `folder` as TensorBoard reads them; `Run.tensorboard` follows a run.
+
+        Raises MissingPackage where tensorboard is not installed.
+        """
+        Board(folder, self).close()
+
     def plot(self) -> Picture:
         """Training loss and test accuracy over the rounds: each peer's, and their mean."""
         return self.picture(title=f"{self.algorithm}, {self.peers} peers, {self.engine} engine")
@@ -94,6 +135,12 @@ class History:
             f"History: {self.algorithm}, {self.peers} peers, {ended} {len(self.rows)} rounds {reached}, "
             f"{_megabytes(self.bytes)} sent per peer"
         )
+
+
+def _words(row: Row) -> list[str]:
+    accuracy = "–" if row.accuracy is None else f"{row.accuracy:.1%}"
+    rate = "–" if row.learning_rate is None else f"{row.learning_rate:.4g}"
+    return [str(row.round), f"{row.loss:.4f}", accuracy, amount(row.bytes), f"{row.seconds:.3f}", rate]
 
 
 def _megabytes(count: float) -> str:

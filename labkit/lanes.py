@@ -50,9 +50,11 @@ class Lanes:
 
         `names` are those of the lanes, `count` is how many there are, shown or not.
         """
-        lanes = {lane: _in_a_row(list(kept)) for lane, kept in sorted(self._lanes.copy().items())}
-        if not any(lanes.values()):
+        rows = {lane: _in_a_row(list(kept)) for lane, kept in sorted(self._lanes.copy().items())}
+        if not any(rows.values()):
             return None
+        newest = max((kept for kept in rows.values() if kept), key=lambda kept: kept[-1].done)
+        lanes = {lane: [it for it in kept if it.done > newest[0].begun] for lane, kept in rows.items()}  # of this time
         every = [stretch for kept in lanes.values() for stretch in kept]
         zero = min(stretch.begun for stretch in every)
         shown = [names[lane] if lane < len(names) else f"{self.who} {lane}" for lane in lanes]
@@ -66,23 +68,25 @@ class Lanes:
         )
 
     def _title(self, messages: int, count: int, shown: int) -> str:
-        some = "" if shown == count else f" of {shown} of {count:,} {self.who}s"
-        return f"The last {messages} stretches{some}, from message to message"
+        some = "" if shown == count else f" ({shown} of {count:,} {self.who}s)"
+        return f"The {self.who}s' last {messages} messages{some}"
 
     def _note(self, stretches: Sequence[Stretch]) -> str:
         note = "predicted by the virtual clock" if self._clock == "virtual" else "measured"
         if any(stretch.overlapped for stretch in stretches):
             note += "; DDP communicates while it computes, shown is what is left over"
+        if any(stretch.met is None for stretch in stretches):
+            note += "; to communicate is to ask and to wait for the answer"
         return note
 
 
-_ORDER = ("compute", "wait", "communicate", "until answered")
+_ORDER = ("compute", "wait", "communicate")
 
 
 def _bars(row: int, it: Stretch, zero: float) -> list[Bar]:
     compute = Bar(row, it.begun - zero, it.arrived - zero)
     if it.met is None:
-        return [compute, Bar(row, it.arrived - zero, it.done - zero, None, "until answered")]
+        return [compute, Bar(row, it.arrived - zero, it.done - zero, None, "communicate")]
     return [
         compute,
         Bar(row, it.arrived - zero, it.met - zero, None, "wait"),

@@ -26,7 +26,7 @@ class LiveView:
 
     def __init__(self, run: Background) -> None:
         self._run = run
-        self._pending = False
+        self._pending = self._showing = False
         self._drawn = (-1, "")  # rounds and state in the picture
         self._drawn_at, self._cost = 0.0, 0.0
         try:
@@ -36,6 +36,7 @@ class LiveView:
         self.status = widgets.HTML()
         self.bar = widgets.IntProgress(max=run.total, layout=widgets.Layout(width="14em"))
         self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="720px"))
+        self.lanes = widgets.Image(format="png", layout=widgets.Layout(max_width="720px", display="none"))
         self.pause = widgets.Button(
             description="Pause",
             icon="pause",
@@ -50,7 +51,10 @@ class LiveView:
         )
         self.pause.on_click(self._pause_or_resume)
         self.stop.on_click(self._stop)
-        self.box = widgets.VBox([widgets.HBox([self.pause, self.stop, self.bar]), self.status, self.image])
+        self.rate = _rate_field(run)
+        self.rate.observe(self._set_rate, "value")
+        steering = widgets.HBox([self.pause, self.stop, self.bar, self.rate])
+        self.box = widgets.VBox([steering, self.status, self.image, self.lanes])
         self.refresh()
 
     def bundle(self) -> dict[str, Any]:
@@ -80,7 +84,11 @@ class LiveView:
         self.pause.description = "Resume" if state == "paused" else "Pause"
         self.pause.icon = "play" if state == "paused" else "pause"
         self.pause.disabled = self.stop.disabled = self._run.done
+        self._show_rate()
         self.image.value = self._run.picture().png()
+        if (lanes := self._run.lanes()) is not None:
+            self.lanes.value = lanes.png()
+            self.lanes.layout.display = None
         self._drawn_at = perf_counter()
         self._cost = self._drawn_at - begun
 
@@ -101,6 +109,19 @@ class LiveView:
             self._run.pause()
         self.refresh()
 
+    def _show_rate(self) -> None:
+        """Show the learning rate as it is, which a schedule or another view may have changed."""
+        self.rate.disabled = self._run.done
+        now = self._run.learning_rate
+        if now is not None and now != self.rate.value:
+            self._showing = True
+            self.rate.value = now
+            self._showing = False
+
+    def _set_rate(self, change: Any) -> None:
+        if not self._showing and not self._run.done:
+            self._run.learning_rate = change["new"]
+
     def _stop(self, _: Any) -> None:
         self._run.stop()
         self.refresh()
@@ -108,3 +129,18 @@ class LiveView:
 
 def _coloured(work: Background) -> str:
     return f'<span style="color:{_COLOURS.get(work.state, "inherit")}">{escape(work.status)}</span>'
+
+
+def _rate_field(work: Background) -> Any:
+    """A field for the learning rate, hidden where none can be changed."""
+    rate = work.learning_rate
+    return widgets.BoundedFloatText(
+        value=rate or 0.0,
+        min=0.0,
+        max=1e6,
+        description="learning rate",
+        tooltip="All peers go on with it from the same round on",
+        style={"description_width": "initial"},
+        layout=widgets.Layout(width="13em", display="none" if rate is None else None),
+        disabled=work.done,
+    )

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
+import threading
+from numbers import Real
+from pathlib import Path
+
 from labkit.background import Background
+from labkit.board import Board
 from labkit.engines.control import Control
 from labkit.engines.experiment import Engine, Experiment
-from labkit.errors import LabkitError
+from labkit.engines.rate import words
+from labkit.errors import LabkitError, SettingError
 from labkit.history import History
-from labkit.news import News, Report
-from labkit.panel import Picture
+from labkit.lanes import MOST_LANES, Lanes
+from labkit.news import News, Report, Row, Stretch
+from labkit.panel import Picture, amount
+from labkit.record import learning_rate, samples_per_round, settings, versions
+from labkit.throughput import Throughput, remaining
 
 
 class Run(Background):
     """A training under way: `.history` so far, `.result()` to wait, `.pause()`, `.resume()`, `.stop()`.
 
-    As the last line of a cell it draws itself and keeps the picture live.
+    `.learning_rate` may be assigned while it goes on; `.tensorboard(folder)` lets TensorBoard follow it. As the last
+    line of a cell it draws itself and keeps the picture live.
     """
 
     def __init__(self, engine: Engine, experiment: Experiment) -> None:
@@ -22,6 +33,12 @@ class Run(Background):
         self.history = blank(engine, experiment)
         self.rounds = experiment.rounds
         self._engine, self._experiment = engine, experiment
+        self._throughput, self._samples = Throughput(), samples_per_round(experiment)
+        self._lanes = Lanes("rank" if engine.name == "cluster" else "peer", engine.clock)
+        self._asked: float | None = None  # the learning rate that was asked for, until a row has it
+        self._heeded: float = math.inf  # the round from which it holds
+        self._boards: list[Board] = []
+        self._telling = threading.Lock()
         self._start()
 
     def result(self, timeout: float | None = None) -> History:
@@ -32,8 +49,73 @@ class Run(Background):
         self._wait(timeout)
         return self.history
 
+    def pause(self) -> None:
+        super().pause()
+        self._throughput.forget()  # how fast it was says nothing of how fast it goes on
+
+    def tensorboard(self, folder: str | Path) -> None:
+        """Write what there is, and from now on what comes, as TensorBoard reads it: `tensorboard --logdir folder`.
+
+        Raises MissingPackage where tensorboard is not installed.
+        """
+        with self._telling:
+            board = Board(folder, self.history)
+            if self.done:
+                board.close()
+            else:
+                self._boards.append(board)
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate now; assign another while the run goes on, and all peers heed it from the same round on.
+
+        It is that of the first peer's optimiser, and assigned it is everyone's. A schedule goes on from the new rate as
+        if it had led there. In an asynchronous run each worker heeds it as it hears of it, and so does a server that
+        steps the run's optimiser.
+
+        Raises SettingError for what is no number from 0 on, and when the run has ended.
+        """
+        if self._asked is not None:
+            return self._asked
+        last = self.history.rows[-1].learning_rate if self.history.rows else None
+        return learning_rate(self._experiment) if last is None else last
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 <= rate < math.inf:
+            raise SettingError(f"learning_rate={rate!r} is no learning rate: give a number from 0 on, such as 0.01.")
+        if self.done:
+            raise SettingError(
+                "The run has ended, so its learning rate cannot change any more: train again with another optimizer."
+            )
+        self._asked, self._heeded = float(rate), math.inf
+        self._control.set_rate(float(rate))
+
+    # -- as any work in the background
+
     def _work(self) -> None:
-        carry_out(self._engine, self._experiment, self.history, self._notify, self._control)
+        try:
+            carry_out(self._engine, self._experiment, self.history, self._heard, self._control)
+        finally:
+            with self._telling:
+                for board in self._boards:
+                    board.close()
+
+    def _heard(self, news: News) -> None:
+        if isinstance(news, Stretch):
+            self._lanes.add(news)
+            return
+        with self._telling:
+            self.history.take(news)
+            for board in self._boards:
+                board.take(news)
+        if isinstance(news, Row):
+            self._throughput.note(news.round)
+            if news.round >= self._heeded and news.learning_rate is not None:
+                self._asked = None
+        elif self._asked is not None and news.text == words(self._asked):
+            self._heeded = news.round
+        self._notify()
 
     @property
     def total(self) -> int:
@@ -52,12 +134,17 @@ class Run(Background):
         if self.state == "failed":
             return f"failed: {self.error}"
         rows = self.history.rows
-        text = f"{self.state} · round {len(rows)} of {self.rounds}"
-        if not rows:
-            return text
-        accuracy = self.history.final.accuracy
-        reached = "" if accuracy is None else f" · accuracy {accuracy:.1%}"
-        return f"{text} · loss {rows[-1].loss:.3f}{reached}"
+        said = [self.state, f"round {len(rows)} of {self.rounds}"]
+        if rows:
+            said.append(f"loss {rows[-1].loss:.3f}")
+            if (accuracy := self.history.final.accuracy) is not None:
+                said.append(f"accuracy {accuracy:.1%}")
+            if (rate := self._throughput.rate) is not None:
+                said.append(f"{rate * self._samples:,.0f} samples/s")
+            said.append(f"{amount(rows[-1].bytes)} sent per peer")
+            if rate is not None and self.state == "running":
+                said.append(remaining((self.rounds - len(rows)) / rate))
+        return " · ".join(said)
 
     @property
     def still(self) -> str:
@@ -66,6 +153,22 @@ class Run(Background):
     def picture(self) -> Picture:
         """The learning curves so far."""
         return self.history.picture(rounds=self.rounds)
+
+    def lanes(self) -> Picture | None:
+        """When each worker, or peer on a virtual clock, computed, waited and communicated at last; None if unknown.
+
+        The lanes are named with the last loss and accuracy of their peers, where each has one of its own.
+        """
+        row, count = self.history.rows[-1] if self.history.rows else None, self.history.peers
+        if row is None or row.peers is not None or (self._lanes.who == "rank" and len(self._lanes) != count):
+            return self._lanes.picture()
+        tested = next((it.accuracies for it in reversed(self.history.rows) if it.accuracies is not None), ())
+        each = len(tested) == count
+        names = [
+            f"{self._lanes.who} {k} · loss {loss:.2f}" + (f" · {tested[k]:.0%}" if each else "")
+            for k, loss in enumerate(row.losses[:MOST_LANES])
+        ]
+        return self._lanes.picture(names, count)
 
     def __repr__(self) -> str:
         if self.state == "failed":
@@ -78,16 +181,13 @@ class Run(Background):
 def blank(engine: Engine, experiment: Experiment) -> History:
     """The history of an experiment before its first round."""
     algorithm = ", ".join(dict.fromkeys(type(it).__name__ for it in experiment.algorithms))
-    return History(algorithm, engine.name, experiment.peers, engine.clock, engine.ledger)
+    history = History(algorithm, engine.name, experiment.peers, engine.clock, engine.ledger)
+    history.settings, history.versions = settings(engine, experiment), dict(versions())
+    return history
 
 
 def carry_out(engine: Engine, experiment: Experiment, history: History, report: Report, control: Control) -> None:
-    """Fill the history, telling of all that is new."""
-
-    def keep(news: News) -> None:
-        history.take(news)
-        report(news)
-
-    outcome = engine.run(experiment, keep, control)
+    """Carry out the experiment; `report` puts what is new into the history, which gets what there is at the end."""
+    outcome = engine.run(experiment, report, control)
     history.models, history.timeline, history.staleness = outcome.models, outcome.timeline, outcome.staleness
     history.stopped = len(history.rows) < experiment.rounds

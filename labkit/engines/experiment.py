@@ -49,6 +49,7 @@ class Experiment:
     kinds: tuple[int, ...] = ()
     common_order: bool = False  # everyone sees the same examples in the same order
     public: Tensor | None = None  # inputs [N, …] that everyone may see, without labels
+    sharding: str = ""  # how the examples were dealt, in words
     schedule: Schedule | None = None  # made with each optimiser, and stepped after each of its steps
     precision: str | None = None  # "bf16" or "fp16", of the forward pass and the loss
     clip: float | None = None  # the largest norm of a peer's gradient

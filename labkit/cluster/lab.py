@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import psutil
+
 from labkit.cluster.machine import size, visible_gpus
 from labkit.cluster.page import counted, lab_page, view_of
 from labkit.errors import LabClosed, SettingError
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from labkit.cluster.gang import Gang
     from labkit.cluster.job import Job
+    from labkit.cluster.sabotage import Brake
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Lab:
         self._closed = False
         self._running: weakref.WeakSet[Any] = weakref.WeakSet()
         self._probes: dict[str, dict[str, Any]] = {}
+        self._brakes: dict[int, Brake] = {}  # by process
 
     # -- the workers
 
@@ -133,6 +137,35 @@ class Lab:
         self.require_open()
         return launch(self, fn, *args, ranks=ranks, timeout=timeout, **kwargs)
 
+    # -- failure as a lesson
+
+    def kill(self, worker: int | str | WorkerInfo) -> None:
+        """Kill a worker's process, as a crash or a lack of memory does; its nanny starts a new one within seconds.
+
+        `worker` is its number or name, its address, or its row of `lab.workers`. Raises SettingError for a worker that
+        this kernel did not start.
+        """
+        from labkit.cluster.sabotage import process_of
+
+        self.require_open()
+        psutil.Process(process_of(self, worker)).kill()
+
+    def slow(self, worker: int | str | WorkerInfo, factor: float) -> None:
+        """Make all that a worker computes take `factor` times as long, 1 to 100; 1 undoes it.
+
+        Its process is stopped for a part of every 30 ms. That ends with the lab, and with the process: a worker that
+        comes back is as fast as ever. Waiting takes no longer than before, and processes that the worker starts are not
+        slowed. Raises SettingError for a worker that this kernel did not start.
+        """
+        from labkit.cluster.sabotage import Brake, factor_of, process_of
+
+        self.require_open()
+        factor, pid = factor_of(factor), process_of(self, worker)
+        if pid in self._brakes:
+            self._brakes.pop(pid).release()
+        if factor > 1:
+            self._brakes[pid] = Brake(pid, factor)
+
     # -- its life
 
     @property
@@ -157,6 +190,8 @@ class Lab:
         try:
             for work in list(self._running):
                 work.cancel()
+            for brake in self._brakes.values():
+                brake.release()
             if not self._keep_client:
                 self.client.close()
         finally:

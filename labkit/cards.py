@@ -1,4 +1,4 @@
-"""The six formulas of the course as cards: what each says, what it means in labkit, and a test of whether it holds.
+"""The formulas of the course as cards: what each says, what it means in labkit, and a test of whether it holds.
 
 >>> import labkit as lk
 >>> lk.formulas["T"].holds(lk.split(7, parts=3))
@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 from labkit.verdicts import (
     Judge,
     Verdict,
+    judge_lost_work,
     judge_models,
     judge_optimizers,
     judge_partition,
     judge_schedule,
+    judge_staleness,
     judge_strategies,
     judge_timeline,
+    judge_traffic,
 )
 
 __all__ = ["Card", "Formulas", "Verdict", "Words", "formulas"]
@@ -220,6 +223,57 @@ formulas = Formulas(
             here="the `torch.optim` optimisers of a run, one for each peer",
             source="S. Reddi et al., Adaptive Federated Optimization, arXiv:2003.00295",
             judge=judge_optimizers,
+        ),
+        Card(
+            key="tau",
+            symbol="τ",
+            name=Words("staleness", "陈旧度"),
+            latex=r"\tau = v - v_i",
+            plain="τ = v − vᵢ ≤ (2s + 1)(n − 1)",
+            condition=r"\tau \le (2s + 1)(n - 1)",
+            words=Words(
+                "The age of a gradient: how often the server changed its weights since this peer last read them. If "
+                "nobody may be more than s rounds ahead of the slowest of n peers, it is bounded.",
+                "梯度的“年龄”：从这个节点上次取走参数到它把梯度送来，服务器又更新了多少次。"
+                "只要最快的节点最多领先最慢的 s 轮，年龄就有上限。",
+            ),
+            here="the `.staleness` of a History, one number for each push to a `ParameterServer`",
+            source="Q. Ho et al., NIPS 2013 (bounded staleness); J. Dean et al., NIPS 2012 (parameter server)",
+            judge=judge_staleness,
+        ),
+        Card(
+            key="b",
+            symbol="b",
+            name=Words("traffic", "通信量"),
+            latex=r"b(H) = \frac{2(n-1)}{n} \cdot \frac{S}{H}",
+            plain="b(H) = 2(n − 1)/n · S/H",
+            condition=r"b(H) = b(1) / H",
+            words=Words(
+                "To average S bytes among n peers costs each of them 2(n − 1)/n · S bytes. Who averages only every H "
+                "steps pays that once for H steps.",
+                "n 个节点平均一份 S 字节的参数，每个节点至少要发送 2(n−1)/n·S 字节。"
+                "每走 H 步才平均一次，每一步分摊到的通信量就只有 1/H。",
+            ),
+            here="the `.bytes` of a History, counted on the wire; `holds` takes histories by their H",
+            source="S. U. Stich, Local SGD, arXiv:1805.09767; P. Patarasuk & X. Yuan, JPDC 69(2), 2009 (all-reduce)",
+            judge=judge_traffic,
+        ),
+        Card(
+            key="w",
+            symbol="w",
+            name=Words("lost work", "损失的工作"),
+            latex=r"w(k) = \frac{C}{k} + \frac{k}{2M}",
+            plain="w(k) = C/k + k/(2M), least at k* = √(2CM)",
+            condition=r"k^* = \sqrt{2CM}",
+            words=Words(
+                "Saving every k seconds costs C each time, and a failure, once in M seconds, takes back half an "
+                "interval on average. Save too often and you only save; too seldom and you only repeat.",
+                "每 k 秒存一次档，每次花 C 秒；平均每 M 秒出一次故障，每次平均丢掉半个间隔的工作。"
+                "存得太勤，时间都花在存档上；存得太少，时间都花在重做上。",
+            ),
+            here="`lk.Cluster(lab, checkpoint_every=k)`, k in rounds; a History's `.events` say what was lost",
+            source="J. W. Young, Comm. ACM 17(9), 1974; J. T. Daly, Future Gener. Comput. Syst. 22(3), 2006",
+            judge=judge_lost_work,
         ),
     )
 )

@@ -21,6 +21,9 @@ COLOURS = {
     "transfer": CYCLE[9],
     "wait": "#ddd6b5",  # pale: it is what is missing
     "finished by all": CYCLE[3],
+    "checkpoint": CYCLE[4],
+    "lost": CYCLE[2],
+    "restart": CYCLE[3],
 }
 _ALARM = CYCLE[2]
 # the edge keeps one fault among a million items visible
@@ -123,9 +126,13 @@ def curves(
     ylabel: str,
     title: str = "",
     note: str = "",
+    marks: Mapping[str, float] | None = None,
     ax: Axes | None = None,
 ) -> Picture:
-    """Draw one line for each name in `series` (x, y of equal length; points that are not finite leave a gap)."""
+    """Draw one line for each name in `series` (x, y of equal length; points that are not finite leave a gap).
+
+    `marks` are named places on the x axis, drawn as dashed lines.
+    """
     data = {name: (np.asarray(x, dtype=float), np.asarray(y, dtype=float)) for name, (x, y) in series.items()}
     xlim, (low, high) = _range([x for x, _ in data.values()]), _range([y for _, y in data.values()])
     pad = 0.05 * (high - low)
@@ -137,6 +144,8 @@ def curves(
         style = {"color": CYCLE[k % len(CYCLE)], "linestyle": dashes[k // len(CYCLE) % 4], "linewidth": 1.8}
         panel.ax.plot(x, y, marker="o" if len(x) <= 30 else "", markersize=4, clip_on=False, **style)  # type: ignore[arg-type]
     panel.ax.set(xlim=panel.xlim, ylim=panel.ylim)
+    for name, at in (marks or {}).items():
+        panel.mark(name, at)
     panel.legend([(CYCLE[k % len(CYCLE)], False, name) for k, name in enumerate(data)], note)
     return panel.finish(title or f"{ylabel} against {xlabel}: {', '.join(data)}")
 

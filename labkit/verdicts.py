@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from labkit.costs.staleness import stalest
 from labkit.errors import SettingError
 from labkit.history import History
 from labkit.tasks.arguments import Floats, Integers, name_all
 from labkit.tasks.partition import Partition
 from labkit.tasks.plan import Assignment, Schedule
-from labkit.tasks.sync import Timeline
+from labkit.tasks.sync import ASP, Timeline
 
 
 @dataclass(frozen=True, repr=False)
@@ -186,6 +188,52 @@ def _sharing(members: Sequence[Any], what: str) -> Verdict:
 judge_models = _judge_members("𝓜", "model", shareable=False, in_history="models")
 judge_strategies = _judge_members("𝓟", "strategy", shareable=True)
 judge_optimizers = _judge_members("𝓞", "optimiser", shareable=False)
+
+
+def judge_staleness(obj: Any, peers: int | None) -> Verdict:
+    """τ ≤ (2s + 1)(n − 1): no push had missed more updates than its policy allows."""
+    if not isinstance(obj, History) or obj.staleness is None:
+        raise _foreign("τ", "a History of peers that push to a server, such as ParameterServer's", obj)
+    stale = np.asarray(obj.staleness)  # [peers, rounds]
+    policy = obj.timeline.policy if isinstance(obj.timeline, Timeline) else ASP()
+    bound = stalest(policy.bound, obj.peers)
+    if (stale > bound).any():
+        peer, push = np.argwhere(stale > bound)[0]
+        had = f"push {push} of peer {peer} had missed {_counted(int(stale[peer, push]), 'update')}"
+        return Verdict(False, f"{had}, where {policy} allows {bound:g}")
+    allowed = "any number" if np.isinf(bound) else f"{bound:g}"
+    return Verdict(True, f"no push of {obj.peers} peers had missed more updates than {policy} allows, {allowed}")
+
+
+def judge_traffic(obj: Any, peers: int | None) -> Verdict:
+    """b(H) = b(1)/H: a round sends the same number of bytes, however many steps it has."""
+    if not isinstance(obj, Mapping) or not obj or not all(isinstance(it, History) and it.rows for it in obj.values()):
+        raise _foreign("b", "histories by their H, such as {1: …, 8: …}", obj)
+    each = {every: history.bytes / len(history.rows) / every for every, history in sorted(obj.items())}
+    (first, most), *others = each.items()
+    for every, nbytes in others:
+        if not np.isclose(nbytes * every, most * first, rtol=1e-6):
+            said = f"with H = {every} a step sends {nbytes:,.0f} bytes"
+            return Verdict(False, f"{said}, which is not {first}/{every} of the {most:,.0f} with H = {first}")
+    less = ", ".join(f"{first}/{every} with H = {every}" for every in list(each)[1:])
+    return Verdict(True, f"a step sends {most:,.0f} bytes with H = {first}" + (f", and {less} of that" if less else ""))
+
+
+_WENT_ON = re.compile(r"went on from round (\d+)")
+
+
+def judge_lost_work(obj: Any, peers: int | None) -> Verdict:
+    """No failure takes back more rounds than there are between two checkpoints, of which one may be on its way."""
+    every = obj.settings.get("engine", {}).get("checkpoint_every") if isinstance(obj, History) else None
+    if every is None:
+        raise _foreign("w", "a History of a run with lk.Cluster(lab, checkpoint_every=…)", obj)
+    lost = [event.round - int(found[1]) for event in obj.events if (found := _WENT_ON.search(event.text))]
+    if not lost:
+        return Verdict(True, "no worker failed, so no round was done again")
+    times = _counted(len(lost), "failure")
+    if max(lost) >= 2 * every:
+        return Verdict(False, f"a failure took back {max(lost)} rounds, where there is a checkpoint every {every}")
+    return Verdict(True, f"{times} took back fewer than 2 · {every} rounds each, saved every {every}")
 
 
 def _foreign(symbol: str, wanted: str, obj: Any) -> SettingError:

@@ -1,11 +1,14 @@
-"""Widgets: one for each formula of distributed computation, with its numbers on sliders.
+"""Widgets: one for each concept of the course that has numbers to put on sliders.
 
-`split`, `schedule`, `synchronize` and `step_through` make views; each has a pure `compute()` in its own file.
+Each function makes a view; beside it in its file stands a pure `compute()` of the same numbers.
 """
 
+from labkit.widgets.failures import failure
 from labkit.widgets.messages import step_through
 from labkit.widgets.partition import split
 from labkit.widgets.scheduling import schedule
+from labkit.widgets.stale_pushes import staleness
 from labkit.widgets.synchronization import synchronize
+from labkit.widgets.traffic import communication
 
-__all__ = ["schedule", "split", "step_through", "synchronize"]
+__all__ = ["communication", "failure", "schedule", "split", "staleness", "step_through", "synchronize"]

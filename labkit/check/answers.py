@@ -1,0 +1,75 @@
+"""Answers to exercises: whether what came back has the right shape, and the sentence that says what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from textwrap import shorten
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from labkit.errors import CheckFailed
+
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, repr=False)
+class Passed:
+    """An exercise that is right."""
+
+    exercise: str
+    said: str
+
+    def __repr__(self) -> str:
+        return f"✓ {self.exercise}: {self.said}"
+
+
+def answer_of(call: str, fn: Callable[..., Any], *args: Any) -> Any:
+    """What the function gives; CheckFailed where it raises, or gives nothing."""
+    if not callable(fn):
+        raise CheckFailed(f"Give the function itself, without brackets: this is a {type(fn).__name__}.")
+    try:
+        got = fn(*args)
+    except Exception as error:
+        raise CheckFailed(f"{call} raised {type(error).__name__}: {error}; the traceback above shows where.") from error
+    if got is None:
+        raise CheckFailed(f"{call} gave None: does your function end in a return?")
+    return got
+
+
+def numbers_of(call: str, got: Any, shape: tuple[int, ...], wanted: str) -> Numbers:
+    """The answer as numbers of that shape; CheckFailed where it is something else than `wanted` says."""
+    try:
+        numbers = np.asarray(got, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError):
+        numbers = None
+    if numbers is None or numbers.shape != shape:
+        raise wrong(call, in_line(got), wanted, "check what your function returns")
+    return numbers
+
+
+def near(got: Any, right: Any) -> bool:
+    """Whether numbers are equal up to rounding."""
+    return bool(np.allclose(got, right, rtol=1e-6, atol=1e-9))
+
+
+def in_line(got: Any) -> str:
+    """Anything in one line."""
+    return shorten(repr(got), 160, placeholder=" …")
+
+
+def listed(values: Any) -> str:
+    """Numbers in brackets."""
+    return "(" + ", ".join(f"{number:.4g}" for number in values) + ")"
+
+
+def wrong(call: str, got: str, expected: str, hint: str) -> CheckFailed:
+    """The sentence for a wrong answer."""
+    return CheckFailed(f"{call} gave {got}; expected {expected}: {hint}.")
+
+
+def passed(exercise: str, cases: Sequence[Any]) -> Passed:
+    """The verdict on a right one."""
+    return Passed(exercise, f"{len(cases)} cases right")

@@ -1,0 +1,189 @@
+"""Communication widget, b = 2(n−1)/n · S/H: what it costs to agree, and what local steps and compression save of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import torch
+
+from labkit.costs.link import Link
+from labkit.errors import SettingError
+from labkit.exchange import Mean, Message, TopK
+from labkit.panel import amount
+from labkit.plots import Bar, Picture, curves, duration, gantt
+from labkit.tasks.arguments import whole
+from labkit.widgets.latex import lines, percent, seconds
+from labkit.widgets.view import Frame, View
+
+EVERY = tuple(2**k for k in range(10))
+MODELS = {"digits, 4.8 thousand": 4_810, "a million": 10**6, "ResNet-50, 26 million": 25_557_032,
+          "GPT-2, 124 million": 124_439_808, "7 billion": 7 * 10**9}  # fmt: skip
+LINKS = {"20 Mbit/s": 2.5e6, "100 Mbit/s": 12.5e6, "1 Gbit/s": 125e6, "10 Gbit/s": 1.25e9, "100 Gbit/s": 12.5e9}
+KEPT = (0.1, 0.03, 0.01, 0.003, 0.001)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to agree: bytes that a peer sends and seconds that it communicates, both for one step on average."""
+
+    bytes: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Each way's cost by name, for steps that take `step` seconds to compute; `every` is H."""
+
+    ways: Mapping[str, Way]
+    step: float
+    every: int
+    workers: int
+    curves: Mapping[str, tuple[float, ...]]
+
+    def efficiency(self, name: str) -> float:
+        """The share of the time that is spent computing."""
+        total = self.step + self.ways[name].seconds
+        return self.step / total if total else 1.0
+
+    @property
+    def latex(self) -> str:
+        """Bytes of a step with and without local steps, and the time they take."""
+        plain, local = self.ways["every step"], self.ways[_local(self.every)]
+        return lines(
+            rf"b &= \frac{{2(n-1)}}{{n}} \cdot \frac{{S}}{{H}} = \frac{{{_tex(plain.bytes)}}}{{{self.every}}} = "
+            rf"{_tex(local.bytes)} \quad \text{{for a step}}",
+            rf"t &= t_c + \frac{{t_b}}{{H}} = {seconds(self.step)} + "
+            rf"\frac{{{seconds(plain.seconds)}}}{{{self.every}}} = {seconds(self.step + local.seconds)}, \qquad "
+            rf"\text{{computing}} = {percent(self.efficiency(_local(self.every)))}",
+        )
+
+    @property
+    def sentence(self) -> str:
+        """How many times as fast each way is as agreeing after every step."""
+        plain = self.step + self.ways["every step"].seconds
+        gains = ", ".join(
+            f"{name} {plain / (self.step + way.seconds):.3g} times" for name, way in list(self.ways.items())[1:]
+        )
+        return f"Predicted, by the messages' own formulas: as fast as agreeing after every step are {gains}."
+
+
+def compute(
+    every: int = 8,
+    bandwidth: float = 2.5e6,
+    latency: float = 1e-3,
+    keep: float = 0.01,
+    parameters: int = 4_810,
+    step: float = 2e-3,
+    workers: int = 4,
+) -> Traffic:
+    """Cost of a step that takes `step` seconds, for `workers` peers on links of `bandwidth` bytes/s and `latency` s.
+
+    `every` is H, the local steps between two averages; `keep` the share of numbers that top-k sends. Raises
+    SettingError for what cannot be.
+
+    >>> compute(every=8, workers=2).ways["every 8 steps"].bytes == 4 * 4810 / 8
+    True
+    """
+    whole(every, "every", SettingError)
+    whole(workers, "workers", SettingError)
+    link, mean = Link(latency, bandwidth), Mean(torch.empty(parameters, device="meta"))
+    plain, coded = (_cost(message, workers, link) for message in (mean, _top(mean, keep, parameters)))
+    ways = {
+        "every step": plain,
+        _local(every): _shared(plain, every),
+        f"top {keep:.1%}": coded,
+        "both": _shared(coded, every),
+    }
+    efficient = {
+        name: tuple(step / (step + way.seconds / h) if step + way.seconds else 1.0 for h in EVERY)
+        for name, way in (("all numbers", plain), (f"top {keep:.1%}", coded))
+    }
+    return Traffic(ways, step, every, workers, efficient)
+
+
+def _top(mean: Mean, share: float, parameters: int) -> Message:
+    """What top-k sends instead of a mean; its tensors have shapes and no values."""
+    top = TopK(share)
+    count = top.nbytes(parameters) // 8
+    packed = {"values": torch.empty(count, device="meta"), "at": torch.empty(count, dtype=torch.int32, device="meta")}
+    return top.message(mean, packed, parameters)
+
+
+def _cost(message: Message, workers: int, link: Link) -> Way:
+    return Way(message.bytes(workers), message.seconds(workers, link))
+
+
+def _shared(way: Way, steps: int) -> Way:
+    return Way(way.bytes / steps, way.seconds / steps)
+
+
+def _local(every: int) -> str:
+    return f"every {every} steps"
+
+
+def _tex(nbytes: float) -> str:
+    number, _, unit = amount(nbytes).partition(" ")
+    return rf"{number}\,\text{{{unit}}}"
+
+
+def communication(every: int = 8) -> View:
+    """Sliders over what it costs to agree: H, the link, the model, how much top-k keeps.
+
+    The pictures show one step's time, and how much of the time is spent computing, whatever H.
+
+    >>> view = communication()
+    >>> view.controls["every"].value = 64
+    >>> "{64}" in view.formula.value
+    True
+    """
+    choose, slider = widgets.SelectionSlider, widgets.IntSlider
+    controls = {
+        "every": choose(options=EVERY, value=every, description="H", tooltip="Local steps between two averages"),
+        "bandwidth": choose(options=LINKS.items(), value=2.5e6, description="bandwidth", tooltip="Of every link"),
+        "latency": choose(
+            options=[(duration(s), s) for s in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)], value=1e-3, description="latency",
+            tooltip="Time that even an empty message takes",
+        ),
+        "keep": choose(
+            options=[(f"{share:.1%}", share) for share in KEPT], value=0.01, description="top-k",
+            tooltip="Share of numbers that top-k sends",
+        ),
+        "parameters": widgets.Dropdown(
+            options=MODELS.items(), value=4_810, description="parameters", tooltip="Numbers of the model"
+        ),
+        "step": choose(
+            options=[(duration(s), s) for s in (5e-4, 2e-3, 1e-2, 5e-2, 0.2, 1.0)], value=2e-3, description="step",
+            tooltip="Time to compute one step",
+        ),
+        "workers": slider(4, 1, 32, description="workers", tooltip="How many train together"),
+    }  # fmt: skip
+    return View("communication", controls, _frame, pictures=2)
+
+
+def _frame(**settings: Any) -> Frame:
+    made = compute(**settings)
+    return Frame((_step(made), _efficiency(made)), made.latex, made.sentence)
+
+
+def _step(made: Traffic) -> Picture:
+    bars = [Bar(lane, 0.0, made.step) for lane in range(len(made.ways))]
+    for lane, way in enumerate(made.ways.values()):
+        end = made.step + way.seconds
+        bars.append(Bar(lane, made.step, end, f"{amount(way.bytes)}", "communicate"))
+    return gantt(bars, list(made.ways), title=f"One step of {made.workers} workers, on average", note="predicted")
+
+
+def _efficiency(made: Traffic) -> Picture:
+    powers = np.log2(EVERY)
+    return curves(
+        {name: (powers, shares) for name, shares in made.curves.items()},
+        xlabel="log₂ H",
+        ylabel="share of the time",
+        title="How much of the time is spent computing",
+        note="predicted",
+        marks={f"H = {made.every}": float(np.log2(made.every))},
+    )

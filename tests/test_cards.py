@@ -1,4 +1,4 @@
-"""The six cards: complete, readable in every front end, and able to say yes and no."""
+"""The cards: complete, readable in every front end, and able to say yes and no."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from IPython.core.formatters import DisplayFormatter
 
 from labkit.cards import Card, formulas
 from labkit.errors import SettingError
-from labkit.history import History
+from labkit.history import Event, History, Row
 from labkit.tasks.partition import Partition
 from labkit.tasks.plan import Assignment, Schedule
 from labkit.tasks.schedule import schedule
@@ -31,9 +31,12 @@ def lacks(verdict: Any, *words: str) -> bool:
 # -- the cards themselves
 
 
-def test_the_course_has_its_six_formulas_in_its_order() -> None:
-    assert list(formulas) == ["T", "S", "T_sync", "M", "P", "O"]
-    assert [card.symbol for card in formulas.values()] == ["𝒯", "𝒮", "𝒯_sync", "𝓜", "𝓟", "𝓞"]
+SETS = ["T", "S", "T_sync", "M", "P", "O"]
+
+
+def test_the_course_has_its_six_sets_in_its_order_and_then_what_training_costs() -> None:
+    assert list(formulas) == [*SETS, "tau", "b", "w"]
+    assert [card.symbol for card in formulas.values()] == ["𝒯", "𝒮", "𝒯_sync", "𝓜", "𝓟", "𝓞", "τ", "b", "w"]
 
 
 @pytest.mark.parametrize("card", formulas.values(), ids=formulas)
@@ -41,29 +44,29 @@ def test_a_card_speaks_both_languages_and_names_its_source(card: Card) -> None:
     assert CHINESE.search(card.words.zh) and CHINESE.search(card.name.zh)
     assert not CHINESE.search(card.words.en) and card.words.en.endswith(".")
     assert re.search(r"arXiv:\d{4}\.\d{5}|\b(19|20)\d\d\b", card.source)
-    big = r"\bigcap" if card.key == "T_sync" else r"\bigcup"
-    assert big in card.latex
+    if card.key in SETS:
+        assert (r"\bigcap" if card.key == "T_sync" else r"\bigcup") in card.latex
     assert card.latex.count("{") == card.latex.count("}")
 
 
 @pytest.mark.parametrize("shown", [formulas, *formulas.values()], ids=["all", *formulas])
 def test_every_front_end_gets_a_form_it_can_show(shown: Any) -> None:
     data, _ = DisplayFormatter().format(shown)
-    assert "$" in data["text/markdown"] and r"\mathcal" in data["text/markdown"]
+    assert "$" in data["text/markdown"] and "\\" in data["text/markdown"]
     assert data["text/plain"] == repr(shown)
     assert "\\" not in data["text/plain"]  # a terminal reads no LaTeX
 
 
 def test_the_table_lists_every_card_once() -> None:
     rows = formulas._repr_mimebundle_()["text/markdown"].splitlines()[2:]
-    assert len(rows) == 6
+    assert len(rows) == len(formulas)
     assert all(row.count("|") == 5 for row in rows)
     assert all(f'formulas["{key}"]' in row for key, row in zip(formulas, rows, strict=True))
 
 
 def test_a_card_is_found_by_its_symbol_and_an_unknown_one_is_refused_with_the_known() -> None:
     assert formulas["𝒯"] is formulas["T"]
-    with pytest.raises(KeyError, match="no formula 'Q': choose one of T, S, T_sync, M, P, O"):
+    with pytest.raises(KeyError, match="no formula 'Q': choose one of T, S, T_sync, M, P, O, tau, b, w"):
         formulas["Q"]
     assert "Q" not in formulas and formulas.get("Q") is None
 
@@ -187,3 +190,68 @@ def test_a_history_is_judged_by_its_models_and_its_peers() -> None:
     run = History("AllReduce", "lockstep", peers=2, models=[Net(), Net()])
     assert formulas["M"].holds(run)
     assert lacks(formulas["M"].holds(replace(run, models=run.models[:1])), "1 model for 2 peers")
+
+
+# -- τ, b, w
+
+
+def history(**known: Any) -> History:
+    return History("LocalSGD", "cluster", peers=2, **known)
+
+
+def pushes(staleness: list[list[int]], policy: Any) -> History:
+    ones = np.ones((2, len(staleness[0])))
+    line = synchronize(ones, policy)
+    return history(staleness=np.array(staleness), timeline=line)
+
+
+@pytest.mark.parametrize("policy", [BSP(), SSP(1), ASP()])
+def test_staleness_within_the_bound_of_its_policy_holds(policy: Any) -> None:
+    most = {BSP(): 0, SSP(1): 3, ASP(): 50}[policy]
+    assert formulas["tau"].holds(pushes([[0, most], [0, 0]], policy))
+    assert formulas["tau"].holds(history(staleness=np.array([[0, 99], [1, 1]])))  # whose policy is not known
+
+
+def test_the_push_that_is_too_stale_is_named() -> None:
+    said = formulas["tau"].holds(pushes([[0, 1, 2], [0, 4, 0]], SSP(1)))
+    assert lacks(said, "push 1 of peer 1", "missed 4 updates", "SSP(staleness=1) allows 3")
+
+
+def sent(each: float, rounds: int) -> History:
+    rows = [Row(number, (1.0,), None, each * number, 0.0) for number in range(1, rounds + 1)]
+    return history(rows=rows)
+
+
+def test_a_step_of_h_sends_one_hth() -> None:
+    verdict = formulas["b"].holds({8: sent(800, 3), 1: sent(800, 24), 4: sent(800, 7)})
+    assert verdict and verdict.sentence == (
+        "a step sends 800 bytes with H = 1, and 1/4 with H = 4, 1/8 with H = 8 of that"
+    )
+    assert formulas["b"].holds({4: sent(800, 7)}).sentence == "a step sends 200 bytes with H = 4"
+
+
+def test_a_step_that_sends_another_share_is_named() -> None:
+    assert lacks(formulas["b"].holds({1: sent(800, 8), 8: sent(900, 1)}), "H = 8", "not 1/8 of the 800")
+
+
+def failed(*rounds: tuple[int, int], every: int | None = 5) -> History:
+    events = [Event(0, 0.0, "worker 1 (rank 1) died")]
+    events += [Event(at, 1.0, f"went on from round {back} with 2 workers") for at, back in rounds]
+    return history(events=events, settings={"engine": {"checkpoint_every": every}})
+
+
+def test_a_failure_takes_back_less_than_two_intervals() -> None:
+    assert formulas["w"].holds(failed()).sentence == "no worker failed, so no round was done again"
+    assert formulas["w"].holds(failed((8, 6), (21, 21), (30, 21))).sentence == (
+        "3 failures took back fewer than 2 · 5 rounds each, saved every 5"
+    )
+    assert lacks(formulas["w"].holds(failed((31, 21))), "took back 10 rounds", "every 5")
+
+
+@pytest.mark.parametrize(
+    ("key", "thing"),
+    [("tau", history()), ("b", {}), ("b", {1: history()}), ("w", history()), ("w", failed(every=None))],
+)
+def test_a_history_without_what_a_formula_speaks_of_is_refused(key: str, thing: object) -> None:
+    with pytest.raises(SettingError, match="speaks of"):
+        formulas[key].holds(thing)

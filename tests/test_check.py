@@ -13,6 +13,7 @@ import pytest
 
 from labkit import check
 from labkit.errors import CheckFailed
+from labkit.history import History, Row
 from labkit.tasks.plan import Schedule
 from labkit.tasks.schedule import schedule
 from labkit.tasks.sync import SSP, synchronize
@@ -51,6 +52,20 @@ def weighted(gradients: list[Any], sizes: list[int]) -> Any:
     return sum(size * gradient for size, gradient in zip(sizes, gradients, strict=True)) / sum(sizes)
 
 
+def missed(order: list[int]) -> list[int]:
+    read: dict[int, int] = {}
+    ages = []
+    for version, peer in enumerate(order):
+        ages.append(version - read.get(peer, 0))
+        read[peer] = version + 1
+    return ages
+
+
+def others_since(order: list[int]) -> list[int]:
+    last = [max([j for j in range(i) if order[j] == order[i]], default=-1) for i in range(len(order))]
+    return [i - j - 1 for i, j in enumerate(last)]
+
+
 RIGHT: dict[str, list[Callable[..., Any]]] = {
     "speedup": [lambda a, b, n: (a / b, a / b / n), lambda a, b, n: np.array([a / b, a / (n * b)])],
     "split": [block, lambda n, p: np.array_split(np.arange(n), p), lambda n, p: [range(*r) for r in ranges(n, p)]],
@@ -61,6 +76,10 @@ RIGHT: dict[str, list[Callable[..., Any]]] = {
         lambda finish, t: len(set.intersection(*({k for k, end in enumerate(row) if end <= t} for row in finish))),
     ],
     "mean_gradient": [weighted, lambda g, n: np.average(g, axis=0, weights=n)],
+    "staleness": [missed, others_since],
+    "local_bytes": [lambda p, n, h: 2 * (n - 1) / n * 4 * p / h],
+    "lost_rounds": [lambda done, every: done % every, lambda done, every: done - done // every * every],
+    "checkpoint_interval": [lambda c, m: (2 * c * m) ** 0.5, lambda c, m: float(np.sqrt(2 * c * m))],
 }
 
 
@@ -115,6 +134,18 @@ def without_own_step(times: list[list[float]], s: float) -> list[list[float]]:
 
 
 WRONG: list[tuple[str, Callable[..., Any], str]] = [
+    ("staleness", lambda order: [0] * len(order), "others pushed 1 times"),
+    ("staleness", lambda o: [v + (o[i] in o[:i]) for i, v in enumerate(missed(o))], "has seen its own push"),
+    ("staleness", lambda order: 3, "numbers, one for each push"),
+    ("local_bytes", lambda p, n, h: 2 * (n - 1) / n * p / h, "takes 4 bytes"),
+    ("local_bytes", lambda p, n, h: 2 * (n - 1) / n * 4 * p, "only after every so many steps"),
+    ("local_bytes", lambda p, n, h: 4 * p / h * n, "times the vector from each peer"),
+    ("lost_rounds", lambda done, every: every - done % every, "next checkpoint would still have taken"),
+    ("lost_rounds", lambda done, every: done % every or every, "round 10 is saved"),
+    ("lost_rounds", lambda done, every: done, "last checkpoint was made after round 5"),
+    ("checkpoint_interval", lambda c, m: (c * m) ** 0.5, "half an interval on average"),
+    ("checkpoint_interval", lambda c, m: 2 * c * m, "this is its square"),
+    ("checkpoint_interval", lambda c, m: m / 2, "derivative of C/k"),
     ("speedup", lambda a, b, n: (b / a, b / a / n), "over the parallel time"),
     ("speedup", lambda a, b, n: (a / b / n, a / b), "the speed-up comes first"),
     ("speedup", lambda a, b, n: (a / b, 100 * a / b / n), "fraction and not in percent"),
@@ -243,3 +274,33 @@ def test_the_puzzle_takes_what_real_workers_did() -> None:
     assert check.schedule(measured, makespan=0.21, costs=costs)
     with pytest.raises(CheckFailed, match=r"expected 0\.2 s or less"):
         check.schedule(measured, makespan=0.2, costs=costs)
+
+
+# -- the puzzle of lesson 09
+
+
+def trained(nbytes: float = 9e5, accuracy: float | None = 0.93, peers: int = 2, ledger: str = "measured") -> History:
+    row = Row(1, (0.1,), None if accuracy is None else (accuracy,), nbytes, 1.0)
+    return History("LocalSGD", "cluster", peers, ledger=ledger, rows=[row])
+
+
+def test_a_run_that_learned_enough_for_few_bytes_solves_the_puzzle() -> None:
+    assert repr(check.traffic(trained())) == (
+        "✓ traffic: 90% accuracy for less than 1 MB from each peer, on real workers"
+    )
+
+
+@pytest.mark.parametrize(
+    ("run", "hint"),
+    [
+        (trained(nbytes=1.2e6), r"1\.2 MB from each peer; expected at most 1 MB: average less often"),
+        (trained(accuracy=0.85), r"85\.0%; expected at least 90%: spend the bytes"),
+        (trained(accuracy=None), "no accuracy; expected at least 90%"),
+        (trained(ledger="formula"), "sent nothing over a wire: train at least two peers with on=lab"),
+        (trained(peers=1), "sent nothing over a wire"),
+        (3, "Give the history of a run"),
+    ],
+)
+def test_a_run_that_does_not_solve_it_is_told_why(run: Any, hint: str) -> None:
+    with pytest.raises(CheckFailed, match=hint):
+        check.traffic(run)

@@ -125,10 +125,10 @@ def lost_rounds(fn: Callable[[int, int], int]) -> Passed:
         right = done % every
         if got == right:
             continue
-        if got == every - right:
-            hint = "this is how many rounds the next checkpoint would still have taken"
-        elif right == 0:
+        if right == 0:
             hint = f"round {done} is saved, so nothing is done again" if done else "nothing was done yet"
+        elif got == every - right:
+            hint = "this is how many rounds the next checkpoint would still have taken"
         else:
             hint = f"the last checkpoint was made after round {done - right}"
         raise wrong(call, f"{got:g}", str(right), hint)

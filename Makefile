@@ -16,7 +16,8 @@ lab: $(READY)  ## open the lessons in JupyterLab (PORT=8888 BROWSER=none)
 	@$(RUN) labkit lab --browser=$(BROWSER) $(if $(PORT),--port=$(PORT))
 
 test: $(READY)  ## run every test, notebooks and browser included
-	$(RUN) pytest
+	$(RUN) pytest -m "not alone" -n auto --dist worksteal
+	$(RUN) pytest -m alone
 
 check: $(READY)  ## format, lint, types, import layers, lessons as saved: seconds
 	$(RUN) ruff format --check

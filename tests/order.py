@@ -1,4 +1,7 @@
-"""A pytest plugin: quick tests first, then the lessons, then what is slow; and the time that each lesson takes."""
+"""A pytest plugin: quick tests first, then the lessons, then what is slow; and the time that each lesson takes.
+
+What needs the machine's cores for processes of its own is marked `alone`; the rest may be shared out with `-n auto`.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,21 @@ def _turn(item: pytest.Item) -> int:
     return int(item.path.suffix == ".ipynb")
 
 
-@pytest.hookimpl(trylast=True)
+def _alone(item: pytest.Item) -> bool:
+    """Whether the test talks to a cluster, a kernel or a browser, which would wait for other tests' computations."""
+    folders = item.path.relative_to(item.config.rootpath).parts[:2]
+    return (
+        item.path.suffix == ".ipynb"
+        or "lab" in getattr(item, "fixturenames", ())
+        or folders in (("tests", "cluster"), ("tests", "browser"), ("labkit", "cluster"))
+        or item.get_closest_marker("last") is not None
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort by turn; within one turn the order stays."""
+    """Mark who runs alone, and sort by turn; within one turn the order stays."""
+    for item in items:
+        if _alone(item):
+            item.add_marker(pytest.mark.alone)
     items.sort(key=_turn)

@@ -19,6 +19,7 @@ from labkit.algorithms import AllReduce, Independent
 from labkit.errors import DataError, DivergenceError, ExchangeError, LabkitError, ModelError, SettingError
 from labkit.exchange import Gather, Mean
 from tests.engines.experiments import mlp
+from tests.names import stable
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def one_sentence(error: pytest.ExceptionInfo[LabkitError]) -> bool:
         ({"public": torch.zeros(0, 64)}, DataError, r"public=a tensor of shape \(0, 64\)"),
         ({"public": torch.zeros(9, 63)}, DataError, r"of shape \(64,\)"),
     ],
-    ids=str,
+    ids=stable,
 )
 def test_settings_that_cannot_work_are_refused_in_one_sentence(digits, settings, error, says):
     with pytest.raises(error, match=says) as caught:
@@ -125,7 +126,7 @@ def test_a_partition_that_does_not_fit_is_refused(digits, shards, error, says):
         ({"step_seconds": "fast"}, "step_seconds='fast'"),
         ({"device": "abacus"}, "device='abacus' cannot be used here"),
     ],
-    ids=str,
+    ids=stable,
 )
 def test_a_simulator_that_cannot_be_is_refused_when_it_is_made(settings, says):
     with pytest.raises(SettingError, match=says) as caught:

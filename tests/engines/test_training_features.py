@@ -13,6 +13,7 @@ from labkit.engines.descent import clip
 from labkit.errors import ModelError, SettingError
 from labkit.exchange import TopK
 from tests.engines.experiments import ADAM, SGD, difference, mlp, parameters, result
+from tests.names import stable
 
 HALVED = partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5)
 DIGITS = lk.data.load("digits")
@@ -20,7 +21,7 @@ ALL = {"schedule": HALVED, "clip": 0.2}
 GRADUAL = [AllReduce(), AllReduce(accumulate=2), LocalSGD(every=3), FedAvg(every=2, participation=0.5), Mutual()]
 
 
-@pytest.mark.parametrize("settings", [{"schedule": HALVED}, {"clip": 0.2}, ALL | {"optimizer": ADAM}], ids=str)
+@pytest.mark.parametrize("settings", [{"schedule": HALVED}, {"clip": 0.2}, ALL | {"optimizer": ADAM}], ids=stable)
 @pytest.mark.parametrize("algorithm", GRADUAL, ids=repr)
 def test_lockstep_and_stacked_schedule_and_clip_alike(algorithm, settings):
     runs = [result(on, algorithm, peers=5, **settings) for on in (lk.Lockstep(), lk.Simulator(), lk.Simulator(block=2))]
@@ -176,7 +177,7 @@ def test_outputs_for_other_terms_of_the_loss_are_float32():
         ({"epochs": 2, "algorithm": LocalSGD()}, SettingError, r"give rounds=… instead, or take AllReduce\(\)"),
         ({"epochs": 0}, SettingError, "epochs=0 is not a whole number"),
     ],
-    ids=str,
+    ids=stable,
 )
 def test_what_cannot_be_right_is_refused_before_anything_runs(settings, error, says):
     with pytest.raises(error, match=says):

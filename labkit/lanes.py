@@ -74,7 +74,7 @@ class Lanes:
     def _note(self, stretches: Sequence[Stretch]) -> str:
         note = "predicted by the virtual clock" if self._clock == "virtual" else "measured"
         if any(stretch.overlapped for stretch in stretches):
-            note += "; DDP communicates while it computes, shown is what is left over"
+            note += "; of DDP's overlapped exchange, what sticks out"
         if any(stretch.met is None for stretch in stretches):
             note += "; to communicate is to ask and to wait for the answer"
         return note

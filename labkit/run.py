@@ -135,15 +135,16 @@ class Run(Background):
             return f"failed: {self.error}"
         rows = self.history.rows
         said = [self.state, f"round {len(rows)} of {self.rounds}"]
+        rate = self._throughput.rate
+        if rate is not None and self.state == "running":
+            said.append(remaining((self.rounds - len(rows)) / rate))
         if rows:
             said.append(f"loss {rows[-1].loss:.3f}")
             if (accuracy := self.history.final.accuracy) is not None:
                 said.append(f"accuracy {accuracy:.1%}")
-            if (rate := self._throughput.rate) is not None:
+            if rate is not None:
                 said.append(f"{rate * self._samples:,.0f} samples/s")
             said.append(f"{amount(rows[-1].bytes)} sent per peer")
-            if rate is not None and self.state == "running":
-                said.append(remaining((self.rounds - len(rows)) / rate))
         return " · ".join(said)
 
     @property

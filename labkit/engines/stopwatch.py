@@ -49,10 +49,19 @@ class Stopwatch:
         self._taken = 0
         self._begun = self.seconds
 
-    def end(self, exposed: float | None = None) -> None:
-        """A round ends; where it has communicated while it computed, that went on alone for `exposed` seconds."""
+    def end(self, exchanged: Callable[[], tuple[float, float]] | None = None) -> None:
+        """A round ends; if it communicated while it computed, `exchanged` tells how many seconds ago it did only that.
+
+        It is asked for the laps that are kept, since it takes as long as a small step's hundredth.
+        """
         end = self._stop()
-        self.lap(self._begun, max(self._begun, end - (exposed or 0.0)), end, exposed is not None)
+        if exchanged is not None:
+            if self._bursts.tells(end):
+                arrived, done = (max(self._begun, end - ago) for ago in exchanged())
+                self._laps.append(Lap(self._number, self._begun, arrived, done, overlapped=True))
+                self._begun = done
+            self._number += 1
+        self.lap(self._begun, end, end)
 
     def lap(self, begun: float, arrived: float, done: float, overlapped: bool = False) -> None:
         """Keep one, if it falls into a burst."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from labkit.algorithms import Algorithm, AllReduce
 from labkit.algorithms.base import asynchronous, check, every, participation, policy, same_batches, starts_apart
 from labkit.cluster.lab import Lab
-from labkit.data import Dataset, Replicated, Sharding
+from labkit.data import IID, Dataset, Replicated, Sharding, Tensors
 from labkit.data.batches import Indices
 from labkit.engines.cluster import Cluster
 from labkit.engines.experiment import Engine, Experiment, Schedule
@@ -242,11 +242,11 @@ def _numbers(part: Any) -> Indices:
 
 def _public(public: Any, dataset: Dataset) -> Tensor:
     """The inputs that all peers may see, of the shape of the dataset's own."""
-    inputs = public.x if isinstance(public, Dataset) else public
-    if not isinstance(inputs, Tensor) or not len(inputs) or inputs.shape[1:] != dataset.x.shape[1:]:
+    inputs = public.x if isinstance(public, Tensors) else public
+    if not isinstance(inputs, Tensor) or not len(inputs) or inputs.shape[1:] != dataset.shape:
         given = f"a tensor of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
         raise DataError(
-            f"public={given} holds no inputs like those of {dataset.name}, of shape {tuple(dataset.x.shape[1:])}: give "
+            f"public={given} holds no inputs like those of {dataset.name}, of shape {tuple(dataset.shape)}: give "
             "a tensor or a dataset with at least one, for example private, public = dataset.hold_out(0.2)."
         )
     return inputs

@@ -65,16 +65,15 @@ def require_fit(model: nn.Module, dataset: Dataset, loss: Loss) -> None:
     """
     if not callable(loss):
         raise ModelError(f"loss is a {type(loss).__name__}: give a function of outputs and targets.")
-    largest = 0 if dataset.y.is_floating_point() else int(dataset.y.reshape(len(dataset), -1).amax(1).argmax())
-    twice = torch.tensor([largest, largest])  # a batch of one is not for every layer
+    inputs, targets = dataset.trial()  # a batch of one is not for every layer
     trial = copy.deepcopy(model).cpu().train()
     try:
         with torch.random.fork_rng(), torch.no_grad():
-            loss(trial(dataset.x[twice]), dataset.y[twice])
+            loss(trial(inputs), targets)
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         said = str(error).strip().splitlines()[0].rstrip(".")[:_SHOWN] if str(error).strip() else type(error).__name__
-        targets = "targets" if dataset.y.is_floating_point() else f"class numbers up to {int(dataset.y.max())}"
+        numbers = "targets" if targets.is_floating_point() else f"class numbers up to {int(targets.max())}"
         raise ModelError(
             f"{type(model).__name__} and the loss do not fit {dataset.name} ({said}): let the model take inputs of "
-            f"shape {tuple(dataset.x.shape[1:])}, and the loss its outputs beside {targets}."
+            f"shape {tuple(inputs.shape[1:])}, and the loss its outputs beside {numbers}."
         ) from error

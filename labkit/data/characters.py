@@ -7,8 +7,7 @@ import re
 import numpy as np
 import torch
 
-from labkit.data.dataset import Dataset
-from labkit.data.tensors import TEST_SHARE
+from labkit.data.tensors import TEST_SHARE, Tensors
 from labkit.errors import DataError
 from labkit.tasks.arguments import Integers
 
@@ -17,7 +16,7 @@ WINDOW = 32
 _MOST = 12_500  # windows, so that an epoch stays a matter of seconds and the size the same in every Python
 
 
-def characters() -> Dataset:
+def characters() -> Tensors:
     """Windows of 32 characters [N, 32] and the character that follows each [N] (see datasets/characters.md).
 
     The windows do not overlap, and those of the text's last fifth are the test set, so no test text was trained on.
@@ -28,7 +27,7 @@ def characters() -> Dataset:
     x = torch.from_numpy(codes[starts[:, None] + np.arange(WINDOW)])
     y = torch.from_numpy(codes[starts + WINDOW])
     cut = len(y) - round(TEST_SHARE * len(y))
-    return Dataset("characters", x[:cut], y[:cut], x[cut:], y[cut:], len(ALPHABET))
+    return Tensors("characters", x[:cut], y[:cut], x[cut:], y[cut:], len(ALPHABET))
 
 
 def encode(text: str) -> Integers:

@@ -1,61 +1,47 @@
-"""A dataset: training and test examples as tensors, cut into shards for peers."""
+"""A dataset: what peers are trained on and tested with, cut into shards for them."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from labkit.data.shards import IID, Sharding
-from labkit.errors import DataError, SettingError
-from labkit.tasks.arguments import generator, whole
+from labkit.errors import SettingError
+from labkit.tasks.arguments import whole
 from labkit.tasks.split import Partition
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Training examples x [N, …] with targets y [N], and test examples; it travels to workers by name where it has one.
+class Dataset(ABC):
+    """Training examples (x, y) and test examples test_x [M, …], test_y [M]; to workers it travels by its `source`.
 
-    >>> import labkit as lk
-    >>> lk.data.load("digits")
-    Dataset digits: 1438 training and 359 test examples of shape (64,), 10 classes
+    `labkit.data.tensors.Tensors` holds its examples; those of torch's own datasets are loaded batch by batch.
     """
 
     name: str
-    x: Tensor
-    y: Tensor
+    y: Tensor  # the training examples' targets [N]
     test_x: Tensor
     test_y: Tensor
     classes: int
-    source: Callable[[], Dataset] | None = None  # how a worker makes the same dataset for itself
+    source: Callable[[], Dataset] | None  # how a worker makes the same dataset for itself
+    stackable: ClassVar[bool]  # whether many examples can be had at once, as peers computed together need it
 
-    def __post_init__(self) -> None:
-        for x, y, part in ((self.x, self.y, "training"), (self.test_x, self.test_y, "test")):
-            if len(x) != len(y):
-                raise DataError(
-                    f"{self.name} has {len(x)} {part} inputs but {len(y)} targets: give one target for each input."
-                )
-        if not len(self.x):
-            raise DataError(f"{self.name} has no training examples: give at least one.")
-
+    @abstractmethod
     def __len__(self) -> int:
-        return len(self.x)
+        """How many training examples there are."""
 
-    def __repr__(self) -> str:
-        return (
-            f"Dataset {self.name}: {len(self)} training and {len(self.test_x)} test examples "
-            f"of shape {tuple(self.x.shape[1:])}, {self.classes} classes"
-        )
+    @abstractmethod
+    def trial(self) -> tuple[Tensor, Tensor]:
+        """Two training examples [2, …], to try a model on; the largest class number is among them if it is known."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self.source is not None:
-            return self.source, ()
-        return Dataset, (self.name, self.x, self.y, self.test_x, self.test_y, self.classes)
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of one input."""
+        return self.trial()[0].shape[1:]
 
     def shards(self, peers: int, how: Sharding | None = None, seed: int = 0) -> Partition:
         """One shard of training-example indices for each peer; IID unless `how` says otherwise.
@@ -64,26 +50,16 @@ class Dataset:
         """
         return (how or IID()).deal(self, whole(peers, "peers", SettingError), seed)
 
-    def hold_out(self, share: float, seed: int = 0) -> tuple[Dataset, Dataset]:
-        """Cut the training examples in two, (private, public): the public part holds a seeded `share` of them.
+    def __repr__(self) -> str:
+        classes = f", {self.classes} classes" if self.classes else ""
+        return (
+            f"Dataset {self.name}: {self._size} training and {len(self.test_x)} test examples "
+            f"of shape {tuple(self.shape)}{classes}"
+        )
 
-        Both keep the test set. FedMD (arXiv:1910.03581) and FedDF (arXiv:2006.07242) train peers on the private part
-        and let them exchange predictions on the public one.
-
-        Raises SettingError for a share outside 0…1, and DataError where a part would be empty.
-
-        >>> import labkit as lk
-        >>> private, public = lk.data.load("digits").hold_out(0.25)
-        >>> len(private), len(public)
-        (1078, 360)
-        """
-        size = round(fraction(share, "share") * len(self))
-        if not 0 < size < len(self):
-            raise DataError(
-                f"{self.name} has {len(self)} training examples, of which a share of {share} leaves one part empty: "
-                "give a share between 0 and 1."
-            )
-        return _part(self, size, seed, public=False), _part(self, size, seed, public=True)
+    @property
+    def _size(self) -> str:
+        return str(len(self))
 
 
 def fraction(value: Any, name: str) -> float:
@@ -92,16 +68,3 @@ def fraction(value: Any, name: str) -> float:
     if not real or not 0 <= value <= 1:
         raise SettingError(f"{name}={value!r} is no share: give a number from 0 to 1.")
     return float(value)
-
-
-def _part(dataset: Dataset, size: int, seed: int, public: bool) -> Dataset:
-    """The public part of `size` examples, or the private rest."""
-    order = generator(seed, SettingError).permutation(len(dataset))
-    mine = torch.from_numpy(order[:size] if public else order[size:])
-    return replace(
-        dataset,
-        name=f"{dataset.name}, {'public' if public else 'private'} part",
-        x=dataset.x[mine],
-        y=dataset.y[mine],
-        source=partial(_part, dataset, size, seed, public) if dataset.source else None,
-    )

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from labkit.data.dataset import Dataset
 from labkit.data.download import Remote
+from labkit.data.tensors import Tensors
 from labkit.errors import DataError
 
 Bytes = NDArray[np.uint8]
@@ -73,17 +73,17 @@ CIFAR10 = Remote(
 )
 
 
-def mnist(remote: Remote, folder: Path | None = None) -> Dataset:
+def mnist(remote: Remote, folder: Path | None = None) -> Tensors:
     """MNIST, or what has its four files: pictures [N, 1, 28, 28] and classes [N].
 
     Raises DataError when a file cannot be fetched or read.
     """
     x, y, test_x, test_y = (read_idx(gzip.decompress(remote.fetch(file, folder).read_bytes())) for file in _IDX_FILES)
     pictures, tests = _scaled(x[:, None]), _scaled(test_x[:, None])
-    return Dataset(remote.name, pictures, _numbers(y), tests, _numbers(test_y), _CLASSES)
+    return Tensors(remote.name, pictures, _numbers(y), tests, _numbers(test_y), _CLASSES)
 
 
-def cifar(remote: Remote, folder: Path | None = None) -> Dataset:
+def cifar(remote: Remote, folder: Path | None = None) -> Tensors:
     """CIFAR-10 from its binary version: pictures [N, 3, 32, 32], channels red, green, blue, and classes [N].
 
     Raises DataError when the archive cannot be fetched or read.
@@ -96,7 +96,7 @@ def cifar(remote: Remote, folder: Path | None = None) -> Dataset:
                 files[PurePosixPath(member.name).name] = content.read()
     x, y = read_records(b"".join(files[f"data_batch_{number}.bin"] for number in range(1, 6)), _CIFAR_SHAPE)
     test_x, test_y = read_records(files["test_batch.bin"], _CIFAR_SHAPE)
-    return Dataset(remote.name, _scaled(x), _numbers(y), _scaled(test_x), _numbers(test_y), _CLASSES)
+    return Tensors(remote.name, _scaled(x), _numbers(y), _scaled(test_x), _numbers(test_y), _CLASSES)
 
 
 def read_idx(content: bytes) -> Bytes:

@@ -8,13 +8,14 @@ from functools import partial
 import torch
 
 from labkit.data.dataset import Dataset, fraction
+from labkit.data.tensors import Tensors
 from labkit.errors import DataError, SettingError
 from labkit.tasks.arguments import generator
 
 _KINDS = ("symmetric", "pair")
 
 
-def noisy(dataset: Dataset, share: float, kind: str = "symmetric", seed: int = 0) -> Dataset:
+def noisy(dataset: Dataset, share: float, kind: str = "symmetric", seed: int = 0) -> Tensors:
     """The dataset with round(share·N) of its N training labels wrong; test labels stay as they are.
 
     The transition matrix Q of Han et al., arXiv:1804.06872, fig. 3 and appendix A, with ε = `share`:
@@ -32,14 +33,20 @@ def noisy(dataset: Dataset, share: float, kind: str = "symmetric", seed: int = 0
     >>> int((half.y != digits.y).sum())
     719
     """
-    wrong = round(fraction(share, "share") * len(dataset))
+    share = fraction(share, "share")
     if kind not in _KINDS:
         raise SettingError(f"kind={kind!r} is unknown: choose one of {', '.join(_KINDS)}.")
+    if not isinstance(dataset, Tensors):
+        raise DataError(
+            f"The labels of {dataset.name} are loaded batch by batch: let the torch dataset give wrong ones itself, or "
+            "load its examples as tensors with lk.data.from_tensors(x, y)."
+        )
     if dataset.classes < 2 or dataset.y.dim() != 1:
         raise DataError(
             f"{dataset.name} has no label that could be taken for another: give one class number out of two or more "
             "for each example."
         )
+    wrong = round(share * len(dataset))
     random = generator(seed, SettingError)
     at = torch.from_numpy(random.permutation(len(dataset))[:wrong])
     away = random.integers(1, dataset.classes, size=wrong) if kind == "symmetric" else [1] * wrong

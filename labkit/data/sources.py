@@ -8,21 +8,21 @@ from functools import cache, partial
 from pathlib import Path
 
 from labkit.data.characters import characters
-from labkit.data.dataset import Dataset
 from labkit.data.images import CIFAR10, FASHION_MNIST, MNIST, cifar, mnist
 from labkit.data.tables import digits, table
+from labkit.data.tensors import Tensors
 from labkit.errors import DataError
 
 # Inside scikit-learn and Python; scikit-learn's diabetes set is not among them, since its targets are no classes, and
 # a dataset here is something that a model gets right or wrong.
-_OFFLINE: dict[str, Callable[[], Dataset]] = {
+_OFFLINE: dict[str, Callable[[], Tensors]] = {
     "digits": digits,
     "breast_cancer": partial(table, "breast_cancer"),
     "wine": partial(table, "wine"),
     "iris": partial(table, "iris"),
     "characters": characters,
 }
-_DOWNLOADED: dict[str, Callable[[Path | None], Dataset]] = {
+_DOWNLOADED: dict[str, Callable[[Path | None], Tensors]] = {
     "mnist": partial(mnist, MNIST),
     "fashion_mnist": partial(mnist, FASHION_MNIST),
     "cifar10": partial(cifar, CIFAR10),
@@ -30,7 +30,7 @@ _DOWNLOADED: dict[str, Callable[[Path | None], Dataset]] = {
 SOURCES = (*_OFFLINE, *_DOWNLOADED)
 
 
-def load(name: str, folder: str | Path | None = None) -> Dataset:
+def load(name: str, folder: str | Path | None = None) -> Tensors:
     """A data set by name, each described in datasets/NAME.md; it is loaded once in a process.
 
     What scikit-learn and Python bring along needs no network; mnist, fashion_mnist and cifar10 are downloaded once, to
@@ -44,6 +44,6 @@ def load(name: str, folder: str | Path | None = None) -> Dataset:
 
 
 @cache
-def _loaded(name: str, folder: Path | None) -> Dataset:
+def _loaded(name: str, folder: Path | None) -> Tensors:
     made = _OFFLINE[name]() if name in _OFFLINE else _DOWNLOADED[name](folder)
     return replace(made, source=partial(load, name, folder))

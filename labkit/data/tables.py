@@ -7,11 +7,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from labkit.data.dataset import Dataset
-from labkit.data.tensors import from_tensors
+from labkit.data.tensors import Tensors, from_tensors
 
 
-def digits() -> Dataset:
+def digits() -> Tensors:
     """1,797 handwritten digits of 8×8 pixels, scaled to 0…1; a fixed fifth is the test set (see datasets/digits.md)."""
     from sklearn.datasets import load_digits
 
@@ -19,7 +18,7 @@ def digits() -> Dataset:
     return from_tensors(np.asarray(x) / 16.0, y, name="digits")
 
 
-def table(name: str) -> Dataset:
+def table(name: str) -> Tensors:
     """One of scikit-learn's small tables, a fixed fifth of its rows as the test set (see datasets/NAME.md).
 
     Every column is standardised, (x − μ)/σ, by the mean and deviation of the training rows alone.

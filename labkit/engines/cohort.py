@@ -224,7 +224,8 @@ class Cohort:
             return lambda: trial.step(trial.loss(next(stream)))
 
         first = ids[0]
-        batch = self._experiment.batch_size, self._experiment.dataset.x.shape[1:], self._experiment.dataset.x.dtype
+        example = self._experiment.dataset.trial()[0][0]
+        batch = self._experiment.batch_size, example.shape, example.dtype
         training = self._experiment.training_key(first)
         return block_size(
             len(ids), block_key(self._experiment.model_of(first), batch, self._place.device, *training), prepare

@@ -16,7 +16,8 @@ from labkit.algorithms.base import Batch, Peer, Round
 from labkit.engines.batchnorm import synchronised
 from labkit.engines.experiment import Experiment
 from labkit.engines.hooks import Hook, register, require_hook
-from labkit.engines.peer import OnePeer, Place
+from labkit.engines.peer import Exchanged, OnePeer, Place
+from labkit.engines.streams import Examples, Stream
 from labkit.errors import ModelError, SettingError
 from labkit.exchange import Mean
 from labkit.exchange.group import Group
@@ -78,10 +79,10 @@ def _obstacle(experiment: Experiment, blocks: Sequence[range], device: torch.dev
 
 def _all_used(experiment: Experiment, device: torch.device) -> bool:
     """Whether every parameter has a part in the loss of the first peer's first batch."""
-    model, at = experiment.fresh_model().to(device).train(), torch.from_numpy(next(experiment.indices(0)))
+    model = experiment.fresh_model().to(device).train()
+    inputs, targets = next(Stream(Examples(experiment.dataset, device), experiment.indices(0)))
     with torch.random.fork_rng():
-        outputs = model(experiment.dataset.x[at].to(device))
-        experiment.loss(outputs, experiment.dataset.y[at].to(device)).backward()  # type: ignore[no-untyped-call]
+        experiment.loss(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
     return all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 

@@ -168,8 +168,8 @@ class InWaves:
             stream = StackedStream(self._examples, [self._experiment.indices(k) for k in ids[:count]])
             return lambda: trial.step(trial.loss(next(stream)))
 
-        x, first = self._experiment.dataset.x, ids[0]
-        batch = self._experiment.batch_size, x.shape[1:], x.dtype
+        example, first = self._experiment.dataset.trial()[0][0], ids[0]
+        batch = self._experiment.batch_size, example.shape, example.dtype
         training = self._experiment.training_key(first)
         key = block_key(self._experiment.model_of(first), batch, self._device, *training)
         return block_size(len(ids), key, prepare)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from labkit.algorithms.base import Batch
-from labkit.data import Dataset
+from labkit.data import Dataset, Tensors
 from labkit.data.batches import Batches
 
 
@@ -17,6 +17,7 @@ class Examples:
     """The training examples of a dataset on one device, from which every stream there takes its batches."""
 
     def __init__(self, dataset: Dataset, device: torch.device) -> None:
+        assert isinstance(dataset, Tensors)
         self._x, self._y = dataset.x.to(device), dataset.y.to(device)
         self._device = device
 

@@ -89,7 +89,7 @@ def test_fed_nova_ends_near_the_optimum_of_all_where_fed_avg_leans_to_who_steps_
     """
     x, y = torch.ones(40, 1), torch.cat([torch.ones(32), -torch.ones(8)])
     settings = {
-        "dataset": lk.data.Dataset("two opinions", x, y, x[:1], y[:1], 1),
+        "dataset": lk.data.Tensors("two opinions", x, y, x[:1], y[:1], 1),
         "shards": lk.Partition.of(40, [list(range(32)), list(range(32, 40))]),
         "loss": lambda out, target: (out.squeeze(-1) - target).square().mean(),
     }

@@ -29,7 +29,7 @@ from labkit.algorithms import (
     Gossip,
     PostLocalSGD,
 )
-from labkit.data import Dataset
+from labkit.data import Tensors
 from labkit.tasks.split import Partition
 
 A = np.array([[1.0, 0.5], [-0.5, 1.0], [0.25, -0.75]])
@@ -56,7 +56,7 @@ def trained(algorithm, on=None, momentum=0.0):
     """The weights of every model that comes back, [models, 2], and who took part in each round."""
     x, y = (torch.tensor(np.repeat(it, SIZES, axis=0), dtype=torch.float32) for it in (A, B))
     owners = Partition(range(SIZES.sum()), np.split(np.arange(SIZES.sum()), np.cumsum(SIZES)[:-1]), "copies")
-    data = Dataset("copies", x, y, x[:1], y[:1], 1)
+    data = Tensors("copies", x, y, x[:1], y[:1], 1)
     settings = {"shards": owners, "rounds": ROUNDS, "batch_size": 2, "loss": squared}
     settings["optimizer"] = partial(torch.optim.SGD, lr=LR, momentum=momentum)
     history = lk.train(line(), data, algorithm, on=on, **settings).result(60)

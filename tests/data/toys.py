@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from labkit.data import Dataset
+from labkit.data import Tensors
 
 
-def labelled(labels: Sequence[int], classes: int | None = None) -> Dataset:
+def labelled(labels: Sequence[int], classes: int | None = None) -> Tensors:
     """A dataset of the given labels, with examples that say nothing."""
     y = torch.tensor(labels, dtype=torch.int64)
-    return Dataset("toy", torch.zeros(len(y), 1), y, torch.zeros(1, 1), y[:1], classes or int(y.max()) + 1)
+    return Tensors("toy", torch.zeros(len(y), 1), y, torch.zeros(1, 1), y[:1], classes or int(y.max()) + 1)

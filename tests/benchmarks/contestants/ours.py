@@ -16,7 +16,7 @@ import torch
 from task import LEARNING_RATE, Task, arguments
 
 import labkit as lk
-from labkit.data import Dataset
+from labkit.data import Tensors
 from labkit.engines.control import Control
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.history import History, Row
@@ -41,7 +41,7 @@ def train(task: Task, on: object) -> History:
     tensors = [torch.from_numpy(array) for array in (task.x, task.y, task.test_x, task.test_y)]
     return lk.train(
         task.module(),
-        Dataset("task", *tensors, classes=10),
+        Tensors("task", *tensors, classes=10),
         lk.algorithms.FedAvg(every=task.every),
         peers=task.peers,
         rounds=task.rounds,

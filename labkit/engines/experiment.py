@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from labkit.algorithms.base import Algorithm, epochs, every, participation
 from labkit.data import Dataset, batches
 from labkit.data.batches import Batches, Indices
+from labkit.data.epochs import Epochs
 from labkit.engines.control import Control
 from labkit.errors import DataError, DivergenceError
 from labkit.news import Report
@@ -131,8 +132,14 @@ class Experiment:
         return len(self.shards[peer])
 
     def indices(self, peer: int, start: int = 0) -> Batches:
-        """The peer's endless stream of batches from batch `start` on, as indices [B] into the training examples."""
-        return batches(self.shards[peer], self.batch_size, self.seed, 0 if self.common_order else peer, start)
+        """The peer's batches from batch `start` on, as indices [B] into the training examples.
+
+        They never end, or after `epochs` passes over its shard.
+        """
+        order = self.seed, 0 if self.common_order else peer
+        if self.epochs is not None:
+            return Epochs(self.shards[peer], self.batch_size, *order, self.epochs, start)
+        return batches(self.shards[peer], self.batch_size, *order, start)
 
     def per_epoch(self, peer: int) -> int:
         """How many batches one pass over the peer's shard has."""

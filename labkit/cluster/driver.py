@@ -17,7 +17,7 @@ from labkit.cluster import rank as worker_side
 from labkit.cluster.rank import GRACE
 from labkit.cluster.reports import Order, Plan, Report
 from labkit.cluster.switchboard import Switchboard
-from labkit.cluster.verdict import is_echo, verdict
+from labkit.cluster.verdict import hung, is_echo, verdict
 from labkit.errors import ClusterError, GangError, LabClosed, LabkitError, Stopped
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SETTLE = 1.0  # seconds in which the cause of a broken collective may come to light
 LARGE = 64 * 1024  # bytes; a larger payload goes to each worker once, as Dask data, not through the task graph
 PULSE = 0.5  # seconds between two looks at whether the scheduler is still there
+ANSWER = 30.0  # seconds in which ranks answer what their gang asks, which may be much to send
 PRIORITY = 10  # ranks go before waiting map tasks, since whole gangs wait for the last of their ranks
 
 
@@ -47,6 +48,7 @@ class Driver:
         self.assembled = False
         self.reports: dict[int, Report] = {}  # in order of arrival
         self.lost: dict[int, str] = {}  # rank -> worker
+        self.hung: set[int] = set()  # those of the lost ranks whose worker had to be ended
         self.heard: Counter[int] = Counter()  # rank -> messages
         self.grace = GRACE
         self._news: asyncio.Queue[Report | str | ClusterError] = asyncio.Queue()  # a string is a lost worker
@@ -55,6 +57,7 @@ class Driver:
         self._tasks: list[asyncio.Task[None]] = []
         self._leading: asyncio.Task[Any] | None = None
         self._stopped = False
+        self._broken = False  # by a collective that not all ranks joined
         self._signals: dict[str, Any] = {}
         self._version = 0
 
@@ -83,6 +86,13 @@ class Driver:
         self._version += 1
         if self.assembled:
             await self._run_on(self._waiting(), worker_side.receive, self._version, self._signals)
+
+    async def ask(self, function: Callable[..., Any], *args: Any) -> dict[int, Any]:
+        """The answers of the ranks that still run, by rank."""
+        if self.order is None:
+            return {}
+        answers = await self._run_on(self._waiting(), function, *args, limit=ANSWER)
+        return {rank: answers[worker] for rank, worker in enumerate(self.order.workers) if worker in answers}
 
     async def lead(self) -> None:
         """Start, watch and clear away."""
@@ -189,6 +199,7 @@ class Driver:
                 deadline = min(deadline, time.monotonic() + SETTLE)
         error = verdict(self.plan.name, self.order, list(self.reports.values()), self.lost)
         if error is not None:
+            self._broken = not self.lost and all(map(is_echo, failures))
             raise error
         self.assembled = True  # should `_assemble` not have heard yet
 
@@ -212,7 +223,10 @@ class Driver:
             if error is None:
                 await self._hear_all()
             elif self._futures and self.client.status == "running":
-                await self._end(error)
+                stuck = await self._end(error)
+                if stuck and self._broken and self.order is not None:
+                    self.hung, self.lost = set(stuck), self.lost | stuck
+                    error = hung(self.order, stuck)
         finally:
             # `_collect` must not be cancelled: all gathers of a client share one answer, and all would be cancelled.
             for future in self._futures:
@@ -230,8 +244,8 @@ class Driver:
                 return
             await asyncio.sleep(0.005)
 
-    async def _end(self, error: Exception) -> None:
-        """End all ranks that still run; restart the worker of one that does not leave its own code."""
+    async def _end(self, error: Exception) -> dict[int, str]:
+        """End all ranks that still run, and the workers of those that do not leave their own code; return these."""
         assert self.order is not None
         await self._quietly(self._ask("halt", reason="the gang was ended"))
         waiting = self._waiting()
@@ -240,24 +254,25 @@ class Driver:
         running = [rank for rank in waiting if there.get(self.order.workers[rank], self.assembled)]
         if running:
             await asyncio.wait([self._tasks[rank] for rank in running], timeout=self.grace)
-        stuck = [self.order.workers[rank] for rank in running if not self._tasks[rank].done()]
+        stuck = {rank: self.order.workers[rank] for rank in running if not self._tasks[rank].done()}
         if stuck:
             # not client.restart_workers, which would wait another four seconds for the process to end by itself
             killed = await self._quietly(
-                self.client.run(worker_side.kill, workers=stuck, nanny=True, on_error="ignore")
+                self.client.run(worker_side.kill, workers=[*stuck.values()], nanny=True, on_error="ignore")
             )
             self.board.expect(self.plan.workers)
-            if left := set(stuck) - set(killed or {}):
+            if left := set(stuck.values()) - set(killed or {}):
                 error.add_note(f"A rank still runs on {', '.join(left)}, which has no nanny: restart it by hand.")
+        return stuck
 
-    async def _run_on(self, ranks: list[int], function: Callable[..., Any], *args: Any) -> Any:
+    async def _run_on(self, ranks: list[int], function: Callable[..., Any], *args: Any, limit: float = 2.0) -> Any:
         """{worker: answer} of those that answer."""
         assert self.order is not None
         workers = [self.order.workers[rank] for rank in ranks]
         if not workers:
             return {}
         run = self.client.run(function, self.gang, *args, workers=workers, on_error="ignore")
-        return await self._quietly(run) or {}
+        return await self._quietly(run, limit) or {}
 
     def _ask(self, question: str, **details: Any) -> Awaitable[Any]:
         """Call the turnstile on the scheduler."""

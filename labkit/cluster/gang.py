@@ -8,12 +8,13 @@ is neither encrypted nor authenticated, even where Dask's own is: torch offers n
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import math
 import pickle
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,11 @@ class Gang:
         return dict(self._driver.lost)
 
     @property
+    def hung(self) -> Collection[int]:
+        """Those of the lost ranks that kept others waiting in a collective until their worker was ended."""
+        return frozenset(self._driver.hung)
+
+    @property
     def done(self) -> bool:
         """True when the gang has ended, well or badly."""
         self._look()
@@ -140,6 +146,11 @@ class Gang:
         """Add `values` to what `rank.signals()` returns on every rank, within milliseconds; returns at once."""
         self._call_soon(self._driver.signal, dict(values))
 
+    def ask(self, function: Callable[..., Any], *args: Any) -> concurrent.futures.Future[dict[int, Any]]:
+        """What function(gang, *args) returns on the event loop of each rank's worker, by rank, of those that answer."""
+        loop = self._client.loop.asyncio_loop
+        return asyncio.run_coroutine_threadsafe(self._driver.ask(function, *args), loop)
+
     # -- inside
 
     def _call_soon(self, function: Callable[..., Any], *args: Any) -> None:
@@ -197,7 +208,6 @@ def launch(
     if ranks is not None and not (isinstance(ranks, int) and ranks >= 1):
         raise SettingError(f"ranks={ranks} is not a number of ranks: give 1 or more, or none for one per worker.")
     workers = lab.workers
-    # a worker that has just died is about to be back, and counts
     there = max(len(workers), Switchboard.of(lab.client).expected())
     _require_room(workers, there, ranks)
     listener = Echo(lab.client) if echo else None
@@ -213,6 +223,11 @@ def launch(
     gang = Gang(lab, plan, listener)
     lab.track(gang)
     return gang
+
+
+def room(lab: Lab) -> int:
+    """How many ranks the lab has room for; a worker that has just died is about to be back, and counts."""
+    return max(len(lab.workers), Switchboard.of(lab.client).expected())
 
 
 def _require_room(workers: Sequence[WorkerInfo], there: int, ranks: int | None) -> None:

@@ -16,6 +16,7 @@ import psutil
 from distributed import Client, Nanny, Scheduler, Security
 from distributed.deploy.spec import SpecCluster
 
+from labkit.cluster import template
 from labkit.cluster.allocator import Preparation
 from labkit.cluster.lab import Lab
 from labkit.cluster.machine import usable_cores, usable_memory, visible_gpus
@@ -41,11 +42,15 @@ class LocalNanny(Nanny):
         own = {name: str(self.nthreads) for name in _THREAD_VARIABLES if name not in os.environ}
         self.pre_spawn_env = {**self.pre_spawn_env, **own}
         self.pre_spawn_env.pop("MALLOC_TRIM_THRESHOLD_", None)  # allocator.py says why
-        self.env = {**self.env, **self.pre_spawn_env}
-        self.env.pop("MALLOC_TRIM_THRESHOLD_", None)
+        self._wished = {**self.env, **self.pre_spawn_env}
+        self._wished.pop("MALLOC_TRIM_THRESHOLD_", None)
 
     async def instantiate(self) -> Any:
-        with _borrowed(self.pre_spawn_env):
+        counts = {name: os.environ.get(name) or self._wished[name] for name in _THREAD_VARIABLES}
+        method = "spawn" if "CUDA_VISIBLE_DEVICES" in self._wished else template.method(counts)
+        # a forked process has the variables of its template, which may be older than those of the kernel
+        self.env = {**(os.environ if method == "forkserver" else {}), **self._wished}
+        with _borrowed(self.pre_spawn_env, method):
             return await super().instantiate()
 
     async def close(self, timeout: float | None = 10.0, reason: str = "nanny-close") -> Any:
@@ -68,14 +73,14 @@ _afterwards = ExitStack()
 
 
 @contextmanager
-def _borrowed(variables: Iterable[str]) -> Iterator[None]:
+def _borrowed(variables: Iterable[str], method: str) -> Iterator[None]:
     """Put environment and configuration back when the last of the nannies that start at the same time has started."""
     global _starting
     if _starting == 0:
         for name in variables:
             _afterwards.callback(_restore, name, os.environ.get(name))
         # Daemonic workers could have no children, and a DataLoader with num_workers > 0 would fail on them.
-        _afterwards.enter_context(dask.config.set({"distributed.worker.daemon": False}))
+        _afterwards.enter_context(dask.config.set({"distributed.worker.daemon": False, template.METHOD: method}))
     _starting += 1
     try:
         yield

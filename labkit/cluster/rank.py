@@ -43,6 +43,7 @@ class Rank:
         self.sent = 0
         self.telling = threading.Lock()
         self.signals: Mapping[str, Any] = {}
+        self.kept: Mapping[int, bytes] = {}
         self.version = 0
         self.stage = "load"
         self.ended = ""
@@ -210,6 +211,14 @@ def signals() -> Mapping[str, Any]:
     return _here("signals").signals
 
 
+def keep(data: Mapping[int, bytes]) -> None:
+    """Hold these bytes, by number, for whoever asks the gang for them with `fetch`, in place of those held before.
+
+    Raises GangError outside a rank.
+    """
+    _here("keep").kept = dict(data)
+
+
 def _here(name: str) -> Rank:
     if Rank.current is None:
         raise GangError(f"{name}() works only inside a function that lab.launch runs as a rank.")
@@ -224,6 +233,12 @@ def receive(gang: str, version: int, signals: Mapping[str, Any]) -> None:
     here = Rank.current
     if here is not None and here.order.gang == gang and version > here.version:
         here.version, here.signals = version, signals
+
+
+def fetch(gang: str, number: int) -> bytes | None:
+    """What this worker's rank of `gang` keeps under `number`; None where there is nothing."""
+    here = Rank.current
+    return None if here is None or here.order.gang != gang else here.kept.get(number)
 
 
 def end(gang: str, reason: str) -> bool:

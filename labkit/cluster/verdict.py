@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from labkit.cluster.reports import Failure, Order, Report
 from labkit.errors import ClusterError, GangError, WorkerLost
 
 _SEVERED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
+_REFUSED = "this rank was not let in: worker"  # since that worker is gone
 _TIMED_OUT = ("Timed out waiting", "Application timeout", "collective operation timeout")
 
 
 def is_echo(failure: Failure) -> bool:
     """True for a collective that failed because another rank did not take part: the cause lies elsewhere."""
-    return failure.stage in ("start", "run") and any(words in failure.text for words in (*_SEVERED, *_TIMED_OUT))
+    return failure.stage in ("start", "run") and any(
+        words in failure.text for words in (*_SEVERED, *_TIMED_OUT, _REFUSED)
+    )
 
 
 def verdict(name: str, order: Order, reports: Sequence[Report], lost: Mapping[int, str]) -> ClusterError | None:
@@ -36,6 +39,15 @@ def verdict(name: str, order: Order, reports: Sequence[Report], lost: Mapping[in
     for rank, failure in ended.items():
         return _with_cause(f"rank {rank} on worker {order.workers[rank]} was ended by someone: launch again.", failure)
     return None
+
+
+def hung(order: Order, ranks: Collection[int]) -> WorkerLost:
+    """The error of a gang whose collective waited for these ranks, which then could not be interrupted either."""
+    each = " and ".join(f"rank {rank} on worker {order.workers[rank]}" for rank in sorted(ranks))
+    return WorkerLost(
+        f"{each} hung: for {order.timeout:g} s the other ranks waited in a collective, and it could not be interrupted"
+        " either; look for what blocks in its code or in the network of its host, or launch with a longer timeout=."
+    )
 
 
 def _own(name: str, order: Order, rank: int, failure: Failure) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,20 +14,19 @@ from labkit.algorithms.base import asynchronous, central, policy
 from labkit.cluster.gang import launch
 from labkit.cluster.lab import Lab
 from labkit.engines.apart import train_apart
+from labkit.engines.checkpoint import blocks_of
 from labkit.engines.control import Control
 from labkit.engines.data_parallel import DDP
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.engines.peer import trained
-from labkit.engines.ranks import Result, train_rank
+from labkit.engines.ranks import Result
+from labkit.engines.recovery import Recovery, ranks_on
 from labkit.engines.reports import EVERY
 from labkit.engines.watching import Rows, watch
 from labkit.errors import GangError, LabkitError, SettingError, Stopped
 from labkit.news import Report
-from labkit.tasks.split import split
+from labkit.tasks.arguments import whole
 from labkit.tasks.sync import BSP, Timeline
-
-_POLL = 0.05  # seconds between two looks at the gang
-_PATIENCE = 5.0  # seconds a round may take to heed Stop before its group is closed under it
 
 
 @dataclass(frozen=True)
@@ -38,40 +37,79 @@ class Cluster:
 
     `timeout` limits, in seconds, the wait for free workers and the wait of one rank for the others' messages.
     Each rank reports what is new once in `report_every` seconds; None: at the end only, when nobody watches.
+
+    The run goes on from its last checkpoint when a worker dies or hangs: as soon as its nanny has the worker back, or
+    with `elastic` at once on those that are left, among whom the lost worker's peers are shared out. With as many ranks
+    as before the result is that of an undisturbed run, number for number. There is a checkpoint after every
+    `checkpoint_every` rounds; by default about every two seconds, if the state is small (32 MB a worker). They go to
+    files in the folder `checkpoint_to`, a path that all workers share, or else to this process, so that any worker may
+    die. `resume` goes on from the last one in that folder, in case this process died. Asynchronous peers (a parameter
+    server's) have no common round to return to: a lost worker ends their run.
+
+    `device="cpu"` leaves GPUs alone.
+
+    Raises SettingError for values out of range.
     """
 
     lab: Lab
     ddp: DDP | None = field(default_factory=DDP)
     timeout: float = 300.0
     report_every: float | None = EVERY
+    checkpoint_every: int | None = None
+    checkpoint_to: str | Path | None = None
+    resume: bool = False
+    elastic: bool = False
+    device: str | None = None
     name = "cluster"
     clock = "wall"
     ledger = "measured"
 
+    def __post_init__(self) -> None:
+        if self.checkpoint_every is not None:
+            whole(self.checkpoint_every, "checkpoint_every", SettingError)
+        if self.resume and self.checkpoint_to is None:
+            raise SettingError("resume=True needs to know where the checkpoints are: give checkpoint_to=… as well.")
+        if self.device not in (None, "cpu"):
+            raise SettingError(f'device={self.device!r} is not understood: give "cpu", or leave it to the workers.')
+        if self.elastic and self.ddp not in (None, DDP()):
+            raise SettingError(
+                f"elastic=True may put several peers on one worker, where {self.ddp} cannot be had: leave one away."
+            )
+
     def run(self, experiment: Experiment, report: Report, control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
-        ranks = min(experiment.peers, len(self.lab.workers))
-        if ranks == 0:
-            raise SettingError("The cluster has no workers: start some, for example with lk.connect(workers=2).")
-        blocks = [range(block[0], block[-1] + 1) for block in split(experiment.peers, parts=ranks).indices]
-        apart = asynchronous(experiment.algorithm)
-        train: Callable[..., Result] = train_apart if apart else train_rank
-        how = self.timeout if apart else self.ddp
-        gang = launch(self.lab, train, experiment, blocks, how, self.report_every, ranks=ranks, timeout=self.timeout)
-        rows = Rows(ranks, experiment.peers, getattr(experiment.algorithm, "predict", None) is not None, not apart)
+        train = _train_apart if asynchronous(experiment.algorithm) else _train
         try:
-            watch(gang, rows, report, control)
-            results = gang.result()
-        except Stopped:
-            return Outcome()  # the group was closed under a round that would not end: no model is whole
+            ended = train(self, experiment, report, control)
         except GangError as error:
             if isinstance(error.__cause__, LabkitError):
                 raise error.__cause__ from None
             raise
-        finally:
-            for row in rows.complete(gang.events.drain()):
-                report(row)
-        return _outcome(experiment, blocks, results)
+        if ended is None:
+            return Outcome()  # the group was closed under a round that would not end: no model is whole
+        return _outcome(experiment, *ended)
+
+
+Ended = tuple[list[range], list[Result]] | None  # each rank's peers, and what it has
+
+
+def _train(on: Cluster, experiment: Experiment, report: Report, control: Control) -> Ended:
+    return Recovery(on, experiment, report, control).run()
+
+
+def _train_apart(on: Cluster, experiment: Experiment, report: Report, control: Control) -> Ended:
+    blocks = blocks_of(experiment.peers, ranks_on(on.lab, experiment))
+    how = on.timeout, on.report_every
+    gang = launch(on.lab, train_apart, experiment, blocks, *how, ranks=len(blocks), timeout=on.timeout)
+    rows = Rows(len(blocks), experiment.peers, getattr(experiment.algorithm, "predict", None) is not None, meet=False)
+    try:
+        watch(gang, rows, report, control)
+        return blocks, gang.result()
+    except Stopped:
+        return None
+    finally:
+        for news in rows.complete(gang.events.drain()):
+            report(news)
 
 
 def _outcome(experiment: Experiment, blocks: list[range], results: list[Result]) -> Outcome:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from labkit import tree
 from labkit.engines.blocks import block_key, block_size
+from labkit.engines.checkpoint import Part, kept, moved, restore
 from labkit.engines.drive import Talk, answered, conduct
 from labkit.engines.experiment import Experiment, require_finite
 from labkit.engines.memory import Commons
-from labkit.engines.peer import OnePeer, Peers, Place, accuracies, classes, server_model, trained
+from labkit.engines.peer import Exchanged, OnePeer, Peers, Place, accuracies, classes, server_model, trained
 from labkit.engines.stacked import StackedPeers
 from labkit.engines.streams import Examples, StackedStream, Stream
 from labkit.exchange import Message
@@ -42,6 +43,8 @@ class Cohort:
     Peers live as long as the run; a server's clients are made anew for each round. Where none of the members takes
     part in a round, one of them goes through it as a ghost, whose messages are left out: its process still has to
     receive the replies, by which it keeps up what all peers share.
+
+    They go on from a checkpoint, given the `parts` of it that the members are in.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Cohort:
         device: torch.device,
         most: int | None = None,
         single: Callable[[Experiment, int, Place], OnePeer] | None = None,
+        parts: Sequence[Part] = (),
     ) -> None:
         self._experiment, self._members = experiment, members
         self.commons = Commons.of(experiment.models[0] if experiment.alike else None, device)
@@ -61,8 +65,12 @@ class Cohort:
         self._streams: dict[int, Any] = {}  # by client: its batches, or how many of them it was dealt
         self._ghost = False
         self.present: Sequence[int] = members
+        if parts:
+            self._go_on(parts)
         self._blocks: list[Block] = [] if experiment.served else self._made(members)
         self._order = self._order_of(self._blocks)
+        for block in self._blocks if parts else ():
+            restore(block.peers, [own for part in parts for own in part["blocks"]])
 
     # -- a round
 
@@ -126,6 +134,39 @@ class Cohort:
         """Those present, for a history; None where everybody always is."""
         return tuple(self.present) if self.comes_and_goes else None
 
+    # -- checkpoints
+
+    def kept(self) -> Part:
+        """All that decides how these peers go on, between two rounds."""
+        return {
+            "commons": self.commons.values,
+            "archive": self._place.archive or {},
+            "blocks": [] if self._experiment.served else [kept(block.peers) for block in self._blocks],
+            "streams": self._places(),
+            "rate": [self._place.rate.version, self._place.rate.value],
+        }
+
+    def _go_on(self, parts: Sequence[Part]) -> None:
+        """Take over what is not the peers' own; they find the rest when they are made."""
+        self.commons.load(moved(parts[0]["commons"], self._place.device))
+        self._place.rate.version, self._place.rate.value = parts[0]["rate"]
+        for part in parts:
+            self._streams |= {k: place for k, place in part["streams"].items() if k in self._members}
+            if self._place.archive is not None:
+                archive = moved(part["archive"], self._place.device)
+                self._place.archive.update({k: own for k, own in archive.items() if k in self._members})
+
+    def _places(self) -> dict[int, int]:
+        """How many batches each member was dealt."""
+        if self._experiment.served:
+            return {k: own if isinstance(own, int) else own.dealt for k, own in self._streams.items()}
+        each = [(block.peers.members, block.stream) for block in self._blocks]
+        return {
+            k: own.dealt - len(stream.ahead)
+            for members, stream in each
+            for k, own in zip(members, stream.indices, strict=True)
+        }
+
     # -- what came of it
 
     @property
@@ -134,9 +175,9 @@ class Cohort:
         return self._blocks[0].peers.learning_rate
 
     @property
-    def exposed(self) -> float | None:
-        """Seconds at the end of a step in which the exchange inside of it went on alone; None where there is none."""
-        return self._blocks[0].peers.exposed
+    def exchanged(self) -> Exchanged | None:
+        """What tells of the exchange inside of a peer's backward pass, if there is one."""
+        return self._blocks[0].peers.exchanged
 
     @property
     def steps(self) -> Tensor:

@@ -55,6 +55,11 @@ class Commons:
         self.values.update(first)
         self._versions = _versions(self.values)
 
+    def load(self, values: dict[str, Tree]) -> None:
+        """Go on with what was held when these values were saved."""
+        self.values = dict(values)
+        self._versions = _versions(self.values)
+
     def digest(self) -> Digest:
         """Σx and Σ|x| of what is held under each name, to compare with what other processes hold."""
         each = {name: [leaf.double() for leaf in tree.leaves(value)] for name, value in self.values.items()}
@@ -170,6 +175,14 @@ class State(MutableMapping[str, Tree]):
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+    def kept(self) -> dict[str, Tree]:
+        """All of it by name, for `load`; what an archive holds is not here."""
+        return dict(self._values)
+
+    def load(self, values: dict[str, Tree]) -> None:
+        """Go on with what was kept."""
+        self._values = dict(values)
 
     def put_back(self) -> None:
         """Archive by peer what was written, and what was kept and looked at, since that may be changed in place."""

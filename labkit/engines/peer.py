@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,6 +20,7 @@ from labkit.engines.memory import Commons, Shared, State
 from labkit.engines.rate import LearningRate
 
 _EVALUATED_AT_ONCE = 4096
+Exchanged = Callable[[], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Peers(ABC):
         self.members = tuple(ids)
         self.peers, self.present, self.seed = experiment.peers, experiment.present, experiment.seed
         self.epochs = experiment.epochs
-        self.number, self._rated = 0, 0
+        self.number, self.rated = 0, 0
         self._experiment, self._place = experiment, place
         self._named = named
         self.descent = Descent(experiment, ids[0], list(named.values()), self.lead)
@@ -66,8 +67,8 @@ class Peers(ABC):
         self.number = number
         self.shared = self._place.commons.view(self.lead)
         self._public = None
-        if self._rated < self._place.rate.version and self._place.rate.value is not None:
-            self._rated, self.learning_rate = self._place.rate.version, self._place.rate.value
+        if self.rated < self._place.rate.version and self._place.rate.value is not None:
+            self.rated, self.learning_rate = self._place.rate.version, self._place.rate.value
 
     @property
     def learning_rate(self) -> float:
@@ -79,8 +80,11 @@ class Peers(ABC):
         self.descent.set_learning_rate(rate)
 
     @property
-    def exposed(self) -> float | None:
-        """Seconds at the end of a step's backward pass in which only an exchange inside of it went on, if one does."""
+    def exchanged(self) -> Exchanged | None:
+        """What tells how many seconds ago a backward pass had computed all, and the exchange inside of it ended.
+
+        None where no exchange goes on inside of it.
+        """
         return None
 
     # -- parameters
@@ -95,6 +99,11 @@ class Peers(ABC):
         with torch.no_grad():
             for name, p in self._named.items():
                 p.copy_(values[name])
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that training changes in the model: trainable parameters and buffers, by name."""
+        return self._named | dict(self.net.named_buffers())
 
     # -- forward
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -11,12 +12,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from labkit.engines.checkpoint import described
 from labkit.engines.cohort import Answer, Cohort
 from labkit.engines.data_parallel import DDP, DataParallelPeer, data_parallel, overlapping
 from labkit.engines.experiment import Experiment
 from labkit.engines.moment import common_moment
 from labkit.engines.peer import OnePeer
 from labkit.engines.reports import Part, Reports
+from labkit.engines.saving import Keeping, Resumption, Saver, draw_on, sent_by
 from labkit.engines.steering import Steering
 from labkit.engines.stopwatch import Stopwatch
 from labkit.errors import ExchangeError
@@ -36,26 +39,43 @@ class Result(NamedTuple):
     staleness: list[list[int]] | None = None  # of asynchronous peers, what `labkit.history.History` says
 
 
-def train_rank(experiment: Experiment, blocks: list[range], ddp: DDP | None, every: float | None) -> Result:
-    """Train this rank's block of peers."""
-    device = torch.device("cuda" if "nccl" in dist.get_backend_config() else "cpu")
+@dataclass(frozen=True)
+class Course:
+    """How the ranks of a run go about it: `alone` are peers that are no part of a stack, `device` is theirs."""
+
+    ddp: DDP | None
+    report_every: float | None
+    keeping: Keeping
+    alone: bool
+    device: str | None = None
+
+
+def train_rank(
+    experiment: Experiment, blocks: list[range], course: Course, resumption: Resumption | None = None
+) -> Result:
+    """Train this rank's block of peers, from the beginning or from a checkpoint."""
+    device = torch.device(course.device or ("cuda" if "nccl" in dist.get_backend_config() else "cpu"))
     group = Group(tuple(len(block) for block in blocks))
-    members = blocks[group.rank]
-    single: Callable[..., OnePeer] | None = None
-    if ddp is not None and data_parallel(experiment, blocks, device, ddp):
-        experiment, single = overlapping(experiment), partial(DataParallelPeer, group=group, ddp=ddp)
-    elif max(group.blocks) == 1 or not experiment.stackable:
-        single = OnePeer
-    cohort = Cohort(experiment, members, device, single=single)
+    members, like = blocks[group.rank], described(experiment)
+    single: Callable[..., OnePeer] | None = OnePeer if course.alone else None
+    if course.ddp is not None and data_parallel(experiment, blocks, device, course.ddp):
+        experiment, single = overlapping(experiment), partial(DataParallelPeer, group=group, ddp=course.ddp)
+    parts = [] if resumption is None else resumption.read(experiment.peers, members)
+    cohort = Cohort(experiment, members, device, single=single, parts=parts)
+    group.sent = sent_by(parts, members)
+    start, lasted = (0, 0.0) if resumption is None else (resumption.number, resumption.elapsed(device))
     test_x, test_y = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)
     evaluates = group.rank == 0 or not experiment.served  # a server's model is tested once
-    watch, steering = Stopwatch(lambda: int(cohort.steps.sum()), common_moment(_ROUND_TRIPS)), Steering(device)
-    reports = Reports(watch, every)
+    watch = Stopwatch(lambda: int(cohort.steps.sum()), common_moment(_ROUND_TRIPS) - lasted)
+    steering, saver = Steering(device, start + 1), Saver(course.keeping, cohort, members, device, start, like)
+    reports = Reports(watch, course.report_every)
     everybody = Group(group.blocks)  # predictions are no part of what training sends
     predict = cohort.joined(lambda message: message.collective(everybody))
     with torch.random.fork_rng():
         torch.manual_seed(experiment.seed + members.start)
-        for number in range(1, experiment.rounds + 1):
+        if parts:
+            draw_on(parts, members, device)
+        for number in range(start + 1, experiment.rounds + 1):
             if not steering.proceed(number):
                 break
             for event in cohort.heed(steering.rates, number, watch.seconds):
@@ -64,18 +84,21 @@ def train_rank(experiment: Experiment, blocks: list[range], ddp: DDP | None, eve
             group.blocks = _present(experiment, blocks, number)
             answer = cohort.joined(watch.timed(lambda message: message.collective(group)))
             watch.begin()
-            cohort.round(_compared(answer, stacked=single is None) if number == 1 else answer)
-            watch.end(cohort.exposed)
-            if number == 1:
+            cohort.round(_compared(answer, stacked=single is None) if number == start + 1 else answer)
+            watch.end(cohort.exchanged)
+            if number == start + 1:
                 _compare("nothing more in its round")
             losses = cohort.mean_losses(number)
             cohort.end()
-            if number == 1:
+            if number == start + 1:
                 cohort.commons.require_same(_said_by_all(cohort.commons.digest()))
             tested = evaluates and experiment.evaluates(number)
             accuracies = cohort.accuracies(test_x, test_y, predict) if tested else None
             seconds, rate = watch.seconds, cohort.learning_rate
             reports.add(Part(number, losses, accuracies, group.sent, seconds, cohort.who, rate))
+            if saver.due(number):
+                reports.flush()  # before the checkpoint: rounds that nobody goes through again must have been reported
+                saver.save(number, group.sent)
     reports.flush()
     keepers = members[: 1 if group.rank == 0 else 0] if experiment.served else members
     return Result([dict(cohort.model(k).state_dict()) for k in keepers], watch.stretches)

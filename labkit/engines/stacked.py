@@ -55,6 +55,10 @@ class StackedPeers(Peers):
         self._active: NDArray[np.bool_] | None = None  # who still has local work to do in this round; None: everybody
         self._worked: list[NDArray[np.bool_] | None] = []  # and who had at each step
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return self._named | self._buffers
+
     # -- forward
 
     def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:

@@ -20,9 +20,9 @@ class Steering:
     rounds that is. `rates` are the learning rates that all of them have heard of.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._next, self._last, self._at = 1, 1, perf_counter()
+    def __init__(self, device: torch.device, first: int = 1) -> None:
+        self._device, self._first = device, first
+        self._next, self._last, self._at = first, first, perf_counter()
         self.rates: tuple[float, ...] = ()
 
     def proceed(self, number: int) -> bool:
@@ -37,7 +37,7 @@ class Steering:
             sleep(HEED)
         soon = int(HEED / max(slowest, 1e-9))
         self._last, self._at = number, perf_counter()
-        self._next = number + max(1, min(soon, 2 * number))
+        self._next = number + max(1, min(soon, 2 * (number - self._first + 1)))
         return wish is Wish.GO
 
     def _agree(self, pace: float) -> tuple[Wish, float]:

@@ -67,8 +67,9 @@ def test_a_lab_closes_quietly_leaves_nothing_and_is_replaced() -> None:
         print("seconds", time.monotonic() - begin)
         lab.close()                         # again: harmless
         me = psutil.Process()
-        helper = "multiprocessing.resource_tracker"     # Python's own, ends with this process
-        print("children", [c for c in me.children(recursive=True) if helper not in str(c.cmdline())])
+        ours = "multiprocessing.resource_tracker", "multiprocessing.forkserver"  # Python's own, end with this process
+        children = me.children(recursive=True)
+        print("children", [c for c in children if not any(name in str(c.cmdline()) for name in ours)])
         print("listening", [c for c in me.net_connections() if c.status == "LISTEN"])
         print("threads", [t.name for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()])
         again = lk.connect(workers=1)

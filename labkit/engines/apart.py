@@ -52,9 +52,11 @@ class Side(Protocol):
         """The states of the models that this rank answers for, and staleness by peer."""
 
 
-def train_apart(experiment: Experiment, blocks: list[range], patience: float, every: float | None) -> Result:
+def train_apart(
+    experiment: Experiment, blocks: list[range], patience: float, every: float | None, on: str | None = None
+) -> Result:
     """Train this rank's block of peers, heeding what the user wishes by itself."""
-    device = torch.device("cuda" if "nccl" in dist.get_backend_config() else "cpu")
+    device = torch.device(on or ("cuda" if "nccl" in dist.get_backend_config() else "cpu"))
     seat = Seat(experiment, blocks, dist.get_rank(), device, patience)
     cohort = Cohort(experiment, seat.members, device, single=OnePeer if max(map(len, blocks)) == 1 else None)
     with ExitStack() as stack:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from labkit.engines.apart import train_apart
 from labkit.engines.checkpoint import blocks_of
 from labkit.engines.control import Control
 from labkit.engines.data_parallel import DDP
+from labkit.engines.devices import common_device
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.engines.peer import trained
 from labkit.engines.ranks import Result
@@ -79,8 +80,9 @@ class Cluster:
     def run(self, experiment: Experiment, report: Report, control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
         train = _train_apart if asynchronous(experiment.algorithm) else _train
+        device = common_device(self.lab.workers, self.lab.kind, self.device)
         try:
-            ended = train(self, experiment, report, control)
+            ended = train(replace(self, device="cpu" if device == "cpu" else None), experiment, report, control)
         except GangError as error:
             if isinstance(error.__cause__, LabkitError):
                 raise error.__cause__ from None
@@ -99,7 +101,7 @@ def _train(on: Cluster, experiment: Experiment, report: Report, control: Control
 
 def _train_apart(on: Cluster, experiment: Experiment, report: Report, control: Control) -> Ended:
     blocks = blocks_of(experiment.peers, ranks_on(on.lab, experiment))
-    how = on.timeout, on.report_every
+    how = on.timeout, on.report_every, on.device
     gang = launch(on.lab, train_apart, experiment, blocks, *how, ranks=len(blocks), timeout=on.timeout)
     rows = Rows(len(blocks), experiment.peers, getattr(experiment.algorithm, "predict", None) is not None, meet=False)
     try:

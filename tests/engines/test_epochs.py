@@ -74,7 +74,7 @@ def test_every_example_is_trained_on_exactly_so_often():
             seen.update(targets.flatten().tolist())
         return (outputs.squeeze(-1) - targets).square().mean()
 
-    numbered = lk.data.from_tensors(torch.rand(115, 3), torch.arange(115.0))
+    numbered = lk.data.from_tensors(torch.rand(115, 3), torch.arange(115.0), test_share=0.0)
     settings = SETTINGS | {"optimizer": partial(torch.optim.SGD, lr=1e-6), "loss": counting, "peers": 2}
     for on in (lk.Lockstep(), lk.Simulator()):
         seen.clear()

@@ -13,6 +13,7 @@ from labkit.engines.control import Control
 from labkit.engines.experiment import Engine, Experiment
 from labkit.engines.rate import words
 from labkit.errors import LabkitError, SettingError
+from labkit.frames import let_go
 from labkit.history import History
 from labkit.lanes import MOST_LANES, Lanes
 from labkit.news import News, Report, Row, Stretch
@@ -189,6 +190,11 @@ def blank(engine: Engine, experiment: Experiment) -> History:
 
 def carry_out(engine: Engine, experiment: Experiment, history: History, report: Report, control: Control) -> None:
     """Carry out the experiment; `report` puts what is new into the history, which gets what there is at the end."""
-    outcome = engine.run(experiment, report, control)
+    try:
+        outcome = engine.run(experiment, report, control)
+    except Exception as error:
+        if engine.name != "lockstep":  # whose frames are for debuggers to look into
+            let_go(error)
+        raise
     history.models, history.timeline, history.staleness = outcome.models, outcome.timeline, outcome.staleness
     history.stopped = len(history.rows) < experiment.rounds

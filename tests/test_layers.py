@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "labkit"
 FLOORS = {
     "errors": 1,
     "allocator": 1,
+    "frames": 1,
     "tree": 1,
     "history": 1,
     "news": 1,

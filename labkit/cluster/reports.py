@@ -11,6 +11,7 @@ from types import TracebackType
 import cloudpickle
 
 from labkit.cluster.sockets import host_of
+from labkit.frames import let_go
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,7 @@ class Failure:
         text = "".join(traceback.format_exception(error))
         summary, *more = "".join(traceback.format_exception_only(error)).strip().splitlines()
         packed = _pack(error, trace)
-        cause: BaseException | None = error
-        while cause is not None:
-            traceback.clear_frames(cause.__traceback__)
-            cause = cause.__cause__ or cause.__context__
+        let_go(error)
         return cls(stage, summary + " …" * bool(more), text, packed, first, ended)
 
     def original(self) -> BaseException:

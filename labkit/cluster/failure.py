@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from distributed import KilledWorker
 
+from labkit.cluster.remedies import with_remedy
 from labkit.errors import LabkitError, TaskError, WorkerLost
 
 _CALL_FILE = str(Path("labkit", "cluster", "shipping.py"))  # also as another machine spells it
@@ -44,7 +45,8 @@ def explain(error: BaseException, index: int, item: Any) -> Failure:
         )
     place = f"worker {error.labkit_worker}" if hasattr(error, "labkit_worker") else "its worker"
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return Failure(TaskError, f"{named} failed on {place} with {what}", error.with_traceback(_users_frames(error)))
+    sentence = with_remedy(f"{named} failed on {place} with {what}", str(error))
+    return Failure(TaskError, sentence, error.with_traceback(_users_frames(error)))
 
 
 def short(item: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from labkit.cluster.remedies import with_remedy
 from labkit.cluster.reports import Failure, Order, Report
 from labkit.errors import ClusterError, GangError, WorkerLost
 
@@ -71,7 +72,7 @@ def _own(name: str, order: Order, rank: int, failure: Failure) -> str:
             f"{where} failed because {name} calls init_process_group:"
             " remove that call, lab.launch has already set the process group up."
         )
-    return f"{where} failed: {failure.summary}"
+    return with_remedy(f"{where} failed: {failure.summary}", failure.text)
 
 
 def _lost(lost: Mapping[int, str]) -> str:

@@ -41,6 +41,7 @@ class Recovery:
         self._course = Course(on.ddp, on.report_every, keeping, alone, on.device)
         self._clock = _Clock()
         self._reported = 0  # the last round that was
+        self._interrupted = False  # and has not yet gone on
 
     def run(self) -> tuple[list[range], list[Result]] | None:
         """The peers and the results of the last gang's ranks; None if the run was stopped before they had any.
@@ -71,6 +72,7 @@ class Recovery:
                 without += bool(gang.hung)
                 known = self._safe.number
                 self._tell(_words(gang))
+                self._interrupted = True
                 self._ranks = self._next_ranks(gang, error, without)
             if self._control.wish is Wish.STOP:
                 return None
@@ -82,17 +84,19 @@ class Recovery:
         """Pass up what the gang tells until it is done, then return what came of it."""
         self._safe.watch(gang)
         rows = _Heard(gang.ranks, self._experiment.peers, _predicts(self._experiment), safe=self._safe)
-        resumed = None if resumption is None else resumption.number
+        first = 1 if resumption is None else resumption.number + 1
+        self._interrupted = self._interrupted or resumption is not None
 
         def pass_on(news: News) -> None:
-            nonlocal resumed
-            if isinstance(news, Row):
-                self._clock.hear(news)
-            if resumed is not None:
-                self._tell(f"went on from round {resumed + 1} with {gang.ranks} worker{'s' * (gang.ranks != 1)}")
-                resumed = None
-            if not isinstance(news, Row) or news.round > self._reported:
-                self._reported = news.round if isinstance(news, Row) else self._reported
+            if not isinstance(news, Row):
+                self._report(news)
+                return
+            self._clock.hear(news)
+            if self._interrupted:
+                self._tell(f"went on from round {first} with {gang.ranks} worker{'s' * (gang.ranks != 1)}")
+                self._interrupted = False
+            if news.round > self._reported:
+                self._reported = news.round
                 self._report(news)
 
         try:

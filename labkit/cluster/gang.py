@@ -115,12 +115,12 @@ class Gang:
         limit = math.inf if timeout is None else time.monotonic() + timeout
         try:
             while not self.wait(min(_TICK, max(limit - time.monotonic(), 0))) and time.monotonic() < limit:
-                self._show()
+                self.show()
         except KeyboardInterrupt:
             self.stop()
             self._over.wait(GRACE + 2)
             raise
-        self._show()
+        self.show()
         if not self.done:
             raise TimeoutError(f"{self._name} still runs after {timeout:g} s: call result() again, or stop().")
         if self._error is not None:
@@ -141,6 +141,11 @@ class Gang:
         """What a lab does to its gangs when it closes."""
         self._call_soon(self._driver.stop, GRACE)
         self._done([], _closed())
+
+    def show(self) -> None:
+        """Print what the ranks have printed since the last call, each line led by its "[rank k]"."""
+        for line in self._echo.drain() if self._echo is not None else ():
+            print(line)
 
     def signal(self, values: Mapping[str, Any]) -> None:
         """Add `values` to what `rank.signals()` returns on every rank, within milliseconds; returns at once."""
@@ -170,10 +175,6 @@ class Gang:
         """A closed client has no event loop any more that could say so."""
         if not self._over.is_set() and self._client.status in ("closing", "closed"):
             self._done([], _closed())
-
-    def _show(self) -> None:
-        for line in self._echo.drain() if self._echo is not None else ():
-            print(line)
 
 
 def launch(

@@ -24,6 +24,7 @@ def watch(gang: Gang, rows: Rows, report: Report, control: Control) -> None:
     while not gang.wait(_POLL):
         for news in rows.complete(gang.events.drain()):
             report(news)
+        gang.show()
         wished = control.wish, control.rates
         if wished != told:
             since = since if wished[0] is told[0] else monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from labkit.cluster.machine import size, visible_gpus
+from labkit.cluster.machine import gpu_memory, size, visible_gpus
 from labkit.cluster.page import counted, lab_page, view_of
 from labkit.errors import LabClosed, SettingError
 
@@ -237,9 +238,17 @@ class Lab:
             return {"text/plain": repr(self)}
         known = self.client.scheduler_info()["workers"]
         used = {address: int(worker["metrics"].get("memory", 0)) for address, worker in known.items()}
-        return view_of(lab_page(repr(self), self.dashboard, self.workers, used), repr(self))
+        workers = self.workers
+        seeing = [worker.address for worker in workers if worker.gpus]
+        on_gpus = self.client.run(gpu_memory_now, workers=seeing, on_error="ignore") if seeing else {}
+        return view_of(lab_page(repr(self), self.dashboard, workers, used, on_gpus), repr(self))
 
 
 def probe() -> dict[str, Any]:
     """What a worker knows about itself: its process id and the GPUs it may see."""
     return {"pid": os.getpid(), "gpus": visible_gpus()}
+
+
+async def gpu_memory_now() -> tuple[tuple[int, int], ...]:
+    """What a worker's GPUs hold, asked in a thread of its own: nvidia-smi may take a second."""
+    return await asyncio.to_thread(gpu_memory)

@@ -105,6 +105,26 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(str(index) for index, line in enumerate(listing.splitlines()) if line.startswith("GPU "))
 
 
+def gpu_memory() -> tuple[tuple[int, int], ...]:
+    """Bytes in use and bytes in all of each GPU this process may see, () without nvidia-smi.
+
+    torch.cuda.mem_get_info would know it too, but takes hundreds of megabytes of the GPU for the asking.
+    """
+    tool, visible = shutil.which("nvidia-smi"), visible_gpus()
+    if tool is None or not visible:
+        return ()
+    query = [tool, "--query-gpu=index,uuid,memory.used,memory.total", "--format=csv,noheader,nounits"]
+    listing = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False).stdout
+    known = [[cell.strip() for cell in line.split(",")] for line in listing.splitlines() if line.count(",") == 3]
+    found = []
+    for name in visible:
+        for index, uuid, used, total in known:
+            # CUDA_VISIBLE_DEVICES may shorten a UUID; some machines answer [N/A]
+            if (name == index or (not name.isdigit() and uuid.startswith(name))) and (used + total).isdigit():
+                found.append((int(used) << 20, int(total) << 20))
+    return tuple(found)
+
+
 def size(number: float) -> str:
     """Bytes for people, in binary units; 0 stands for no limit.
 

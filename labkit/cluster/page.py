@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -32,8 +32,18 @@ def table(title: str, aside: str, head: Sequence[str], rows: Iterable[Sequence[s
     )
 
 
-def lab_page(summary: str, link: str | None, workers: Iterable[Any], used: dict[str, int]) -> str:
-    """A lab: `workers` are `WorkerInfo`s, `used` the bytes in use by address, `link` leads to Dask's dashboard."""
+def lab_page(
+    summary: str,
+    link: str | None,
+    workers: Iterable[Any],
+    used: dict[str, int],
+    on_gpus: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+) -> str:
+    """A lab: `workers` are `WorkerInfo`s, `used` the bytes in use by address, `link` leads to Dask's dashboard.
+
+    `on_gpus` has by address the bytes in use and in all of each GPU; where there are none it is not shown.
+    """
+    on_gpus = on_gpus or {}
     aside = Markup(f'<a href="{escape(link)}" target="_blank" rel="noopener">dashboard</a>') if link else Markup("")
     rows = [
         (
@@ -41,12 +51,14 @@ def lab_page(summary: str, link: str | None, workers: Iterable[Any], used: dict[
             str(worker.threads),
             _share(used.get(worker.address, 0), worker.memory),
             "GPU " + ", ".join(worker.gpus) if worker.gpus else "CPU",
+            *([Markup(" ".join(_share(*each) for each in on_gpus.get(worker.address, ())))] if on_gpus else []),
             str(worker.pid),
             worker.address,
         )
         for worker in workers
     ]
-    return table(summary, aside, ("worker", "threads", "memory", "device", "process", "address"), rows)
+    shown = ("device", "device memory") if on_gpus else ("device",)
+    return table(summary, aside, ("worker", "threads", "memory", *shown, "process", "address"), rows)
 
 
 def _share(used: int, limit: int) -> Markup:

@@ -7,8 +7,10 @@ thread of a rank. torch is imported inside functions, because Dask's scheduler u
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import pickle
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext, suppress
@@ -160,7 +162,17 @@ def run(order: Order, rank: int, payload: bytes) -> Report:
                 failure = here.failure(error)
     except GangError as error:  # it did not even get its seat
         failure = here.failure(error)
+    if failure is not None:
+        _free_memory()
     return Report(rank, value, failure, here.sent)
+
+
+def _free_memory() -> None:
+    """Give back what a failed rank held in reference cycles, such as an optimiser with a schedule, and on its GPU."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _work(here: Rank, payload: bytes) -> bytes:

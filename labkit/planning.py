@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from labkit.algorithms import Algorithm, AllReduce
 from labkit.algorithms.base import asynchronous, check, every, participation, policy, same_batches, starts_apart
+from labkit.algorithms.base import epochs as passes
 from labkit.cluster.lab import Lab
 from labkit.data import IID, Dataset, Replicated, Sharding, Tensors
 from labkit.data.batches import Indices
+from labkit.data.shares import Share
+from labkit.data.streamed import Streamed
 from labkit.engines.cluster import Cluster
 from labkit.engines.experiment import Engine, Experiment, Schedule
 from labkit.engines.simulator import Simulator
@@ -84,14 +87,17 @@ def plan(
     seed = whole(seed, "seed", SettingError, least=0)
     if not isinstance(dataset, Dataset):
         raise DataError(
-            f"{type(dataset).__name__} is not a dataset: load one with lk.data.load(name), or make one of your own "
-            "tensors with lk.data.from_tensors(x, y)."
+            f"{type(dataset).__name__} is not a dataset of labkit: load one with lk.data.load(name), or make one with "
+            "lk.data.from_tensors(x, y), or of a torch dataset with lk.data.from_torch(train, test)."
         )
     _require_agreement(algorithms, peers)
     seen = None if public is None else _public(public, dataset)
     dealing = _dealing(shards, algorithms[0])
-    dealt = _dealt(dataset, peers, dealing, seed, batch_size)
-    rounds = rounds_of(rounds, epochs, algorithms, [len(own) for own in dealt], batch_size)
+    if isinstance(dataset, Streamed):
+        dealt: Sequence[Indices | Share] = dataset.shares(peers, dealing, _counts(algorithms[0], epochs))
+    else:
+        dealt = _dealt(dataset, peers, dealing, seed, batch_size)
+    rounds = rounds_of(rounds, epochs, algorithms, dealt, batch_size)
     seldom = evaluated(rounds) if evaluate_every is None else require_whole("evaluate_every", evaluate_every)
     optimizers = tuple(_each(optimizer if optimizer is not None else partial(torch.optim.SGD, lr=0.1)))
     models, kinds = built(_each(model), peers, seed, apart=starts_apart(algorithms[0]))
@@ -117,6 +123,7 @@ def plan(
         kinds=kinds,
         common_order=bool(getattr(dealing, "common_order", False)),
         public=seen,
+        sharding=repr(IID() if dealing is None else dealing),
         schedule=schedule,
         precision=require_precision(precision, algorithms),
         clip=require_clip(clip, algorithms),
@@ -200,6 +207,11 @@ def _dealing(shards: Sharding | Partition | None, algorithm: Algorithm) -> Shard
             "lk.data.Replicated()."
         )
     return Replicated() if shards is None else shards
+
+
+def _counts(algorithm: Algorithm, epochs: int | None) -> bool:
+    """Whether it matters how many examples a peer has: for the end of its epochs, or as its weight."""
+    return epochs is not None or participation(algorithm) is not None or passes(algorithm) is not None
 
 
 def _dealt(

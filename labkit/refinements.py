@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from numbers import Real
 from typing import Any
 
@@ -76,7 +76,7 @@ def require_clip(clip: Any, algorithms: Sequence[Algorithm]) -> float | None:
 
 
 def rounds_of(
-    rounds: int | None, epochs: int | None, algorithms: Sequence[Algorithm], sizes: Sequence[int], batch_size: int
+    rounds: int | None, epochs: int | None, algorithms: Sequence[Algorithm], shards: Sequence[Sized], batch_size: int
 ) -> int:
     """How many rounds there are: as given, 50 if nothing is, or until nobody has batches of `epochs` passes left.
 
@@ -92,5 +92,5 @@ def rounds_of(
                 f"epochs={epochs} ends each peer's batches after so many passes over its shard, and "
                 f"{type(algorithm).__name__} needs batches in every round: give rounds=… instead, or take AllReduce()."
             )
-    most = epochs * math.ceil(max(sizes) / batch_size)  # batches that any peer has
+    most = epochs * math.ceil(max(map(len, shards)) / batch_size)  # batches that any peer has
     return math.ceil(most / every(algorithms[0]))

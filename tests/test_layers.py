@@ -78,7 +78,7 @@ GUESTS = {
     "distributed": {"cluster"},
     "dask_gateway": {"cluster"},
     "asyncssh": {"cluster"},
-    "cloudpickle": {"cluster"},
+    "cloudpickle": {"cluster", "data"},
     "matplotlib": {"panel", "plots", "learning_curves", "frontier"},
     "sklearn": {"data"},
     "pooch": {"data"},

@@ -1,15 +1,18 @@
 """Data: sources that are there offline or of your own, and how they are dealt to peers."""
 
-from labkit.data.batches import batches
+from labkit.data.batches import Batches, batches
 from labkit.data.dataset import Dataset
+from labkit.data.functions import from_file, from_function
 from labkit.data.noise import noisy
 from labkit.data.shards import IID, ByLabel, Dirichlet, Quantity, Replicated, Sharding
 from labkit.data.sources import SOURCES, load
 from labkit.data.tensors import Tensors, from_tensors
+from labkit.data.torch_datasets import from_torch
 
 __all__ = [
     "IID",
     "SOURCES",
+    "Batches",
     "ByLabel",
     "Dataset",
     "Dirichlet",
@@ -18,7 +21,10 @@ __all__ = [
     "Sharding",
     "Tensors",
     "batches",
+    "from_file",
+    "from_function",
     "from_tensors",
+    "from_torch",
     "load",
     "noisy",
 ]

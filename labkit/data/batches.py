@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from labkit.errors import DataError, SettingError
 from labkit.tasks.arguments import whole
@@ -16,7 +17,7 @@ Indices = npt.NDArray[np.int64]
 _SMALL, _DECK = 128, 1024  # of shards smaller than that, so many examples are shuffled at once; part of the order
 
 
-def batches(shard: Any, batch_size: int, seed: int, peer: int, start: int = 0) -> Batches:
+def batches(shard: Any, batch_size: int, seed: int, peer: int, start: int = 0) -> Endless:
     """Endless batches [B] of one peer's shard [n], from batch number `start` on: each epoch is a new permutation.
 
     An epoch's incomplete last batch is dropped; a shard smaller than a batch goes round and round without a gap, so
@@ -33,15 +34,33 @@ def batches(shard: Any, batch_size: int, seed: int, peer: int, start: int = 0) -
     >>> sorted(next(batches([7, 8], 6, seed=0, peer=0)).tolist())
     [7, 7, 7, 8, 8, 8]
     """
-    return Batches(shard, batch_size, seed, peer, start)
+    return Endless(shard, batch_size, seed, peer, start)
 
 
 class Batches(Iterator[Indices]):
-    """An endless stream of batches [B], dealt from one shuffled deck after another.
+    """One peer's batches [B], whose order follows from `key` = (seed, peer).
 
-    `per_epoch` is how many batches one epoch has: n // B, or one where the shard is smaller than a batch; `dealt` is
-    how many batches were dealt, the first `start` included.
+    `dealt` is how many were dealt, those before the stream began included; `loading` is the iterator that loads their
+    examples one batch after the other, where these do not lie in memory.
     """
+
+    key: tuple[int, int]
+    dealt: int
+    per_epoch: int  # how many batches one epoch has
+    loading: Iterator[tuple[Tensor, Tensor]] | None = None
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are finished, each of `per_epoch` batches."""
+        return self.dealt // self.per_epoch
+
+    def take(self, count: int) -> Indices:
+        """The next `count` batches at once, [count, B]; they must be of one size."""
+        return np.stack([next(self) for _ in range(count)])
+
+
+class Endless(Batches):
+    """Batches dealt from one shuffled deck after another, n // B in an epoch, or one where n < B."""
 
     def __init__(self, shard: Any, batch_size: int, seed: int, peer: int, start: int) -> None:
         self._shard = np.asarray(shard, dtype=np.int64)
@@ -52,7 +71,7 @@ class Batches(Iterator[Indices]):
             )
         self._batch = whole(batch_size, "batch_size", SettingError)
         self.dealt = whole(start, "start", SettingError, least=0)
-        self._key = (whole(seed, "seed", SettingError, least=0), whole(peer, "peer", SettingError, least=0))
+        self.key = (whole(seed, "seed", SettingError, least=0), whole(peer, "peer", SettingError, least=0))
         self.per_epoch = max(1, n // self._batch)
         # Epochs in a deck: one, or of a small shard many, since a generator costs as much as shuffling hundreds; a
         # deck is never smaller than a batch, so a batch comes from two decks at most.
@@ -76,7 +95,6 @@ class Batches(Iterator[Indices]):
         return np.concatenate((rest, self._deck[: self._at]))
 
     def take(self, count: int) -> Indices:
-        """The next `count` batches at once, [count, B]."""
         dealt = np.empty((count, self._batch), dtype=np.int64)
         done = 0
         while done < count:
@@ -89,13 +107,8 @@ class Batches(Iterator[Indices]):
                 done += 1
         return dealt
 
-    @property
-    def epoch(self) -> int:
-        """How many epochs are finished, each of `per_epoch` batches."""
-        return self.dealt // self.per_epoch
-
     def _shuffled(self) -> Indices:
-        random = np.random.default_rng([*self._key, self._number])
+        random = np.random.default_rng([*self.key, self._number])
         if self._epochs == 1:
             return random.permutation(self._shard)[: self._size]
         epochs = np.broadcast_to(self._shard, (self._epochs, len(self._shard)))

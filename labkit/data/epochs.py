@@ -30,7 +30,7 @@ class Epochs(Batches):
         self._batch = whole(batch_size, "batch_size", SettingError)
         self._passes = whole(epochs, "epochs", SettingError)
         self.dealt = whole(start, "start", SettingError, least=0)
-        self._key = (whole(seed, "seed", SettingError, least=0), whole(peer, "peer", SettingError, least=0))
+        self.key = (whole(seed, "seed", SettingError, least=0), whole(peer, "peer", SettingError, least=0))
         self.per_epoch = -(-len(self._shard) // self._batch)
         self._number, self._deck = -1, self._shard[:0]  # the epoch whose order is known
 
@@ -40,10 +40,6 @@ class Epochs(Batches):
         epoch, at = divmod(self.dealt, self.per_epoch)
         if epoch != self._number:
             self._number = epoch
-            self._deck = np.random.default_rng([*self._key, epoch]).permutation(self._shard)
+            self._deck = np.random.default_rng([*self.key, epoch]).permutation(self._shard)
         self.dealt += 1
         return self._deck[at * self._batch : (at + 1) * self._batch]
-
-    def take(self, count: int) -> Indices:
-        """The next `count` batches at once, [count, B]; only where they are whole ones."""
-        return np.stack([next(self) for _ in range(count)])

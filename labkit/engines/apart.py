@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from labkit.algorithms.base import central
+from labkit.data.loading import loaders_closed
 from labkit.engines.central import Central
 from labkit.engines.cohort import Cohort
 from labkit.engines.control import Wish
@@ -52,13 +53,15 @@ class Side(Protocol):
         """The states of the models that this rank answers for, and staleness by peer."""
 
 
+@loaders_closed()
 def train_apart(
     experiment: Experiment, blocks: list[range], patience: float, every: float | None, on: str | None = None
 ) -> Result:
     """Train this rank's block of peers, heeding what the user wishes by itself."""
     device = torch.device(on or ("cuda" if "nccl" in dist.get_backend_config() else "cpu"))
     seat = Seat(experiment, blocks, dist.get_rank(), device, patience)
-    cohort = Cohort(experiment, seat.members, device, single=OnePeer if max(map(len, blocks)) == 1 else None)
+    alone = max(map(len, blocks)) == 1 or not experiment.stackable
+    cohort = Cohort(experiment, seat.members, device, single=OnePeer if alone else None)
     with ExitStack() as stack:
         side: Side = (Central if central(experiment.algorithm) else Decentral)(seat, stack)
         seat.start()

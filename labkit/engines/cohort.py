@@ -59,7 +59,7 @@ class Cohort:
         self._experiment, self._members = experiment, members
         self.commons = Commons.of(experiment.models[0] if experiment.alike else None, device)
         self._place = Place(device, self.commons, {} if experiment.served else None)
-        self._examples = Examples(experiment.dataset, device)
+        self._examples = Examples(experiment.dataset, device, alone=len(members) == 1)
         self._most, self._single = most, single
         self._skeletons: dict[Any, nn.Module] = {}  # by kind
         self._streams: dict[int, Any] = {}  # by client: its batches, or how many of them it was dealt

@@ -16,6 +16,7 @@ from labkit.algorithms.base import Algorithm, epochs, every, participation
 from labkit.data import Dataset, batches
 from labkit.data.batches import Batches, Indices
 from labkit.data.epochs import Epochs
+from labkit.data.shares import Share, Turns
 from labkit.engines.control import Control
 from labkit.errors import DataError, DivergenceError
 from labkit.news import Report
@@ -40,7 +41,7 @@ class Experiment:
     models: tuple[nn.Module, ...]
     dataset: Dataset
     algorithms: tuple[Algorithm, ...]
-    shards: Sequence[Indices]  # each peer's training examples
+    shards: Sequence[Indices | Share]  # each peer's training examples
     rounds: int
     batch_size: int
     seed: int
@@ -101,10 +102,10 @@ class Experiment:
     def stackable(self) -> bool:
         """Whether peers of one kind can be computed as one, stacked.
 
-        Not where batches have different sizes, as at the end of an epoch, nor where each peer may leave out steps of
-        its own, as loss scaling does.
+        Not where batches have different sizes, as at the end of an epoch, or are loaded one after the other, nor where
+        each peer may leave out steps of its own, as loss scaling does.
         """
-        return self.epochs is None and self.precision != "fp16"
+        return self.epochs is None and self.precision != "fp16" and self.dataset.stackable
 
     # -- who takes part
 
@@ -137,9 +138,12 @@ class Experiment:
         They never end, or after `epochs` passes over its shard.
         """
         order = self.seed, 0 if self.common_order else peer
+        shard = self.shards[peer]
+        if isinstance(shard, Share):
+            return Turns(shard, self.batch_size, *order, self.epochs, start)
         if self.epochs is not None:
-            return Epochs(self.shards[peer], self.batch_size, *order, self.epochs, start)
-        return batches(self.shards[peer], self.batch_size, *order, start)
+            return Epochs(shard, self.batch_size, *order, self.epochs, start)
+        return batches(shard, self.batch_size, *order, start)
 
     def per_epoch(self, peer: int) -> int:
         """How many batches one pass over the peer's shard has."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from labkit.algorithms.base import asynchronous
+from labkit.data.loading import loaders_closed
 from labkit.engines.cohort import Cohort
 from labkit.engines.control import Control
 from labkit.engines.drive import exhaust
@@ -42,6 +43,7 @@ class Lockstep(Timed):
     name = "lockstep"
     ledger = "formula"
 
+    @loaders_closed()
     def run(self, experiment: Experiment, report: Report, control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
         if asynchronous(experiment.algorithm):

@@ -214,9 +214,12 @@ class OnePeer(Peers):
     def __init__(self, experiment: Experiment, peer: int, place: Place) -> None:
         self.net = experiment.fresh_model(peer).to(place.device).train()
         self.ids = torch.tensor(peer)
-        self.examples = float(experiment.examples(peer))
         trainable: dict[str, Tensor] = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
         super().__init__(experiment, [peer], place, trainable)
+
+    @property
+    def examples(self) -> float:  # type: ignore[override]  # asked for, a stream may not know it
+        return float(self._experiment.examples(self.members[0]))
 
     def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
         with self._casting():

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from labkit.data.loading import loaders_closed
 from labkit.engines.checkpoint import described
 from labkit.engines.cohort import Answer, Cohort
 from labkit.engines.data_parallel import DDP, DataParallelPeer, data_parallel, overlapping
@@ -50,6 +51,7 @@ class Course:
     device: str | None = None
 
 
+@loaders_closed()
 def train_rank(
     experiment: Experiment, blocks: list[range], course: Course, resumption: Resumption | None = None
 ) -> Result:

@@ -10,11 +10,12 @@ import torch
 
 from labkit.algorithms.base import asynchronous
 from labkit.allocator import keep_memory
+from labkit.data.loading import loaders_closed
 from labkit.engines.cohort import Cohort
 from labkit.engines.control import Control
 from labkit.engines.events import run_events
 from labkit.engines.experiment import Experiment, Outcome
-from labkit.engines.fleets import InWaves
+from labkit.engines.fleets import InWaves, OneByOne
 from labkit.engines.meter import Meter, Timed
 from labkit.engines.peer import OnePeer
 from labkit.errors import SettingError
@@ -43,6 +44,7 @@ class Simulator(Timed):
         if self.block is not None:
             whole(self.block, "block", SettingError)
 
+    @loaders_closed()
     def run(self, experiment: Experiment, report: Report, control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
         device = torch.device(self.device)
@@ -50,7 +52,8 @@ class Simulator(Timed):
         test_x, test_y = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)
         clock = self.virtual(experiment, device)
         if asynchronous(experiment.algorithm):
-            return run_events(experiment, partial(InWaves, most=self.block), clock, report, control, device)
+            fleet = partial(InWaves, most=self.block) if experiment.stackable else OneByOne
+            return run_events(experiment, fleet, clock, report, control, device)
         single = None if experiment.stackable else OnePeer
         cohort = Cohort(experiment, range(experiment.peers), device, most=self.block, single=single)
         meter = Meter(cohort, clock, report)

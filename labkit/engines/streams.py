@@ -11,32 +11,53 @@ from numpy.typing import NDArray
 from labkit.algorithms.base import Batch
 from labkit.data import Dataset, Tensors
 from labkit.data.batches import Batches
+from labkit.data.batchwise import Batchwise
 
 
 class Examples:
-    """The training examples of a dataset on one device, from which every stream there takes its batches."""
+    """The training examples of a dataset on one device, from which every stream there takes its batches.
 
-    def __init__(self, dataset: Dataset, device: torch.device) -> None:
-        assert isinstance(dataset, Tensors)
-        self._x, self._y = dataset.x.to(device), dataset.y.to(device)
-        self._device = device
+    A peer that is `alone` in its process may have others that load batches ahead for it.
+    """
+
+    def __init__(self, dataset: Dataset, device: torch.device, alone: bool = False) -> None:
+        self._dataset, self._device, self._alone = dataset, device, alone
+        if isinstance(dataset, Tensors):
+            self._x, self._y = dataset.x.to(device), dataset.y.to(device)
 
     def __getitem__(self, indices: NDArray[np.int64]) -> Batch:
         at = torch.from_numpy(np.ascontiguousarray(indices).reshape(-1)).to(self._device)
         x, y = self._x.index_select(0, at), self._y.index_select(0, at)  # faster than x[at] in several dimensions
         return x.reshape(*indices.shape, *x.shape[1:]), y.reshape(*indices.shape, *y.shape[1:])
 
+    def batches(self, indices: Batches) -> Iterator[Batch]:
+        """One peer's batches, which go on from where an earlier stream of the same indices stopped."""
+        if not isinstance(self._dataset, Batchwise):
+            return map(self.__getitem__, indices)
+        if indices.loading is None:
+            indices.loading = self._dataset.opened(indices, ahead=self._alone)
+        return map(self._moved, indices.loading)
+
+    def _moved(self, batch: Batch) -> Batch:
+        inputs, targets = batch
+        return inputs.to(self._device), targets.to(self._device)
+
 
 class Stream(Iterator[Batch]):
-    """One peer's endless batches: inputs [B, …] and targets [B, …]."""
+    """One peer's batches: inputs [B, …] and targets [B, …]."""
 
     def __init__(self, examples: Examples, indices: Batches) -> None:
-        self._examples, self.indices = examples, [indices]
-        self.per_epoch = indices.per_epoch
+        self.indices = [indices]
+        self._batches = examples.batches(indices)
         self.ahead: list[NDArray[np.int64]] = []  # it never draws before it deals
 
+    @property
+    def per_epoch(self) -> int:
+        """How many batches one epoch has."""
+        return self.indices[0].per_epoch
+
     def __next__(self) -> Batch:
-        return self._examples[next(self.indices[0])]
+        return next(self._batches)
 
 
 class StackedStream(Iterator[Batch]):

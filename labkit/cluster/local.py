@@ -28,6 +28,9 @@ LOOPBACK = "127.0.0.1"
 
 _GRACE = 0.5  # seconds for a worker to end by itself
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# Dask's event loops tick 50 times a second each, and threads beside them look 100 times a second at what runs, for a
+# page of the dashboard; on two cores both together take more than 3 % of what training could have.
+_QUIET = {"distributed.admin.tick.interval": "500ms", "distributed.worker.profile.enabled": False}
 
 
 class LocalNanny(Nanny):
@@ -38,7 +41,8 @@ class LocalNanny(Nanny):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        with dask.config.set(_QUIET):  # of which the worker gets a copy
+            super().__init__(*args, **kwargs)
         own = {name: str(self.nthreads) for name in _THREAD_VARIABLES if name not in os.environ}
         self.pre_spawn_env = {**self.pre_spawn_env, **own}
         self.pre_spawn_env.pop("MALLOC_TRIM_THRESHOLD_", None)  # allocator.py says why
@@ -126,14 +130,15 @@ def local_cluster(
         index: template | {"options": template["options"] | {"env": dict(environment)}}
         for index, environment in enumerate(environments)
     }
-    return OwnCluster(  # type: ignore[no-untyped-call]
-        scheduler={"cls": Scheduler, "options": shared | {"port": 0, "dashboard_address": f"{LOOPBACK}:0"}},
-        workers=named or dict.fromkeys(range(workers), template),
-        worker=template,
-        security=security,
-        # What goes wrong is raised, in labkit's words; a lesson that kills workers should not fill its cell.
-        silence_logs=logging.CRITICAL,
-    )
+    with dask.config.set(_QUIET):
+        return OwnCluster(  # type: ignore[no-untyped-call]
+            scheduler={"cls": Scheduler, "options": shared | {"port": 0, "dashboard_address": f"{LOOPBACK}:0"}},
+            workers=named or dict.fromkeys(range(workers), template),
+            worker=template,
+            security=security,
+            # What goes wrong is raised, in labkit's words; a lesson that kills workers should not fill its cell.
+            silence_logs=logging.CRITICAL,
+        )
 
 
 def open_local(request: Request) -> Lab:
@@ -143,7 +148,11 @@ def open_local(request: Request) -> Lab:
 
 
 def open_gpus(request: Request, devices: Sequence[str] | None = None) -> Lab:
-    """One process on this machine per GPU, each of which sees its own GPU only."""
+    """One process on this machine per GPU, each of which sees its own GPU only, by CUDA_VISIBLE_DEVICES.
+
+    That is what dask-cuda's LocalCUDACluster sets as well, so it is not needed; it would bring its own nannies, which
+    write OMP_NUM_THREADS into this kernel and forgo the template. A cluster that it started can be given to `connect`.
+    """
     devices = visible_gpus() if devices is None else devices
     if not devices:
         raise ConnectError(

@@ -7,18 +7,14 @@ from functools import partial
 from numbers import Integral
 from typing import Any, TypedDict
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from labkit.algorithms import Algorithm, AllReduce
 from labkit.algorithms.base import asynchronous, check, every, participation, policy, same_batches, starts_apart
-from labkit.algorithms.base import epochs as passes
 from labkit.cluster.lab import Lab
-from labkit.data import IID, Dataset, Replicated, Sharding, Tensors
-from labkit.data.batches import Indices
-from labkit.data.shares import Share
-from labkit.data.streamed import Streamed
+from labkit.data import IID, Dataset, Sharding, Tensors
+from labkit.dealing import dealing_of, shares_of
 from labkit.engines.cluster import Cluster
 from labkit.engines.experiment import Engine, Experiment, Schedule
 from labkit.engines.simulator import Simulator
@@ -92,11 +88,8 @@ def plan(
         )
     _require_agreement(algorithms, peers)
     seen = None if public is None else _public(public, dataset)
-    dealing = _dealing(shards, algorithms[0])
-    if isinstance(dataset, Streamed):
-        dealt: Sequence[Indices | Share] = dataset.shares(peers, dealing, _counts(algorithms[0], epochs))
-    else:
-        dealt = _dealt(dataset, peers, dealing, seed, batch_size)
+    dealing = dealing_of(shards, algorithms[0])
+    dealt = shares_of(dataset, peers, dealing, algorithms[0], epochs, seed, batch_size)
     rounds = rounds_of(rounds, epochs, algorithms, dealt, batch_size)
     seldom = evaluated(rounds) if evaluate_every is None else require_whole("evaluate_every", evaluate_every)
     optimizers = tuple(_each(optimizer if optimizer is not None else partial(torch.optim.SGD, lr=0.1)))
@@ -152,7 +145,8 @@ def _peers(peers: int | None, lists: dict[str, Any], shards: Any, on: Any) -> in
     given = {name: len(each) for name, each in lists.items() if _lists(each)}
     if peers is None:
         known = [*given.values(), *([len(shards)] if isinstance(shards, Partition) else [])]
-        peers = known[0] if known else len(on.workers) if isinstance(on, Lab) else 4
+        lab = on.lab if isinstance(on, Cluster) else on
+        peers = known[0] if known else len(lab.workers) if isinstance(lab, Lab) else 4
     for name, count in given.items():
         if count != peers:
             raise SettingError(f"{name} lists {count} for {peers} peers: give one for each peer, or one for all.")
@@ -189,67 +183,6 @@ def _engine(on: Lab | Engine | None) -> Engine:
     raise SettingError(
         f"on={on!r} is no place to train: give a lab from lk.connect(), lk.Simulator(), or nothing for a simulator."
     )
-
-
-def _dealing(shards: Sharding | Partition | None, algorithm: Algorithm) -> Sharding | Partition | None:
-    """How the examples are dealt; whoever talks about single examples needs everybody to see the same ones."""
-    deals = isinstance(shards, Partition) or callable(getattr(shards, "deal", None))
-    if shards is not None and (isinstance(shards, type) or not deals):
-        raise SettingError(
-            f"shards={shards!r} does not say how examples are dealt: give lk.data.Dirichlet(0.3), another way of "
-            "lk.data, or a Partition of the examples' numbers."
-        )
-    if not same_batches(algorithm):
-        return shards
-    if shards is not None and not getattr(shards, "common_order", False):
-        raise SettingError(
-            f"{type(algorithm).__name__} compares what peers make of the same batches: leave shards away, or give "
-            "lk.data.Replicated()."
-        )
-    return Replicated() if shards is None else shards
-
-
-def _counts(algorithm: Algorithm, epochs: int | None) -> bool:
-    """Whether it matters how many examples a peer has: for the end of its epochs, or as its weight."""
-    return epochs is not None or participation(algorithm) is not None or passes(algorithm) is not None
-
-
-def _dealt(
-    dataset: Dataset, peers: int, shards: Sharding | Partition | None, seed: int, batch_size: int
-) -> Sequence[Indices]:
-    """Each peer's training examples; a partition of the user's own is taken as it is, broken or not."""
-    if isinstance(shards, Partition):
-        dealt: Sequence[Indices] = [_numbers(part) for part in shards]
-    else:
-        dealt = dataset.shards(peers, shards, seed).indices
-    if len(dealt) != peers:
-        raise SettingError(f"shards has {len(dealt)} parts for {peers} peers: give one part for each peer.")
-    if any(len(part) and not 0 <= part.min() <= part.max() < len(dataset) for part in dealt):
-        raise DataError(
-            f"shards names examples that {dataset.name} does not have: its training examples are numbered "
-            f"0 to {len(dataset) - 1}."
-        )
-    sizes = [len(part) for part in dealt]
-    if 0 in sizes:
-        raise DataError(f"The shard of peer {sizes.index(0)} is empty: give every peer at least one example.")
-    if sum(sizes) < peers * batch_size:
-        raise DataError(
-            f"{dataset.name} has {len(dataset)} training examples, so the shards of {peers} peers hold "
-            f"{sum(sizes) / peers:.3g} on average, less than one batch of {batch_size}: take fewer peers, or "
-            f"batch_size={max(1, sum(sizes) // peers)}."
-        )
-    return dealt
-
-
-def _numbers(part: Any) -> Indices:
-    """The examples' numbers that a part of a partition holds."""
-    given = np.asarray(part)
-    if len(given) and given.dtype.kind not in "iu":
-        raise DataError(
-            f"shards holds {part[0]!r}, which is no example's number: split the numbers of the training examples, as "
-            "lk.split(len(dataset), parts=4) does."
-        )
-    return given.astype(np.int64)
 
 
 def _public(public: Any, dataset: Dataset) -> Tensor:

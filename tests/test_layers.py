@@ -46,6 +46,7 @@ FLOORS = {
     "__main__": 4,
     "planning": 5,
     "refinements": 5,
+    "dealing": 5,
     "trainable": 5,
     "training": 5,
     "background": 5,

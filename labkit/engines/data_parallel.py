@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
+from time import time_ns
 from typing import cast
 
 import torch
@@ -150,10 +151,19 @@ class DataParallelPeer(OnePeer):
         self._update()
 
     @property
-    def exposed(self) -> float:
-        """By torch's own timers, of the last step but one, or of the last that they looked at."""
-        said: dict[str, int] = self._parallel._get_ddp_logging_data()  # type: ignore[no-untyped-call]
-        return max(0, said.get("backward_comm_time_end", 0) - said.get("backward_compute_time_end", 0)) / 1e9
+    def exchanged(self) -> Exchanged:
+        return self._exchanged
+
+    def _exchanged(self) -> tuple[float, float]:
+        """By torch's own timers; on a GPU they know how long it took, but not when, and look at one step of 100."""
+        assert self._parallel.logger is not None
+        self._parallel.logger.set_runtime_stats_and_log()  # else that is done as the next step begins
+        said: dict[str, int] = self._parallel._get_ddp_logging_data()  # type: ignore[no-untyped-call]  # in ns
+        if (ended := said.get("backward_comm_time_end", -1)) > 0:
+            now = time_ns()
+            return (now - said["backward_compute_time_end"]) / 1e9, (now - ended) / 1e9
+        hidden = said.get("backward_compute_comm_overlap_time", 0)
+        return max(0, said.get("backward_comm_time", 0) - hidden) / 1e9, 0.0
 
     def _go_along(self) -> None:
         """Take part in the exchange without a word in it, and without a trace."""

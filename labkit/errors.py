@@ -71,7 +71,9 @@ class WorkerLost(ClusterError):
 
 
 class GangError(ClusterError):
-    """The ranks could not all be started, or one of them failed."""
+    """The ranks could not all be started, or one of them failed: the one on `worker`."""
+
+    worker: str | None = None
 
 
 class TaskError(ClusterError):

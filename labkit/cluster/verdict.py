@@ -9,6 +9,7 @@ from labkit.cluster.reports import Failure, Order, Report
 from labkit.errors import ClusterError, GangError, WorkerLost
 
 _SEVERED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
+_LABKIT = "labkit.errors."
 _REFUSED = "this rank was not let in: worker"  # since that worker is gone
 _TIMED_OUT = ("Timed out waiting", "Application timeout", "collective operation timeout")
 
@@ -31,7 +32,9 @@ def verdict(name: str, order: Order, reports: Sequence[Report], lost: Mapping[in
     own = {rank: failure for rank, failure in failures.items() if not is_echo(failure)}
     if own:
         rank = next((rank for rank, failure in own.items() if failure.first), next(iter(own)))
-        return _with_cause(_own(name, order, rank, own[rank]), own[rank])
+        error = _with_cause(_own(name, order, rank, own[rank]), own[rank])
+        error.worker = order.workers[rank]
+        return error
     if lost:
         return WorkerLost(_lost(lost))
     for rank, failure in failures.items():
@@ -56,6 +59,8 @@ def _own(name: str, order: Order, rank: int, failure: Failure) -> str:
     if failure.stage == "load":
         if "earlier launch" in failure.summary:
             return f"{where} could not start: {failure.summary}"
+        if failure.summary.startswith(_LABKIT):  # which says what helps
+            return f"{where} cannot load {name}: {failure.summary.removeprefix(_LABKIT)}"
         return (
             f"{where} cannot load {name} ({failure.summary}): define what it uses in the notebook,"
             " or send its module with lab.client.upload_file()."

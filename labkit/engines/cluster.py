@@ -24,7 +24,7 @@ from labkit.engines.ranks import Result
 from labkit.engines.recovery import Recovery, ranks_on
 from labkit.engines.reports import EVERY
 from labkit.engines.watching import Rows, watch
-from labkit.errors import GangError, LabkitError, SettingError, Stopped
+from labkit.errors import DataError, GangError, LabkitError, SettingError, Stopped
 from labkit.news import Report
 from labkit.tasks.arguments import whole
 from labkit.tasks.sync import BSP, Timeline
@@ -84,8 +84,11 @@ class Cluster:
         try:
             ended = train(replace(self, device="cpu" if device == "cpu" else None), experiment, report, control)
         except GangError as error:
-            if isinstance(error.__cause__, LabkitError):
-                raise error.__cause__ from None
+            cause = error.__cause__
+            if isinstance(cause, DataError):  # what one worker cannot read, another may
+                raise DataError(f"On worker {error.worker}: {cause}") from cause
+            if isinstance(cause, LabkitError):
+                raise cause from None
             raise
         if ended is None:
             return Outcome()  # the group was closed under a round that would not end: no model is whole

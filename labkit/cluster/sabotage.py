@@ -35,7 +35,7 @@ def process_of(lab: Lab, worker: int | str | WorkerInfo) -> int:
         if wanted in (str(nanny.name), nanny.worker_address):
             if nanny.pid is None:
                 raise SettingError(f"worker {wanted} is just starting: try again in a second.")
-            return nanny.pid
+            return int(nanny.pid)
     names = ", ".join(sorted((str(nanny.name) for nanny in nannies), key=lambda name: (len(name), name)))
     raise SettingError(f"there is no worker {worker!r} in this lab: name one of {names}.")
 

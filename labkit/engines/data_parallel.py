@@ -204,7 +204,7 @@ def _explained(ddp: DDP) -> Iterator[None]:
     try:
         yield
     except TorchDynamoException as error:
-        said = str(error).strip().splitlines()[0].rstrip(".:")[:200]
+        said = " ".join(str(error).split("\n\n")[0].split()).rstrip(".:")[:200]  # what it fails with, in one line
         raise ModelError(
             f"torch.compile failed with compile={ddp.compile!r} ({said}): leave compile away, or give "
             'another backend, such as "aot_eager".'

@@ -150,7 +150,8 @@ def broken():
     def failing(graph, inputs):
         raise RuntimeError("no such machine")
 
-    torch._dynamo.register_backend(failing, name="broken")
+    if "broken" not in torch._dynamo.list_backends():
+        torch._dynamo.register_backend(failing, name="broken")
 
 
 @pytest.mark.parametrize(("backend", "why"), [("nonsense", "Invalid backend"), ("broken", "no such machine")])

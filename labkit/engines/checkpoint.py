@@ -89,7 +89,7 @@ def restore(peers: Peers, parts: Sequence[Part]) -> None:
     homes = [where[peer] for peer in peers.members]
     first = homes[0][0]
     together = list(peers.members) == first["members"]
-    own = first if together else _joined([(home, row, len(home["members"])) for home, row in homes])
+    own = first if together else _joined([(home | {"members": []}, row, len(home["members"])) for home, row in homes])
     with torch.no_grad():
         for name, tensor in peers.tensors.items():
             tensor.copy_(own["model"][name])

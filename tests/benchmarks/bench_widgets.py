@@ -15,7 +15,7 @@ from itertools import cycle, islice
 from statistics import median, quantiles
 from typing import Any
 
-from labkit.widgets import schedule, split, synchronize
+from labkit.widgets import communication, failure, schedule, split, staleness, synchronize
 from labkit.widgets.view import View
 
 AIM = 60.0  # ms
@@ -41,6 +41,13 @@ def large() -> View:
     return view
 
 
+def crowd() -> View:
+    """As many who push to one server as the slider allows."""
+    view = staleness()
+    view.controls["workers"].value = 12
+    return view
+
+
 CASES: list[tuple[str, Callable[[], View], str, Iterable[Any]]] = [
     ("split", split, "items", range(8, 60)),
     ("split, broken", broken, "which", range(1, 59)),
@@ -48,6 +55,10 @@ CASES: list[tuple[str, Callable[[], View], str, Iterable[Any]]] = [
     ("schedule, busy", busy, "seed", range(1, 20)),
     ("synchronize", synchronize, "moment", [k / 50 for k in range(50)]),
     ("synchronize, large", large, "jitter", [k / 20 for k in range(20)]),
+    ("staleness", staleness, "rate", [0.1 + k / 20 for k in range(40)]),
+    ("staleness, crowd", crowd, "rate", [0.1 + k / 20 for k in range(40)]),
+    ("communication", communication, "every", [2**k for k in range(10)]),
+    ("failure", failure, "every", [5.0 * k for k in range(1, 41)]),
 ]
 
 

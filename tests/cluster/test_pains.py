@@ -45,6 +45,7 @@ PAINS = {
     "one rank dies or runs out of batches and the rest hang": [
         "cluster.test_gang_deaths:test_a_killed_rank_is_named_within_a_second_and_its_siblings_are_free",
         "cluster.test_gang_failures:test_a_rank_that_runs_out_of_batches_ends_the_others_in_one_sentence",
+        "engines.test_epochs:test_uneven_shards_train_as_under_torchs_join",
     ],
     "port in use when a cell is run again": [
         "cluster.test_pains:test_usual_ports_that_are_taken_disturb_nobody",
@@ -69,6 +70,7 @@ PAINS = {
         "cluster.test_shipping:test_a_module_that_the_workers_lack_is_named",
     ],
     "two ranks on one GPU": [
+        "engines.test_devices:test_two_ranks_on_one_gpu_are_refused_in_one_sentence",
         "cluster.test_verdict:test_nccl_is_used_where_every_rank_has_a_gpu_of_its_own",
         "cluster.test_workers:test_each_gpu_worker_sees_its_own_gpu",
     ],

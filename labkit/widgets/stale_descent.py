@@ -50,6 +50,8 @@ def descend(seconds_per_step: Sequence[float], policy: BSP | SSP | ASP, rate: fl
     """
     curvature, start = _slope()
     peers = range(len(seconds_per_step))
+    step = rate / len(peers) * curvature
+    height = np.sqrt(curvature / np.vdot(start, curvature * start))  # whose square makes the loss a share of the first
     weights, own = start, dict.fromkeys(peers, start)
     seen, pace = dict.fromkeys(peers, 0), Pace(peers, policy.bound)
     queue = [(float(seconds_per_step[peer]), peer) for peer in peers]
@@ -62,9 +64,9 @@ def descend(seconds_per_step: Sequence[float], policy: BSP | SSP | ASP, rate: fl
         held.append((peer, version - seen[peer]))
         if policy.bound or len(held) == len(peers):
             for who, staleness in sorted(held):
-                weights = weights - rate / len(peers) * curvature * own[who]
+                weights = weights - step * own[who]
                 version += 1
-                taken.append((staleness, who, now, _loss(weights)))
+                taken.append((staleness, who, now, float(np.square(height * weights).sum())))
             held.clear()
         for other in pace.finish(peer):
             own[other], seen[other] = weights, version
@@ -73,11 +75,6 @@ def descend(seconds_per_step: Sequence[float], policy: BSP | SSP | ASP, rate: fl
             break
     columns = [np.array(column) for column in zip(*taken, strict=True)] or [np.empty(0)] * 4
     return Descent(columns[0].astype(np.int64), columns[1].astype(np.int64), columns[2], columns[3])
-
-
-def _loss(weights: Floats) -> float:
-    curvature, start = _slope()
-    return float(np.vdot(weights, curvature * weights) / np.vdot(start, curvature * start))
 
 
 @cache

@@ -52,8 +52,9 @@ def shares_of(
 
 
 def _counts(algorithm: Algorithm, epochs: int | None) -> bool:
-    """Whether it matters how many examples a peer has: for the end of its epochs, or as its weight."""
-    return epochs is not None or participation(algorithm) is not None or passes(algorithm) is not None
+    """Whether it matters how many examples a peer has: for the end of an epoch, or as its weight."""
+    asks = participation(algorithm) is not None or passes(algorithm) is not None or same_batches(algorithm)
+    return epochs is not None or asks
 
 
 def _numbered(

@@ -33,13 +33,19 @@ class Streamed(Batchwise):
     def __len__(self) -> int:
         return self._length
 
-    @cached_property
-    def _length(self) -> int:
-        """As the IterableDataset says, or as many as one pass over it has."""
+    @property
+    def _told(self) -> int | None:
+        """How many items the IterableDataset says that it has."""
         try:
             return len(self.items)
         except (TypeError, NotImplementedError):
-            pass
+            return None
+
+    @cached_property
+    def _length(self) -> int:
+        """As it says, or as many as one pass over it has."""
+        if self._told is not None:
+            return self._told
         limit, n = monotonic() + COUNTING, 0
         with Randomness(0):
             for item in _guarded(self):
@@ -65,7 +71,7 @@ class Streamed(Batchwise):
         """
         if how is not None and not isinstance(how, Replicated):
             self._refuse(f"shards={how!r}")
-        total = len(self) if counted else None
+        total = len(self) if counted else self._told
         if total is not None and total < peers:
             raise DataError(f"{self.name} has {total} items, too few for {peers} peers: take at most {max(1, total)}.")
         if how is not None:

@@ -167,7 +167,9 @@ class DataParallelPeer(OnePeer):
 
     def _go_along(self) -> None:
         """Take part in the exchange without a word in it, and without a trace."""
-        assert self._last is not None
+        if self._last is None:  # it goes on from a checkpoint at which its batches had ended
+            examples = Examples(self._experiment.dataset, self._place.device)
+            self._last = next(Stream(examples, self._experiment.indices(self.members[0])))
         kept = [(buffer, buffer.clone()) for buffer in self.net.buffers()]
         self._backward(self.loss(self._last) * 0.0)
         self._losses.pop()

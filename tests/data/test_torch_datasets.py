@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from itertools import islice
 from time import monotonic, sleep
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from torch.utils.data import Subset, TensorDataset
 
 import labkit as lk
-from labkit.algorithms import AllReduce, FedAvg, Gossip, LocalSGD
+from labkit.algorithms import AllReduce, CoTeaching, FedAvg, Gossip, LocalSGD
 from labkit.data import from_torch, streamed
 from labkit.data.shares import Share, Turns
 from labkit.errors import DataError, SettingError
@@ -144,6 +145,11 @@ def test_a_stream_without_end_is_not_counted_for_ever(monkeypatch):
         DataError, match=r"0.1 s did not do to count them: give it a __len__, or train for so many rounds"
     ):
         trained(lk.Simulator(), from_torch(Endless()), epochs=1)
+
+
+def test_co_teaching_peers_see_a_stream_alike():
+    history = trained(lk.Simulator(), from_torch(Flow()), CoTeaching())
+    assert len(history.rows) == 4
 
 
 def test_clients_of_a_server_weigh_as_much_of_a_stream_as_they_have():
@@ -306,6 +312,20 @@ def test_uneven_shards_of_a_subset_end_each_in_its_own_time(lab):
     reference = trained(lk.Lockstep(), dataset, **settings)
     assert len(reference.rows) == 10  # 2 · ⌈70 / 16⌉
     assert difference(reference, trained(lab, dataset, **settings)) < 1e-5
+
+
+@pytest.mark.parametrize("items", [Pictures(115), Flow(115)], ids=["map-style", "iterable"])
+def test_a_run_goes_on_from_a_checkpoint_with_the_batches_that_are_left(lab, tmp_path, items):
+    """Of map-style items also where one peer has none left, which is so after 6 of 10 rounds."""
+    uneven = lk.Partition.of(115, [list(range(70)), list(range(70, 115))])
+    settings = {"epochs": 2, "shards": uneven if isinstance(items, Pictures) else None}
+    reference = trained(lab, from_torch(items, TESTS, workers=1), **settings)
+    last = len(reference.rows)
+    on = lk.Cluster(lab, checkpoint_every=last - 1, checkpoint_to=tmp_path)
+    trained(on, from_torch(items, TESTS, workers=1), **settings)
+    again = trained(replace(on, resume=True), from_torch(items, TESTS, workers=1), **settings)
+    assert [row.round for row in again.rows] == [last]
+    assert difference(again, lk.History("", "", 2, rows=reference.rows[-1:], models=reference.models)) == 0
 
 
 def test_the_largest_class_number_that_is_known_is_tried_before_anything_runs():

@@ -91,7 +91,7 @@ def _engine(engine: Engine) -> dict[str, Any]:
     names: list[str] = [field.name for field in fields(engine)] if is_dataclass(engine) else []
     for name in names:
         value = getattr(engine, name)
-        known[name] = {"workers": len(value.workers)} if isinstance(value, Lab) else _plain(value)
+        known[name] = value.kind if isinstance(value, Lab) else _plain(value)  # workers come and go
     return known
 
 

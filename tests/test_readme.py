@@ -48,6 +48,16 @@ def test_the_examples_of_co_learning_run(names, monkeypatch):
     assert [len(run.result(60).rows) for run in runs] == [50, 50]
 
 
+def test_training_on_workers_is_steered_and_survives_as_the_readme_shows(names, lab, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {**names, "lab": lab}
+    hand = "while len(run.history.rows) < 30:\n    assert not run.done\nlab.kill(1)"  # a person takes a moment
+    exec(block("from functools import partial").replace("lab.kill(1)", hand), given)
+    assert (tmp_path / "run.csv").exists()
+    told = " ".join(event.text for event in given["history"].events)
+    assert "0.5" in told and "died" in told and given["history"].final.accuracy > 0.8
+
+
 @pytest.mark.parametrize("path", re.findall(r"\]\((?!http|#)([^)]+)\)", README))
 def test_what_the_readme_links_to_is_there(path):
     assert (Path(__file__).parents[1] / path).exists()

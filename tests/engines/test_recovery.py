@@ -81,19 +81,21 @@ def test_all_that_an_algorithm_remembers_is_in_the_checkpoint(lab, algorithm, se
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "peers"), [(AllReduce(), 2), (DiLoCo(every=2), 5), (FedAvg(every=2), 4)], ids=repr
+    ("algorithm", "peers"),
+    [(AllReduce(), 2), (DiLoCo(every=2, outer_lr=0.3, momentum=0.5), 5), (FedAvg(every=2), 4)],
+    ids=repr,
 )
 def test_survivors_take_over_the_peers_of_a_lost_worker_at_once(lab, algorithm, peers):
     # steps so small that rounding errors do not grow
-    settings = {"peers": peers, "rounds": 100, "optimizer": partial(torch.optim.SGD, lr=0.005, momentum=0.9)}
+    settings = {"peers": peers, "rounds": 500, "optimizer": partial(torch.optim.SGD, lr=0.001, momentum=0.9)}
     undisturbed = start(lab, algorithm, **settings).result(60)
     run = start(lk.Cluster(lab, checkpoint_every=10, elastic=True), algorithm, **settings)
     reach(run, 40)
-    lab.cluster.scale(1)  # no nanny has it back
+    lab.cluster.scale(1)  # a nanny would have a killed worker back before anybody looks
     history = run.result(60)
-    assert "with 1 worker" in texts(history)[1]
+    assert texts(history)[-1].endswith("with 1 worker")
     assert difference(history, undisturbed) < 1e-5
-    assert [row.round for row in history.rows] == list(range(1, 101))
+    assert [row.round for row in history.rows] == list(range(1, 501))
 
 
 def test_without_a_checkpoint_a_run_begins_again(lab):
@@ -183,7 +185,9 @@ def stuck(outputs, targets):
 @pytest.mark.slow
 def test_an_endless_loop_ends_in_one_sentence_within_the_timeout(lab):
     begun = time.monotonic()
-    with pytest.raises((GangError, ExchangeError), match=r"rank 0 waited 2 s in a collective that not all ranks joined"):
+    with pytest.raises(
+        (GangError, ExchangeError), match=r"rank 0 waited 2 s in a collective that not all ranks joined"
+    ):
         start(lk.Cluster(lab, timeout=2), LocalSGD(2), loss=stuck).result(60)
     assert time.monotonic() - begun < 15
 

@@ -1,0 +1,43 @@
+"""Thirty runs, and in each of them a worker is killed at a random moment: nothing is lost, and nothing is left."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import psutil
+import pytest
+
+import labkit as lk
+from labkit.algorithms import SCAFFOLD, AllReduce, DiLoCo, LocalSGD
+from tests.engines.mortals import ROUNDS, kill, mortal, reach, same, start, whole
+
+RUNS = 30
+ALGORITHMS = (AllReduce(), LocalSGD(2), DiLoCo(every=2), SCAFFOLD(every=2))
+
+
+def left(lab) -> tuple[int, list[int], list[str]]:
+    """How many processes there are, on how many ports each worker listens, and the threads of runs that go on here."""
+    processes = [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+    doors = [
+        sum(each.status == psutil.CONN_LISTEN for each in psutil.Process(worker.pid).net_connections())
+        for worker in lab.workers
+    ]
+    return len(processes), doors, [thread.name for thread in threading.enumerate() if "labkit-run" in thread.name]
+
+
+@pytest.mark.slow
+def test_thirty_random_kills_in_thirty_runs_lose_nothing():
+    chance = random.Random(0)
+    with mortal() as lab:
+        on = lk.Cluster(lab, checkpoint_every=25)
+        undisturbed = [start(on, algorithm).result(120) for algorithm in ALGORITHMS]
+        before = left(lab)
+        for number in range(RUNS):
+            run = start(on, ALGORITHMS[number % len(ALGORITHMS)])
+            reach(run, chance.randrange(ROUNDS - 20))  # also 0: while its ranks start
+            kill(lab, chance.randrange(2))
+            history = run.result(120)
+            assert same(history, undisturbed[number % len(ALGORITHMS)]), (number, history.events)
+            whole(lab)
+        assert left(lab) == before

@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -49,17 +48,16 @@ def collated(items: Sequence[Any], name: str) -> tuple[Tensor, Tensor] | Fault:
             f"{name} gives items of type {type(odd).__name__}: let each be a pair (input, target) of tensors, arrays "
             "or numbers."
         )
-    for which, values in zip(("inputs", "targets"), zip(*items, strict=True), strict=True):
-        shapes = dict.fromkeys(tuple(np.shape(value)) for value in values if hasattr(value, "shape"))
-        if len(shapes) > 1:
-            one, other = list(shapes)[:2]
-            return Fault(
-                f"{name} gives {which} of different shapes, {one} and {other} in one batch: crop or pad them to one "
-                "shape in the dataset."
-            )
     try:
         x, y = default_collate(list(items))
     except Exception as error:  # noqa: BLE001  whatever the items do when they are put together
+        for which, values in zip(("inputs", "targets"), zip(*items, strict=True), strict=True):
+            shapes = list(dict.fromkeys(tuple(value.shape) for value in values if hasattr(value, "shape")))
+            if len(shapes) > 1:
+                return Fault(
+                    f"{name} gives {which} of different shapes, {shapes[0]} and {shapes[1]} in one batch: crop or pad "
+                    "them to one shape in the dataset."
+                )
         return failed(f"{name}: a batch of its items", error, "let each be a pair of tensors, arrays or numbers")
     if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
         kinds = " and ".join(type(value).__name__ for value in items[0])

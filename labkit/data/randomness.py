@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.random.mtrand import get_bit_generator, set_bit_generator
 
-_States = tuple[Any, Any, torch.Tensor]
+_States = tuple[Any, np.random.BitGenerator, torch.Tensor]
 
 
 class Randomness:
@@ -32,9 +33,10 @@ class Randomness:
     def __enter__(self) -> Randomness:
         self._outside = _states()
         if self._inside is None:
-            python, numpys, torchs = np.random.SeedSequence(self._key).generate_state(3)
+            seeds = np.random.SeedSequence(self._key)
+            python, torchs = seeds.generate_state(2)
             random.seed(int(python))
-            np.random.seed(int(numpys))
+            set_bit_generator(np.random.MT19937(seeds))
             torch.default_generator.manual_seed(int(torchs))
         else:
             _restore(self._inside)
@@ -46,10 +48,10 @@ class Randomness:
 
 
 def _states() -> _States:
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+    return random.getstate(), get_bit_generator(), torch.get_rng_state()  # copying numpy's takes longer
 
 
 def _restore(states: _States) -> None:
     random.setstate(states[0])
-    np.random.set_state(states[1])
+    set_bit_generator(states[1])
     torch.set_rng_state(states[2])

@@ -51,7 +51,7 @@ def steps_since(folder: Path, moment: float) -> list[float]:
     return [end - moment for end in ends if end > moment]
 
 
-def all_began(folder: Path, moment: float, ranks: int = RANKS, limit: float = 60.0) -> float:
+def all_began(folder: Path, moment: float, ranks: int = RANKS, limit: float = 120.0) -> float:
     """Wait until so many ranks have ended their first step after `moment`; in how many seconds the last one had."""
     deadline = time.time() + limit
     while len(ends := steps_since(folder, moment)) < ranks:

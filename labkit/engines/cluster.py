@@ -18,8 +18,8 @@ from labkit.engines.checkpoint import blocks_of
 from labkit.engines.control import Control
 from labkit.engines.data_parallel import DDP
 from labkit.engines.devices import common_device
+from labkit.engines.evaluation import trained
 from labkit.engines.experiment import Experiment, Outcome
-from labkit.engines.peer import trained
 from labkit.engines.ranks import Result
 from labkit.engines.recovery import Recovery, ranks_on
 from labkit.engines.reports import EVERY

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +14,10 @@ from labkit import tree
 from labkit.engines.blocks import block_key, block_size
 from labkit.engines.checkpoint import Part, kept, moved, restore
 from labkit.engines.drive import Talk, answered, conduct
+from labkit.engines.evaluation import accuracies, agreed, classes, server_model, trained
 from labkit.engines.experiment import Experiment, require_finite
 from labkit.engines.memory import Commons
-from labkit.engines.peer import Exchanged, OnePeer, Peers, Place, accuracies, classes, server_model, trained
+from labkit.engines.peer import Exchanged, OnePeer, Peers, Place
 from labkit.engines.stacked import StackedPeers
 from labkit.engines.streams import Examples, StackedStream, Stream
 from labkit.exchange import Message
@@ -25,7 +25,6 @@ from labkit.news import Event
 from labkit.tree import Tree
 
 Answer = Callable[[list[Message]], Sequence[Tree]]
-_EVALUATED_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -208,13 +207,7 @@ class Cohort:
         predict = getattr(self._experiment.algorithm, "predict", None)
         if predict is None:
             return accuracies(self._in_order([block.peers.predicted(inputs) for block in self._blocks]), targets)
-        pieces = []
-        for x in torch.split(inputs, _EVALUATED_AT_ONCE):
-            with self._evaluating():
-                talks: list[Talk] = [predict(b.peers, x.expand(*(1,) * b.peers.lead, *x.shape)) for b in self._blocks]
-                logits = conduct(talks, answer)[0]  # of one block: what they agree on is the same for all
-            pieces.append(logits.argmax(-1).reshape(-1, len(x))[:1])
-        return accuracies(torch.cat(pieces, dim=1), targets)
+        return accuracies(agreed(predict, [block.peers for block in self._blocks], inputs, answer), targets)
 
     def model(self, peer: int) -> nn.Module:
         """The trained model of a member, or the one that its server has."""
@@ -296,12 +289,6 @@ class Cohort:
     def _in_order(self, parts: list[Tensor]) -> Tensor:
         rows = parts[0] if len(parts) == 1 else torch.cat(parts)
         return rows if self._order is None else rows[self._order]
-
-    def _evaluating(self) -> ExitStack:
-        stack = ExitStack()
-        for block in self._blocks:
-            stack.enter_context(block.peers.evaluating())
-        return stack
 
 
 def _part(reply: Tree, block: Block) -> Tree:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from labkit import tree
 from labkit.algorithms.base import central, policy
+from labkit.engines.evaluation import trained
 from labkit.engines.experiment import Experiment
-from labkit.engines.peer import trained
 from labkit.errors import ExchangeError, ModelError
 from labkit.exchange import Pair, Push, Request, Server
 from labkit.tree import Tree

@@ -13,10 +13,10 @@ from labkit.algorithms.base import policy
 from labkit.engines.clock import Clock
 from labkit.engines.control import Control
 from labkit.engines.desks import ServerDesk, builder, desk, loaded
+from labkit.engines.evaluation import accuracies, classes
 from labkit.engines.experiment import Experiment, Outcome, require_finite
 from labkit.engines.fleets import Fleet
 from labkit.engines.pace import Pace
-from labkit.engines.peer import accuracies, classes
 from labkit.exchange import Request
 from labkit.lanes import MOST_LANES, Bursts
 from labkit.news import Report, Row, Stretch

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from labkit import tree
 from labkit.engines.blocks import block_key, block_size
 from labkit.engines.desks import Desk, Params, loaded
+from labkit.engines.evaluation import classes
 from labkit.engines.experiment import Experiment
 from labkit.engines.memory import Commons
-from labkit.engines.peer import OnePeer, Place, classes
+from labkit.engines.peer import OnePeer, Place
 from labkit.engines.rate import LearningRate
 from labkit.engines.streams import Examples, StackedStream, Stream
 from labkit.engines.wave import Memories, Wave

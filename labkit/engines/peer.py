@@ -15,11 +15,11 @@ from torch.func import functional_call, vmap
 
 from labkit.algorithms.base import Batch
 from labkit.engines.descent import Descent
+from labkit.engines.evaluation import classes, trained
 from labkit.engines.experiment import PRECISIONS, Experiment
 from labkit.engines.memory import Commons, Shared, State
 from labkit.engines.rate import LearningRate
 
-_EVALUATED_AT_ONCE = 4096
 Exchanged = Callable[[], tuple[float, float]]
 
 
@@ -273,34 +273,3 @@ class OnePeer(Peers):
 
     def model(self, k: int = 0) -> nn.Module:
         return trained(self.net)
-
-
-def classes(net: nn.Module, inputs: Tensor) -> Tensor:
-    """The classes [N] that a model in evaluation mode gives inputs [N, …]."""
-    with torch.no_grad():
-        return torch.cat([net(x).argmax(-1) for x in torch.split(inputs, _EVALUATED_AT_ONCE)])
-
-
-def accuracies(predicted: Tensor, targets: Tensor) -> tuple[float, ...]:
-    """The share of targets [N] that each row of predictions [K, N] gets right."""
-    right = (predicted == targets).flatten(1).float().mean(1)
-    return tuple(right.tolist())
-
-
-def trained(model: nn.Module) -> nn.Module:
-    """A trained model as it is handed to the user: on the CPU, in evaluation mode, without gradients."""
-    model = model.cpu().eval()
-    model.zero_grad(set_to_none=True)
-    return model
-
-
-def server_model(experiment: Experiment, commons: Commons) -> nn.Module:
-    """The model that a server's clients share, where the commons are."""
-    model = experiment.fresh_model()
-    named = dict(model.named_parameters())
-    params = commons.values["params"]
-    assert isinstance(params, dict)
-    with torch.no_grad():
-        for name, p in params.items():
-            named[name].copy_(p)
-    return model.eval().to(next(iter(params.values())).device)

@@ -12,9 +12,9 @@ from labkit.cluster.rank import Rank
 from labkit.cluster.sockets import host_of
 from labkit.engines.control import Wish
 from labkit.engines.desks import Params, loaded
+from labkit.engines.evaluation import accuracies, classes
 from labkit.engines.experiment import Experiment
 from labkit.engines.moment import common_moment
-from labkit.engines.peer import accuracies, classes
 from labkit.engines.service import Address, Line, Service, require_patience
 from labkit.engines.steering import wish
 

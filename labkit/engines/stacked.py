@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from labkit.algorithms.base import Batch
+from labkit.engines.evaluation import trained
 from labkit.engines.experiment import Experiment
-from labkit.engines.peer import Peers, Place, trained
+from labkit.engines.peer import Peers, Place
 from labkit.engines.stacking import StackedModel, stacked_loss, stacked_losses
 from labkit.errors import ModelError
 

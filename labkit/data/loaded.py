@@ -52,12 +52,12 @@ class _Batches(TorchDataset[Any]):
     """Whole batches by (batch number, item numbers); what is random in them follows from `key` and the batch number."""
 
     def __init__(self, dataset: Loaded, key: tuple[int, int]) -> None:
-        self._dataset, self._key = dataset, key
+        self._dataset, self._key, self._random = dataset, key, Randomness()
 
     def __getitem__(self, request: tuple[int, Indices]) -> Batch | Fault:
         number, at = request
         items = []
-        with Randomness(*self._key, number):
+        with self._random.anew(*self._key, number):
             for k in at.tolist():
                 item = _item(self._dataset, k)
                 if isinstance(item, Fault):

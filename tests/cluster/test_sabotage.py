@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 
 import psutil
 import pytest
@@ -47,9 +46,9 @@ def slowness(seconds: float) -> float:
 
 
 def slowness_of(lab: Lab, worker: int) -> float:
+    """Over a while: on a busy machine the brake itself is late now and then, and makes up for it."""
     address = next(it.address for it in lab.workers if it.name == str(worker))
-    tasks = [lab.client.submit(slowness, 0.1, workers=[address], pure=False) for _ in range(3)]
-    return median(lab.client.gather(tasks))
+    return lab.client.submit(slowness, 0.6, workers=[address], pure=False).result(timeout=60)
 
 
 def test_a_worker_is_meant_by_number_name_address_or_row(lab: Lab) -> None:
@@ -85,8 +84,8 @@ def test_a_slow_worker_takes_factor_times_as_long_and_the_others_do_not(mortal: 
 
 def test_a_killed_worker_comes_back_as_fast_as_ever(mortal: Lab) -> None:
     mortal.slow(0, 20)
-    (brake,) = mortal._brakes.values()
     victim = process_of(mortal, 0)
+    brake = mortal._brakes[victim]
     mortal.kill(0)
     assert gone([victim], timeout=2)
     deadline = time.monotonic() + 30

@@ -28,8 +28,10 @@ def view(request: pytest.FixtureRequest) -> View:
     return ALL[request.param]()
 
 
-def test_the_package_offers_a_widget_for_each_formula_and_one_for_messages() -> None:
-    assert sorted(ALL) == ["schedule", "split", "step_through", "synchronize"]
+def test_the_package_offers_a_widget_for_each_concept() -> None:
+    assert sorted(ALL) == [
+        "communication", "failure", "schedule", "split", "staleness", "step_through", "synchronize",
+    ]  # fmt: skip
 
 
 def test_a_view_comes_with_a_still_picture_and_text_beside_it(view: View) -> None:
@@ -65,8 +67,8 @@ def test_the_formula_is_whole_latex(view: View) -> None:
 def test_the_extremes_of_every_control_give_a_picture_or_a_sentence(view: View) -> None:
     for name, control in view.controls.items():
         started = control.value
-        extremes = [control.min, control.max] if hasattr(control, "max") else getattr(control, "options", [True, False])
-        for value in extremes:
+        options = [it[1] if isinstance(it, tuple) else it for it in getattr(control, "options", [True, False])]
+        for value in [control.min, control.max] if hasattr(control, "max") else options:
             control.value = value
             hidden = view.image.layout.visibility == "hidden"
             assert hidden != bool(view.formula.value), f"{name}={value!r}"

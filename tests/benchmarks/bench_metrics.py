@@ -40,8 +40,8 @@ def main() -> None:
     with lk.connect(workers=2) as lab:
         for name, (model, (x, y), batch) in tasks.items():
             train = partial(rate, lab, model, lk.data.from_tensors(x, y), batch)
-            train(50)  # workers import
-            rounds = max(50, int(given.seconds * train(50)))
+            train(10)  # workers import
+            rounds = max(20, int(given.seconds * train(20)))
             ways = {"with": partial(train, rounds), "without": partial(train, rounds, None)}
             rates = turns(ways, given.pairs)
             kept[name] = ratio(rates["with"], rates["without"])

@@ -120,3 +120,12 @@ def test_gpu_without_a_gpu_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(ConnectError, match=r"no NVIDIA GPU.*lk\.connect\(\)"):
         lk.connect("gpu")
+
+
+def test_dask_seldom_looks_at_itself_on_local_workers_and_the_kernels_configuration_stays(lab: Lab) -> None:
+    def looks(dask_worker: object) -> tuple[float, bool]:
+        return dask_worker._tick_interval, dask.config.get("distributed.worker.profile.enabled")
+
+    assert set(lab.client.run(looks).values()) == {(0.5, False)}
+    assert lab.cluster.scheduler._tick_interval == 0.5
+    assert dask.config.get("distributed.worker.profile.enabled")

@@ -15,6 +15,8 @@ from tests.network import Hosts, needs_hosts
 
 SEND = """
 import socket
+
+pytestmark = pytest.mark.alone
 with socket.create_connection(({address!r}, {port}), timeout=1) as connection:
     connection.sendall(bytes({size}))
 """

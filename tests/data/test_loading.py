@@ -17,6 +17,8 @@ from labkit.errors import DataError
 from tests.data.items import Counter, Traced
 from tests.data.test_torch_datasets import linear, trained
 
+pytestmark = pytest.mark.alone
+
 
 def gone(pids, seconds=10.0):
     """Whether all these processes have ended within so many seconds."""

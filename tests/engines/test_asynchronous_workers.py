@@ -25,6 +25,8 @@ from labkit.exchange import Push
 from tests.engines.asynchronous import FOREVER, SERVED, STILL, UNIT, FromApart, Number, Wrong
 from tests.engines.experiments import MOMENTUM, SGD, difference, mlp, parameters, result
 
+pytestmark = pytest.mark.alone
+
 TOLERANCE = 1e-5
 
 

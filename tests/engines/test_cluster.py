@@ -19,6 +19,8 @@ from labkit.errors import DivergenceError, ExchangeError, GangError, LabClosed
 from labkit.exchange import Mean, TopK
 from tests.engines.experiments import difference, mlp, result
 
+pytestmark = pytest.mark.alone
+
 FOREVER = 1_000_000
 
 

@@ -13,7 +13,7 @@ from tests.cluster.kernels import Kernel, gone, kernel
 from tests.cluster.ranks import Clock, works
 from tests.engines.experiments import SGD, mlp
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 HOST = """
     from distributed import LocalCluster

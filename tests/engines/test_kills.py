@@ -12,6 +12,8 @@ import labkit as lk
 from labkit.algorithms import SCAFFOLD, AllReduce, DiLoCo, LocalSGD
 from tests.engines.mortals import ROUNDS, kill, mortal, reach, same, start, whole
 
+pytestmark = pytest.mark.alone
+
 RUNS = 30
 ALGORITHMS = (AllReduce(), LocalSGD(2), DiLoCo(every=2), SCAFFOLD(every=2))
 

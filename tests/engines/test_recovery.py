@@ -19,6 +19,8 @@ from labkit.errors import ExchangeError, GangError, SettingError, WorkerLost
 from tests.engines.experiments import ADAM, difference
 from tests.engines.mortals import ROUNDS, kill, mortal, reach, same, start, whole
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def cluster():

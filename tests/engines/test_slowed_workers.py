@@ -13,6 +13,8 @@ from labkit.cluster.lab import Lab
 from labkit.history import History
 from tests.engines.experiments import SGD
 
+pytestmark = pytest.mark.alone
+
 FACTOR = 8
 
 

@@ -18,6 +18,8 @@ from labkit.exchange.collectives import FORMS
 from labkit.exchange.group import Group
 from tests.exchange.test_collectives import EVERY_FORM, vectors
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def trio():

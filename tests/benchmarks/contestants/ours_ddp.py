@@ -34,7 +34,8 @@ def main() -> None:
         ).result()
     if not history.rows[-1].loss < 1.0:
         raise SystemExit(f"it has not learnt: its loss is {history.rows[-1].loss}")
-    rate = throughput([row.seconds for row in history.rows], RANKS)
+    # the last row's seconds include a test of the model, which the others do not make
+    rate = throughput([row.seconds for row in history.rows[:-1]], RANKS)
     print(json.dumps({"samples_per_second": rate}), flush=True)
 
 

@@ -23,7 +23,7 @@ COLOURS = {
     "finished by all": CYCLE[3],
     "checkpoint": CYCLE[4],
     "lost": CYCLE[2],
-    "restart": CYCLE[3],
+    "restart": CYCLE[7],
 }
 _ALARM = CYCLE[2]
 # the edge keeps one fault among a million items visible

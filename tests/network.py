@@ -125,9 +125,13 @@ class Hosts:
 @contextmanager
 def lab_on(hosts: Hosts, nanny: bool = True) -> Iterator[Lab]:
     """A lab of one Dask worker per host, named by its number, and a scheduler on the bridge, in this process."""
-    from distributed import LocalCluster
+    from distributed import Scheduler
 
-    with LocalCluster(n_workers=0, host=hosts.address, dashboard_address=None) as cluster:
+    from labkit.cluster.local import OwnCluster
+
+    # not LocalCluster, whose close stumbles over a worker that it did not start and that left before
+    scheduler = {"cls": Scheduler, "options": {"host": hosts.address, "port": 0, "dashboard": False}}
+    with OwnCluster(scheduler=scheduler, workers={}) as cluster:
         for host, address in enumerate(hosts.addresses):
             options = ["--nthreads", "1", "--host", address, "--name", str(host), "--no-dashboard"]
             options.append("--nanny" if nanny else "--no-nanny")

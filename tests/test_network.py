@@ -13,10 +13,11 @@ import pytest
 
 from tests.network import Hosts, needs_hosts
 
+pytestmark = pytest.mark.alone
+
 SEND = """
 import socket
 
-pytestmark = pytest.mark.alone
 with socket.create_connection(({address!r}, {port}), timeout=1) as connection:
     connection.sendall(bytes({size}))
 """

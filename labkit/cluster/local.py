@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from copy import deepcopy
 from typing import Any
 
 import dask.config
@@ -41,8 +42,9 @@ class LocalNanny(Nanny):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        with dask.config.set(_QUIET):  # of which the worker gets a copy
+        with dask.config.set(_QUIET):
             super().__init__(*args, **kwargs)
+            self.config = deepcopy(self.config)  # for every worker to come: its inner dicts are still Dask's own
         own = {name: str(self.nthreads) for name in _THREAD_VARIABLES if name not in os.environ}
         self.pre_spawn_env = {**self.pre_spawn_env, **own}
         self.pre_spawn_env.pop("MALLOC_TRIM_THRESHOLD_", None)  # allocator.py says why
@@ -50,8 +52,7 @@ class LocalNanny(Nanny):
         self._wished.pop("MALLOC_TRIM_THRESHOLD_", None)
 
     async def instantiate(self) -> Any:
-        counts = {name: os.environ.get(name) or self._wished[name] for name in _THREAD_VARIABLES}
-        method = "spawn" if "CUDA_VISIBLE_DEVICES" in self._wished else template.method(counts)
+        method = "spawn" if "CUDA_VISIBLE_DEVICES" in self._wished else template.method(_counts(self.nthreads))
         # a forked process has the variables of its template, which may be older than those of the kernel
         self.env = {**(os.environ if method == "forkserver" else {}), **self._wished}
         with _borrowed(self.pre_spawn_env, method):
@@ -64,6 +65,11 @@ class LocalNanny(Nanny):
             return await super().close(timeout or 10.0, reason)
         finally:
             impatience.cancel()
+
+
+def _counts(threads: int) -> dict[str, str]:
+    """The variables by which libraries count their threads, for a worker with so many."""
+    return {name: os.environ.get(name) or str(threads) for name in _THREAD_VARIABLES}
 
 
 def _kill(pid: int | None) -> None:
@@ -194,6 +200,11 @@ class LocalLab(Lab):
     def _threads(self) -> list[int]:
         # A worker that died counts: it is back in a second.
         return [self.cluster.new_spec["options"]["nthreads"]] * len(self.cluster.worker_spec)
+
+    def expect_losses(self) -> None:
+        if self.kind == "local":
+            threads = self.cluster.new_spec["options"]["nthreads"]
+            self.client.loop.add_callback(template.make, _counts(threads))
 
     def scale(self, workers: int, timeout: float = 30.0) -> None:
         """Start or end workers until there are `workers`; ends the newest first."""

@@ -24,19 +24,35 @@ _made_with: dict[str, str] | None = None  # the variables of the running templat
 
 
 def method(variables: Mapping[str, str]) -> str:
-    """How a worker with these variables is started: "forkserver", or "spawn" where the template was made with others.
+    """How a worker with these variables is started: "forkserver" where the template was made with them, else "spawn".
 
     Numerical libraries count their threads when they are loaded, which the template has done.
     """
-    global _made_with
-    if sys.platform != "linux":
-        return "spawn"
-    if _made_with is None:
-        with dask.config.set({METHOD: "forkserver"}):
-            get_mp_context()  # names the modules that Dask wishes for, and only once
-        multiprocessing.set_forkserver_preload(list(_IMPORTED))
-        _made_with = dict(variables)
     return "forkserver" if _made_with == variables else "spawn"
+
+
+def make(variables: Mapping[str, str]) -> None:
+    """Start the template, which then imports for seconds in the background; harmless where there is one.
+
+    Who just connects does not wait for it: it is made once a run is under way, whose workers it may have to replace.
+    """
+    global _made_with
+    if sys.platform != "linux" or _made_with is not None:
+        return
+    with dask.config.set({METHOD: "forkserver"}):
+        get_mp_context()  # names the modules that Dask wishes for, and only once
+    multiprocessing.set_forkserver_preload(list(_IMPORTED))
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    _made_with = dict(variables)
 
 
 def _differ() -> None:

@@ -78,7 +78,7 @@ def test_several_peers_of_a_worker_and_clients_that_come_and_go_agree_too(lab):
 @pytest.mark.parametrize("items", [Pictures(), Flow(), Divided()], ids=["map-style", "iterable", "divides itself"])
 def test_processes_that_load_ahead_change_nothing(lab, items):
     reference = trained(lk.Lockstep(), from_torch(items, TESTS), epochs=1)
-    assert difference(reference, trained(lab, from_torch(items, TESTS, workers=2), epochs=1)) == 0
+    assert difference(reference, trained(lab, from_torch(items, TESTS, workers=2), epochs=1)) < 1e-6
 
 
 def test_what_a_dataset_draws_leaves_the_random_numbers_of_others_alone():

@@ -196,14 +196,14 @@ def test_an_endless_loop_ends_in_one_sentence_within_the_timeout(lab):
 
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_replaced(lab):
-    on = lk.Cluster(lab, checkpoint_every=20, timeout=2)
+    on = lk.Cluster(lab, checkpoint_every=20, timeout=4)
     undisturbed = start(on, AllReduce()).result(60)
     run = start(on, AllReduce())
     reach(run, 60)
     kill(lab, 1, by=signal.SIGSTOP)
     begun = time.monotonic()
     assert same(run.result(60), undisturbed)
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 40
     assert "(rank 1) hung" in texts(run.history)[0]
 
 

@@ -185,6 +185,9 @@ class Lab:
 
     def expect_losses(self) -> None:
         """Get ready to replace a worker soon: a run is under way that would wait for it."""
+        prepare = getattr(self.cluster, "expect_losses", None)
+        if prepare is not None:
+            prepare()
 
     def close(self) -> None:
         """End the connection, and with it the workers that this kernel started; harmless when called again."""

@@ -115,6 +115,12 @@ class OwnCluster(SpecCluster):
         # Should it have died a second time just then, it would never come back.
         super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
 
+    def expect_losses(self) -> None:
+        """Make the template in the background, from which a worker that dies is replaced within half a second."""
+        loop: Any = self.loop
+        if not any("env" in spec["options"] for spec in self.worker_spec.values()):  # as those with a GPU have
+            loop.add_callback(template.make, _counts(self.new_spec["options"]["nthreads"]))
+
 
 def local_cluster(
     workers: int,
@@ -200,11 +206,6 @@ class LocalLab(Lab):
     def _threads(self) -> list[int]:
         # A worker that died counts: it is back in a second.
         return [self.cluster.new_spec["options"]["nthreads"]] * len(self.cluster.worker_spec)
-
-    def expect_losses(self) -> None:
-        if self.kind == "local":
-            threads = self.cluster.new_spec["options"]["nthreads"]
-            self.client.loop.add_callback(template.make, _counts(threads))
 
     def scale(self, workers: int, timeout: float = 30.0) -> None:
         """Start or end workers until there are `workers`; ends the newest first."""

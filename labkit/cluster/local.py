@@ -117,9 +117,10 @@ class OwnCluster(SpecCluster):
 
     def expect_losses(self) -> None:
         """Make the template in the background, from which a worker that dies is replaced within half a second."""
+        each = [spec["options"] for spec in self.worker_spec.values()]
         loop: Any = self.loop
-        if not any("env" in spec["options"] for spec in self.worker_spec.values()):  # as those with a GPU have
-            loop.add_callback(template.make, _counts(self.new_spec["options"]["nthreads"]))
+        if each and not any("env" in options for options in each):  # as those with a GPU have
+            loop.add_callback(template.make, _counts(each[0]["nthreads"]))
 
 
 def local_cluster(
@@ -163,7 +164,7 @@ def open_gpus(request: Request, devices: Sequence[str] | None = None) -> Lab:
     """One process on this machine per GPU, each of which sees its own GPU only, by CUDA_VISIBLE_DEVICES.
 
     That is what dask-cuda's LocalCUDACluster sets as well, so it is not needed; it would bring its own nannies, which
-    write OMP_NUM_THREADS into this kernel and forgo the template. A cluster that it started can be given to `connect`.
+    write OMP_NUM_THREADS into this kernel. A cluster that it started can be given to `connect`.
     """
     devices = visible_gpus() if devices is None else devices
     if not devices:

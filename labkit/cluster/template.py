@@ -1,7 +1,7 @@
-"""Template: the process that the workers of this machine are forked from, with torch and distributed imported once.
+"""Template: a process that has imported torch and distributed, from which workers are forked in place of lost ones.
 
-A worker is there and trains within half a second then, instead of the five seconds that importing all it needs takes,
-which is what a run waits for whose worker has died. multiprocessing's fork server is single-threaded, touches
+Such a worker trains within half a second, instead of the five seconds that importing all it needs takes, which is what
+a run waits for whose worker has died. multiprocessing's fork server is single-threaded, touches
 no GPU, ends when the kernel and its workers have, and is asked for a process the way a spawned one is made.
 """
 

@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 
-import distributed
 import pytest
 import torch.distributed as dist
 
@@ -16,15 +15,13 @@ from labkit.cluster.lab import Lab
 from labkit.errors import GangError, LabClosed, WorkerLost
 from tests.cluster.kernels import kernel
 from tests.cluster.ranks import Clock, add, exchange_for_ever, pids, works
+from tests.cluster.stock import stock_lab
 
 
 @pytest.fixture(scope="module")
 def mortal() -> Iterator[Lab]:
     """A cluster whose workers may be killed."""
-    with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
-        lk.connect(cluster) as lab,
-    ):
+    with stock_lab(2) as lab:
         yield lab
 
 

@@ -13,7 +13,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import distributed
 import numpy as np
 import pytest
 import torch
@@ -25,6 +24,7 @@ from labkit.cluster.lab import Lab
 from labkit.cluster.local import open_local
 from labkit.cluster.request import Request
 from labkit.errors import GangError, LabkitError, TaskError
+from tests.cluster.stock import stock_lab
 from tests.engines.experiments import SGD
 
 DIGITS = lk.data.load("digits")
@@ -166,10 +166,7 @@ def test_a_model_class_of_a_local_module_is_sent_as_the_sentence_says(
 @pytest.fixture(scope="module")
 def stock() -> Iterator[Lab]:
     """A worker as Dask starts them, which is daemonic."""
-    with (
-        distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
-        lk.connect(cluster) as lab,
-    ):
+    with stock_lab(1) as lab:
         yield lab
 
 

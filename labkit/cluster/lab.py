@@ -6,6 +6,7 @@ import asyncio
 import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -79,6 +80,7 @@ class Lab:
         self._keep_client = keep_client  # the user's own Client stays the user's
         self._closed = False
         self._running: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._identity: dict[str, Any] = {"workers": {}}  # the scheduler's last answer
         self._probes: dict[str, dict[str, Any]] = {}
         self._brakes: dict[int, Brake] = {}  # by process
 
@@ -88,7 +90,7 @@ class Lab:
     def workers(self) -> Workers:
         """A fresh table of the workers, ordered by name."""
         self.require_open()
-        known = self.client.scheduler_info()["workers"]
+        known = self.known()
         missing = [address for address in known if address not in self._probes]
         if missing:
             self._probes |= self.client.run(probe, workers=missing, on_error="ignore")
@@ -104,6 +106,16 @@ class Lab:
             if address in self._probes  # else it left between the two questions
         ]
         return Workers.ordered(infos)
+
+    def known(self) -> dict[str, dict[str, Any]]:
+        """What the scheduler says of each worker, by address; what it said last, where it does not answer."""
+        return self._asked()["workers"]  # type: ignore[no-any-return]  # a dict of JSON
+
+    def _asked(self) -> dict[str, Any]:
+        # Client.scheduler_info returns an attribute that a timer of the client's fills with answers without workers.
+        with suppress(OSError):
+            self._identity = self.client.sync(self.client.scheduler.identity, n_workers=-1)
+        return self._identity
 
     def restart_workers(self, addresses: Sequence[str] | None = None) -> None:
         """Give the workers at `addresses` (all of them by default) fresh processes; what they hold is lost."""
@@ -219,7 +231,7 @@ class Lab:
         """Where a browser finds Dask's dashboard, also through a JupyterHub's proxy; None where there is none."""
         if self.kind == "gateway":  # it serves the dashboard itself
             return str(self.cluster.dashboard_link)
-        port = self.client.scheduler_info().get("services", {}).get("dashboard")
+        port = self._asked().get("services", {}).get("dashboard")
         if port is None:  # Bokeh is not installed there
             return None
         host = str(urlsplit(self.client.scheduler.address).hostname)
@@ -237,12 +249,12 @@ class Lab:
         return f"Lab: {counted(len(threads), 'worker')}{each}, {self.kind}"
 
     def _threads(self) -> list[int]:
-        return [worker["nthreads"] for worker in self.client.scheduler_info()["workers"].values()]
+        return [worker["nthreads"] for worker in self.known().values()]
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         if self.closed:
             return {"text/plain": repr(self)}
-        known = self.client.scheduler_info()["workers"]
+        known = self.known()
         used = {address: int(worker["metrics"].get("memory", 0)) for address, worker in known.items()}
         workers = self.workers
         seeing = [worker.address for worker in workers if worker.gpus]

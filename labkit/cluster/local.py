@@ -217,7 +217,7 @@ class LocalLab(Lab):
         self.cluster.new_spec = template | {"options": template["options"] | share}
         self.cluster.scale(workers)
         deadline = time.monotonic() + timeout
-        while len(self.client.scheduler_info()["workers"]) != workers:
+        while len(self.known()) != workers:
             if time.monotonic() > deadline:
                 raise ConnectError(
                     f"the lab did not become {workers} workers in {timeout:g} s: close it and connect again."

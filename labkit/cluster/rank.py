@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext, suppress
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from labkit.cluster import sockets
@@ -58,6 +59,7 @@ class Rank:
         if not Rank._seat.acquire(timeout=self.order.timeout):
             raise GangError("the worker still runs a rank of an earlier launch: restart it with lab.restart_workers().")
         self._environment = dict(os.environ)
+        _leave_random_alone()
         self._group = Group()
         Rank.current = self
         return self
@@ -274,6 +276,16 @@ async def kill(dask_worker: Nanny) -> bool:
 def _interrupt(thread: int, error: type[BaseException] | None) -> None:
     """Have `error` raised at the thread's next bytecode, or withdraw what was not raised yet."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error and ctypes.py_object(error))
+
+
+def _leave_random_alone() -> None:
+    """Let Dask's event loop, which guesses sizes by samples, draw from numbers of its own.
+
+    It would take them from those that a rank's code draws with `random`, at moments that differ from run to run.
+    """
+    from dask import sizeof
+
+    sizeof.random = Random()  # a module in a module
 
 
 def _restore(environment: dict[str, str]) -> None:

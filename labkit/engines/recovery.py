@@ -125,7 +125,7 @@ class Recovery:
             if survivors:
                 return min(self._experiment.peers, survivors)
         before, limit = self._ranks, time.monotonic() + COMEBACK
-        while len(self._on.lab.client.scheduler_info()["workers"].keys() - gone) < before:
+        while len(self._on.lab.known().keys() - gone) < before:
             self._on.lab.require_open()
             if time.monotonic() > limit:
                 raise WorkerLost(

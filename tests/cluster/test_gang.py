@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import statistics
 import threading
 import time
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
+from dask.sizeof import sizeof
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -182,6 +185,25 @@ def test_a_warm_launch_takes_milliseconds(lab: Lab) -> None:
 
 
 # -- messages
+
+
+def draws() -> list[float]:
+    """Random numbers of half a second, while messages keep Dask's event loop guessing at sizes."""
+    random.seed(0)
+    drawn = []
+    for _ in range(50):
+        rank.tell({str(k): k for k in range(20)})
+        sizeof(list(range(20)))
+        time.sleep(0.01)
+        drawn.append(random.random())
+    return drawn
+
+
+def test_random_numbers_of_a_rank_follow_from_its_seed(lab: Lab) -> None:
+    """Dask's `sizeof` draws with the same module, whenever its event loop has something to measure."""
+    expected = Random(0)
+    numbers = [expected.random() for _ in range(50)]
+    assert lab.launch(draws).result(timeout=30) == [numbers, numbers]
 
 
 def test_every_message_has_arrived_when_the_result_is_there(lab: Lab) -> None:

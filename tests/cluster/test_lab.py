@@ -9,6 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+import labkit as lk
 from labkit.cluster.lab import Lab, WorkerInfo, Workers
 from labkit.cluster.page import lab_page
 
@@ -28,6 +29,15 @@ def test_workers_are_a_table_in_the_order_of_their_names(lab: Lab) -> None:
 def test_ten_workers_sort_as_numbers() -> None:
     unordered = [WorkerInfo(str(name), "", 1, 0, 0) for name in (10, 9, 0, 11)]
     assert [worker.name for worker in Workers.ordered(unordered)] == ["0", "9", "10", "11"]
+
+
+def test_the_workers_are_there_while_the_clients_timer_asks_for_something_else(lab: Lab) -> None:
+    """A timer of Dask's Client asks for everything but the workers, and its answer takes the place of any other."""
+    with lk.connect(lab.client.scheduler.address) as guest:
+        timer = guest.client._periodic_callbacks["scheduler-info"]
+        guest.client.loop.add_callback(setattr, timer, "callback_time", 1)
+        time.sleep(2.1)  # until it ticks with its new period
+        assert {len(guest.workers) for _ in range(300)} == {2}
 
 
 def test_what_varies_from_run_to_run_stands_in_the_widget_alone(lab: Lab) -> None:

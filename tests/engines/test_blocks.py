@@ -42,6 +42,12 @@ def test_measuring_ends_when_its_time_is_spent(clock):
     assert tried == [25]
 
 
+def test_a_first_step_that_waits_for_its_libraries_is_not_measured(clock):
+    tried, seconds = [], itertools.chain([0.6], itertools.repeat(0.001))
+    assert block_size(100, next(fresh), clock(lambda k: next(seconds), tried)) == 100
+    assert tried == [25, 50, 100]
+
+
 def test_a_model_is_measured_once(clock):
     key, tried = next(fresh), []
     sizes = {block_size(100, key, clock(lambda k: 0.001, tried)) for _ in range(3)}

@@ -32,7 +32,12 @@ def gpus() -> Iterator[Lab]:
 
 
 @pytest.fixture(autouse=True)
-def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+def exact() -> Iterator[None]:
     """Engines are compared in float32: TF32 has ten bits less."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    libraries = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [it.allow_tf32 for it in libraries]
+    for it in libraries:
+        it.allow_tf32 = False
+    yield
+    for it, allowed in zip(libraries, before, strict=True):
+        it.allow_tf32 = allowed

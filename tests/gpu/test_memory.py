@@ -10,7 +10,7 @@ from labkit.cluster.lab import gpu_memory_now
 from labkit.errors import GangError
 from tests.engines.experiments import mlp
 
-MANY = 1 << 28  # bytes
+MANY = 1 << 30  # bytes, of which cuBLAS keeps a sixteenth for its own use
 
 
 def in_use():
@@ -22,7 +22,7 @@ def failing():
     numbers = torch.ones(MANY // 4, device="cuda")
     cycle = [numbers]
     cycle.append(cycle)
-    raise ZeroDivisionError("with a quarter of a gigabyte in its frame")
+    raise ZeroDivisionError("with a gigabyte in its frame")
 
 
 def test_a_failed_rank_gives_its_device_memory_back(gpus):

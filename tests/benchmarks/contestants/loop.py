@@ -1,7 +1,7 @@
 """Federated averaging as one writes it in plain PyTorch: a loop over the clients.
 
 `python loop.py TASK.npz threads=1 models=reused`: one model and optimiser that each client loads the server's weights
-into, or with models=fresh a copy and an optimiser of its own for each client in each round.
+into, or with models=fresh a copy and an optimiser of its own for each client in each round; on a GPU with device=cuda.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ def train_round(server: nn.Module, clients: list[tuple[Tensor, Tensor]], task: T
 def main() -> None:
     task, settings = arguments()
     torch.set_num_threads(int(settings["threads"]))
-    server, clients = task.module(), task.clients()
+    device = settings.get("device", "cpu")
+    server, clients = task.module().to(device), [(x.to(device), y.to(device)) for x, y in task.clients()]
     seconds, loss = [], float("nan")
     for _ in range(task.rounds):
         began = perf_counter()
         loss = train_round(server, clients, task, settings["models"] == "reused")
         seconds.append(perf_counter() - began)
-    print(json.dumps({"seconds": seconds, "loss": loss, "accuracy": task.accuracy(server)}))
+    print(json.dumps({"seconds": seconds, "loss": loss, "accuracy": task.accuracy(server.cpu())}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The same rounds in labkit: `lk.train` with its defaults, or on a cluster's workers.
 
-`python ours.py TASK.npz` or with workers=2, one thread each. Seconds are those from one round's end to the next's, as
-the caller sees them; on the cluster as the slowest worker does. Models are tested after the last round only.
+`python ours.py TASK.npz`, or with workers=2, one thread each, or with device=cuda. Seconds are those from one round's
+end to the next's, as the caller sees them; on the cluster as the slowest worker does. Models are tested after the last
+round only.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def main() -> None:
             history = train(task, lab)
         ends = [row.seconds for row in history.rows]
     else:
-        history = train(task, Stamped())
+        history = train(task, Stamped(device=settings.get("device", "cpu")))
         ends = ENDS
     seconds = [end - begin for begin, end in pairwise(ends)]
     print(json.dumps({"seconds": seconds, "loss": history.final.loss, "accuracy": history.final.accuracy}))

@@ -1,4 +1,4 @@
-"""What the contestants of `bench_data_parallel` train: a small CNN on pictures 1×28×28; imports torch alone."""
+"""What the contestants that train in parallel train: a small CNN on pictures 1×28×28; imports torch alone."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ def pictures() -> tuple[Tensor, Tensor]:
     return patterns[y] + torch.randn(EXAMPLES, 1, 28, 28, generator=random), y
 
 
-def throughput(ends: list[float], ranks: int) -> float:
+def throughput(ends: list[float], ranks: int, batch: int = BATCH) -> float:
     """Samples per second of all ranks after the first `WARM` steps, from the moments at which steps ended."""
-    return ranks * BATCH * (len(ends) - WARM) / (ends[-1] - ends[WARM - 1])
+    return ranks * batch * (len(ends) - WARM) / (ends[-1] - ends[WARM - 1])

@@ -1,7 +1,8 @@
 """Data-parallel training as PyTorch's tutorial has it, under torchrun, or on stock Dask workers.
 
 `python -m torch.distributed.run --nproc-per-node=2 plain_ddp.py STEPS [keep]`, where "keep" gives glibc the settings
-that labkit gives it, or `python plain_ddp.py STEPS dask`. Without anything that is not needed: no DataLoader, and
+that labkit gives it, and "gpu" one of the GPUs to each rank, a number after it being the batch, or
+`python plain_ddp.py STEPS dask`. Without anything that is not needed: no DataLoader, and
 losses are not looked at.
 """
 
@@ -16,31 +17,34 @@ from time import perf_counter
 
 import torch
 import torch.distributed as dist
-from pictures import BATCH, EXAMPLES, LEARNING_RATE, cnn, pictures, throughput
+from pictures import BATCH, EXAMPLES, LEARNING_RATE, WARM, cnn, pictures, throughput
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 RANKS = 2
 
 
-def train(steps: int) -> float:
+def train(steps: int, ranks: int = RANKS, batch: int = BATCH, device: str = "cpu") -> float:
     """Samples per second of all ranks; inside a process group."""
     torch.set_num_threads(1)
-    model = DistributedDataParallel(cnn())
+    model = DistributedDataParallel(cnn().to(device))
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-    x, y = pictures()
-    own = torch.randperm(EXAMPLES, generator=torch.Generator().manual_seed(1))[dist.get_rank() :: RANKS]
+    x, y = (tensor.to(device) for tensor in pictures())
+    order = torch.randperm(EXAMPLES, generator=torch.Generator().manual_seed(1))
+    own = order[dist.get_rank() :: ranks].to(device)
     ends = []
     for step in range(steps):
-        at = own[torch.arange(step * BATCH, (step + 1) * BATCH) % len(own)]
+        at = own[torch.arange(step * batch, (step + 1) * batch, device=device) % len(own)]
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(x[at]), y[at])
         loss.backward()
         optimizer.step()
+        if device != "cpu" and step in (WARM - 1, steps - 1):
+            torch.cuda.synchronize()  # between these moments the throughput is measured
         ends.append(perf_counter())
     if not loss.item() < 1.0:
         raise SystemExit(f"it has not learnt: its loss is {loss.item()}")
-    return throughput(ends, RANKS)
+    return throughput(ends, ranks, batch)
 
 
 def keep_memory() -> None:
@@ -74,8 +78,13 @@ def main() -> None:
     else:
         if way == "keep":
             keep_memory()
-        dist.init_process_group("gloo")
-        rate = train(steps)
+        if "gpu" in sys.argv[2:]:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            dist.init_process_group("nccl")
+            rate = train(steps, dist.get_world_size(), int(sys.argv[3]), "cuda")
+        else:
+            dist.init_process_group("gloo")
+            rate = train(steps)
         dist.destroy_process_group()
         if os.environ["RANK"] != "0":
             return

@@ -86,7 +86,7 @@ def train_client(
     losses, at, order = [], len(x), torch.empty(0, dtype=torch.long)
     for _ in range(every):
         if at + batch_size > len(x):
-            order, at = torch.randperm(len(x)), 0
+            order, at = torch.randperm(len(x), device=x.device), 0
         chosen = order[at : at + batch_size]
         at += batch_size
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""From a fresh clone to a first lesson, as a person does it: `make lab`, and again (`.ci/run` does the `make check`)."""
+"""From a fresh clone to a first lesson, as a person does it: `make lab`, and again (`.ci/run` does `make check`)."""
 
 from __future__ import annotations
 

@@ -285,7 +285,7 @@ def _leave_random_alone() -> None:
     """
     from dask import sizeof
 
-    sizeof.random = Random()  # a module in a module
+    sizeof.random = Random()  # type: ignore[attr-defined, assignment]  # what it draws with is a module
 
 
 def _restore(environment: dict[str, str]) -> None:

@@ -195,12 +195,6 @@ class Lab:
         """Call `work.cancel()` when the lab closes, unless the work is forgotten before."""
         self._running.add(work)
 
-    def expect_losses(self) -> None:
-        """Get ready to replace a worker soon: a run is under way that would wait for it."""
-        prepare = getattr(self.cluster, "expect_losses", None)
-        if prepare is not None:
-            prepare()
-
     def close(self) -> None:
         """End the connection, and with it the workers that this kernel started; harmless when called again."""
         if self._closed:

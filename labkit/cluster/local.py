@@ -115,13 +115,6 @@ class OwnCluster(SpecCluster):
         # Should it have died a second time just then, it would never come back.
         super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
 
-    def expect_losses(self) -> None:
-        """Make the template in the background, from which a worker that dies is replaced within half a second."""
-        each = [spec["options"] for spec in self.worker_spec.values()]
-        loop: Any = self.loop
-        if each and not any("env" in options for options in each):  # as those with a GPU have
-            loop.add_callback(template.make, _counts(each[0]["nthreads"]))
-
 
 def local_cluster(
     workers: int,
@@ -138,20 +131,23 @@ def local_cluster(
     scheme = "tls://" if security is not None and security.require_encryption else "tcp://"
     shared: dict[str, Any] = {"host": LOOPBACK, "protocol": scheme, "security": security, "dashboard": True}
     options = {"nthreads": threads, "memory_limit": memory, "silence_logs": logging.CRITICAL}
-    template: dict[str, Any] = {"cls": LocalNanny, "options": shared | options | {"dashboard": False}}
+    worker: dict[str, Any] = {"cls": LocalNanny, "options": shared | options | {"dashboard": False}}
     named = {
-        index: template | {"options": template["options"] | {"env": dict(environment)}}
+        index: worker | {"options": worker["options"] | {"env": dict(environment)}}
         for index, environment in enumerate(environments)
     }
     with dask.config.set(_QUIET):
-        return OwnCluster(  # type: ignore[no-untyped-call]
+        cluster = OwnCluster(  # type: ignore[no-untyped-call]
             scheduler={"cls": Scheduler, "options": shared | {"port": 0, "dashboard_address": f"{LOOPBACK}:0"}},
-            workers=named or dict.fromkeys(range(workers), template),
-            worker=template,
+            workers=named or dict.fromkeys(range(workers), worker),
+            worker=worker,
             security=security,
             # What goes wrong is raised, in labkit's words; a lesson that kills workers should not fill its cell.
             silence_logs=logging.CRITICAL,
         )
+    if not environments:  # each worker on a GPU has its own
+        cluster.loop.add_callback(template.make, _counts(threads))  # where nannies borrow the environment
+    return cluster
 
 
 def open_local(request: Request) -> Lab:

@@ -1,8 +1,8 @@
 """Template: a process that has imported torch and distributed, from which workers are forked in place of lost ones.
 
 Such a worker trains within half a second, instead of the five seconds that importing all it needs takes, which is what
-a run waits for whose worker has died. multiprocessing's fork server is single-threaded, touches
-no GPU, ends when the kernel and its workers have, and is asked for a process the way a spawned one is made.
+a run waits for whose worker has died. multiprocessing's fork server is single-threaded, touches no GPU, ends when the
+kernel and its workers have, and is asked for a process the way a spawned one is made.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def method(variables: Mapping[str, str]) -> str:
 def make(variables: Mapping[str, str]) -> None:
     """Start the template, which then imports for seconds in the background; harmless where there is one.
 
-    Who just connects does not wait for it: it is made once a run is under way, whose workers it may have to replace.
+    It begins while the first workers import the same, so that it takes nothing from a run that comes later.
     """
     global _made_with
     if sys.platform != "linux" or _made_with is not None:

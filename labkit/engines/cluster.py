@@ -42,7 +42,7 @@ class Cluster:
     The run goes on from its last checkpoint when a worker dies or hangs: as soon as its nanny has the worker back, or
     with `elastic` at once on those that are left, among whom the lost worker's peers are shared out. With as many ranks
     as before the result is that of an undisturbed run, number for number. There is a checkpoint after every
-    `checkpoint_every` rounds; by default about every two seconds, if the state is small (32 MB a worker). They go to
+    `checkpoint_every` rounds; by default about every four seconds, if the state is small (32 MB a worker). They go to
     files in the folder `checkpoint_to`, a path that all workers share, or else to this process, so that any worker may
     die. `resume` goes on from the last one in that folder, in case this process died. Asynchronous peers (a parameter
     server's) have no common round to return to: a lost worker ends their run.

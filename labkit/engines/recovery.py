@@ -91,8 +91,6 @@ class Recovery:
             if not isinstance(news, Row):
                 self._report(news)
                 return
-            if not self._reported:
-                self._on.lab.expect_losses()
             self._clock.hear(news)
             if self._interrupted:
                 self._tell(f"went on from round {first} with {gang.ranks} worker{'s' * (gang.ranks != 1)}")

@@ -15,7 +15,7 @@ from labkit.engines.cohort import Cohort
 from labkit.engines.folder import Folder
 from labkit.errors import SettingError
 
-PERIOD = 2.0  # seconds between two checkpoints, where the user does not say how many rounds
+PERIOD = 4.0  # seconds between two checkpoints, where the user does not say how many rounds
 _SHARE = 0.01  # of the time they may take at most, by themselves
 _LARGE = 32 << 20  # bytes of a rank's part, from which there are none unless the user says
 
@@ -24,7 +24,7 @@ _LARGE = 32 << 20  # bytes of a rank's part, from which there are none unless th
 class Keeping:
     """How many rounds there are between checkpoints, and the folder that gets them.
 
-    Without a folder they go to the notebook; without a number of rounds they are made every two seconds, as long as
+    Without a folder they go to the notebook; without a number of rounds they are made every four seconds, as long as
     they are small and take less than a hundredth of the time.
     """
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from labkit.cluster.rank import signals
 from labkit.engines.control import Wish
 
-HEED = 0.05  # seconds between two agreements on what the user wishes, and between two reports
+HEED = 0.2  # seconds between two agreements on what the user wishes
 
 
 class Steering:

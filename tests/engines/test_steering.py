@@ -99,7 +99,7 @@ def test_all_ranks_heed_a_new_learning_rate_at_the_same_round(lab, algorithm):
 
 
 def test_workers_without_barriers_heed_a_new_learning_rate_too(lab):
-    run = lk.train(mlp, DIGITS, lk.algorithms.ParameterServer(lk.ASP()), rounds=120, on=lab, evaluate_every=1)
+    run = lk.train(mlp, DIGITS, lk.algorithms.ParameterServer(lk.ASP()), rounds=800, on=lab, evaluate_every=1)
     while not run.history.rows:
         time.sleep(0.005)
     run.learning_rate = 0.0

@@ -146,7 +146,8 @@ def local_cluster(
             silence_logs=logging.CRITICAL,
         )
     if not environments:  # each worker on a GPU has its own
-        cluster.loop.add_callback(template.make, _counts(threads))  # where nannies borrow the environment
+        loop: Any = cluster.loop  # where nannies borrow the environment
+        loop.add_callback(template.make, _counts(threads))
     return cluster
 
 

@@ -38,7 +38,7 @@ def main() -> None:
 def stacked(model: str, pairs: int) -> float:
     """100 clients, 10 local steps a round: how many times as fast as the loop over them the stack is."""
     print(f"\n{model}, 100 clients on the GPU: the loop over them in plain PyTorch against labkit", flush=True)
-    with saved(digits(model, 100, 10)) as task:
+    with saved(digits(model, 100, 6)) as task:
         loop = contestant("loop", task, threads=1, models="reused", device="cuda")
         return versus("loop", loop, contestant("ours", task, device="cuda"), pairs, aim=None)
 

@@ -20,6 +20,7 @@ from distributed.utils import get_mp_context
 METHOD = "distributed.worker.multiprocessing-method"
 # torch.optim imports the compiler when the first optimiser is made; and ranks of a training import labkit's engine
 _IMPORTED = ("torch", "torch._dynamo", "torch.distributed.nn", "distributed.nanny", "labkit.engines.ranks", __name__)
+_OF_SCRIPTS = ("sklearn.datasets", "matplotlib.pyplot", "pandas", "torchvision")
 _made_with: dict[str, str] | None = None  # the variables of the running template that libraries read as they load
 
 
@@ -41,7 +42,7 @@ def make(variables: Mapping[str, str]) -> None:
         return
     with dask.config.set({METHOD: "forkserver"}):
         get_mp_context()  # names the modules that Dask wishes for, and only once
-    multiprocessing.set_forkserver_preload(list(_IMPORTED))
+    multiprocessing.set_forkserver_preload([*_IMPORTED, *_of_script()])
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -53,6 +54,12 @@ def make(variables: Mapping[str, str]) -> None:
             else:
                 os.environ[name] = value
     _made_with = dict(variables)
+
+
+def _of_script() -> list[str]:
+    """What takes long to import and stands at the top of a script: every process that it starts imports that again."""
+    script = hasattr(sys.modules["__main__"], "__file__")
+    return [name for name in _OF_SCRIPTS if script and name in sys.modules]
 
 
 def _differ() -> None:

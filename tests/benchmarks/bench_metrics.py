@@ -60,7 +60,7 @@ def rate(
     on = lk.Cluster(lab, report_every=every)
     history = lk.train(model, data, rounds=rounds, batch_size=batch, evaluate_every=rounds, on=on).result()
     rows = history.rows[:-1]  # the last one's seconds include a test of the model
-    warm = len(rows) // 10
+    warm = max(1, len(rows) // 10)
     return (len(rows) - warm) / (rows[-1].seconds - rows[warm - 1].seconds)
 
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(HERE))
 from first_steps import RANKS, all_began
 
 AIM = 1.0  # seconds
-BEFORE = 4.0  # seconds of undisturbed training before each kill
+BEFORE = 6.0  # seconds of undisturbed training before each kill
 
 
 def main() -> None:

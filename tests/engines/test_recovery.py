@@ -16,7 +16,8 @@ from torch import nn
 import labkit as lk
 from labkit.algorithms import SCAFFOLD, AllReduce, DiLoCo, FedAvg, LocalSGD
 from labkit.errors import ExchangeError, GangError, SettingError, WorkerLost
-from tests.engines.experiments import ADAM, difference
+from tests.data.items import Flow, Pictures
+from tests.engines.experiments import ADAM, MOMENTUM, difference, mlp
 from tests.engines.mortals import ROUNDS, kill, mortal, reach, same, start, whole
 
 pytestmark = pytest.mark.alone
@@ -69,8 +70,9 @@ def stateful():
         (DiLoCo(every=3), {}),
         (SCAFFOLD(every=3, participation=0.5), {"peers": 6}),
         (AllReduce(), {"model": stateful, "clip": 1.0}),
+        (AllReduce(accumulate=2), {"precision": "fp16"}),
     ],
-    ids=["LocalSGD", "DiLoCo", "SCAFFOLD", "AllReduce"],
+    ids=["LocalSGD", "DiLoCo", "SCAFFOLD", "AllReduce", "fp16"],
 )  # fmt: skip
 def test_all_that_an_algorithm_remembers_is_in_the_checkpoint(lab, algorithm, settings):
     on = lk.Cluster(lab, checkpoint_every=10)
@@ -80,6 +82,35 @@ def test_all_that_an_algorithm_remembers_is_in_the_checkpoint(lab, algorithm, se
     kill(lab, 1)
     assert same(run.result(60), undisturbed)
     assert len(run.history.events) == 2 and "from round 1 " not in run.history.events[1].text
+
+
+@pytest.mark.parametrize("items", [Pictures(), Flow()], ids=["map-style", "iterable"])
+def test_batches_go_on_where_the_lost_worker_was(lab, items):
+    """Shuffling and random transforms too, although the items are loaded by a process that has died."""
+    on = lk.Cluster(lab, checkpoint_every=10)
+    settings = {"peers": 2, "rounds": 60, "batch_size": 16, "seed": 3, "optimizer": MOMENTUM, "on": on}
+    dataset = lk.data.from_torch(items)
+    undisturbed = lk.train(mlp, dataset, AllReduce(), **settings).result(60)
+    run = lk.train(mlp, dataset, AllReduce(), **settings)
+    reach(run, 25)
+    kill(lab, 1)
+    assert same(run.result(60), undisturbed)
+    assert "from round 1 " not in run.history.events[1].text
+
+
+def test_a_learning_rate_that_was_changed_on_the_way_outlives_a_worker(lab):
+    run = start(lk.Cluster(lab, checkpoint_every=10), AllReduce(), rounds=2000)
+    reach(run, 20)
+    run.learning_rate = 0.003
+    deadline = time.monotonic() + 20
+    while run.history.rows[-1].learning_rate != 0.003:
+        assert time.monotonic() < deadline and not run.done
+        time.sleep(0.002)
+    kill(lab, 1)
+    history = run.result(60)
+    changed, lost, resumed = history.events
+    assert "0.003" in changed.text and "died" in lost.text and "went on from round" in resumed.text
+    assert [row.learning_rate for row in history.rows if row.round > changed.round] == [0.003] * (2000 - changed.round)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from labkit.cluster.rank import tell
 from labkit.engines.stopwatch import Stopwatch
 from labkit.news import Event
 
-EVERY = 0.2  # seconds between two reports, unless the user says
+EVERY = 0.5  # seconds between two reports, unless the user says
 
 
 class Part(NamedTuple):
@@ -27,14 +27,14 @@ class Part(NamedTuple):
 class Reports:
     """Sends parts and events to the notebook, several at a time, and when the rank worked since the last time.
 
-    Nothing is sent before `every` seconds have passed since, and with None nothing before the end.
+    The first news are sent at once, others when `every` seconds have passed since; with None nothing before the end.
     """
 
     def __init__(self, watch: Stopwatch, every: float | None = EVERY) -> None:
         self._watch, self._every = watch, every
         self._parts: list[Part] = []
         self._events: list[Event] = []
-        self._sent = perf_counter()
+        self._sent = float("-inf")
 
     def add(self, news: Part | Event) -> None:
         if isinstance(news, Event):

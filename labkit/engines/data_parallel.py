@@ -29,9 +29,10 @@ class DDP:
     """How torch's DistributedDataParallel carries out AllReduce on a cluster: `lk.Cluster(lab, ddp=lk.DDP())`.
 
     `hook` exchanges the gradients in another way: "fp16" and "bf16" as half as many bytes, "powersgd" as factors of
-    rank 2 after the first tenth of the rounds, or a function hook(state, bucket) → Future, as torch's
-    `register_comm_hook` takes it, with the state None. `sync_batchnorm` normalises over the batches of all ranks.
-    `compile` lets torch.compile have the module, with its own backend or the one that is named.
+    rank 2 after the first tenth of the rounds (both begin anew after the loss of a worker), or a function
+    hook(state, bucket) → Future, as torch's `register_comm_hook` takes it, with the state None. `sync_batchnorm`
+    normalises over the batches of all ranks. `compile` lets torch.compile have the module, with its own backend or the
+    one that is named.
 
     Raises SettingError for another hook or backend, and when the run begins for what DDP cannot do there.
     """

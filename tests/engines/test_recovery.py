@@ -132,7 +132,7 @@ def test_survivors_take_over_the_peers_of_a_lost_worker_at_once(lab, algorithm, 
 
 
 def test_without_a_checkpoint_a_run_begins_again(lab):
-    on = lk.Cluster(lab, checkpoint_every=10 * ROUNDS)
+    on = lk.Cluster(lab, checkpoint_every=10 * ROUNDS, report_every=0.02)  # or the run ends before it is killed
     undisturbed = start(on, AllReduce()).result(60)
     run = start(on, AllReduce())
     reach(run, 30)

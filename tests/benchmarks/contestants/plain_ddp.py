@@ -1,9 +1,8 @@
 """Data-parallel training as PyTorch's tutorial has it, under torchrun, or on stock Dask workers.
 
 `python -m torch.distributed.run --nproc-per-node=2 plain_ddp.py STEPS [keep]`, where "keep" gives glibc the settings
-that labkit gives it, and "gpu" one of the GPUs to each rank, a number after it being the batch, or
-`python plain_ddp.py STEPS dask`. Without anything that is not needed: no DataLoader, and
-losses are not looked at.
+that labkit gives it; with `gpu BATCH` instead each rank has a GPU. Or `python plain_ddp.py STEPS dask`. Without
+anything that is not needed: no DataLoader, and losses are not looked at.
 """
 
 from __future__ import annotations

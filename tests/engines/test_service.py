@@ -94,11 +94,11 @@ def test_who_waits_goes_on_when_the_one_waited_for_says_goodbye(hosted):
 )
 def test_a_stranger_is_not_let_in_and_does_no_harm(hosted, hello):
     service = hosted(Rendezvous())
-    with socket.create_connection(service.address[:2]) as stranger:
+    # To whom the door is shut before all was said finds the line dead, in one of several words.
+    with socket.create_connection(service.address[:2]) as stranger, suppress(OSError):
         stranger.sendall(hello)
         stranger.shutdown(socket.SHUT_WR)
-        with suppress(ConnectionResetError):  # a harder way to hang up, on who has said more than was read
-            assert stranger.recv(1) == b""
+        assert stranger.recv(1) == b""
     own = line(service)
     assert own.ask(0) == (0, b"0")
     own.goodbye()

@@ -17,7 +17,7 @@ Round = Generator[Message, Any, None]
 class Peer(Protocol):
     """One learner, or K of them stacked: every tensor then has a leading dimension K, and the code is the same.
 
-    Code that is to serve both counts dimensions from the end: `.mean(-1)`, `cross_entropy` over the last dimension.
+    Code that is to serve both counts dimensions from the end, `.mean(-1)`, or from behind the peers', `peer.ids.dim()`.
     """
 
     # -- who it is
@@ -74,7 +74,7 @@ class Peer(Protocol):
     # -- what it computes
 
     def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
-        """The model's outputs [B, C], with other parameters than its own if they are given.
+        """The model's outputs, [B, C] or of sequences [B, T, C], with other parameters than its own if they are given.
 
         Stacked, inputs and parameters that are the same for all peers may have a leading dimension of one.
         """

@@ -11,6 +11,7 @@ import torch
 
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.settings import at_least_one, number, whole_from_zero
+from labkit.algorithms.soft import cross_entropy
 from labkit.exchange import Permute
 
 
@@ -43,5 +44,5 @@ class Codistillation:
             if teacher is not None:
                 with torch.no_grad():
                     taught = peer.logits(inputs, teacher).softmax(-1)
-                loss = loss - self.weight * (taught * logits.log_softmax(-1)).sum(-1).mean(-1)
+                loss = loss + self.weight * cross_entropy(peer, taught, logits)
             peer.step(loss)

@@ -33,9 +33,9 @@ class CoTeachingPlus(CoTeaching):
         inputs, _ = batch = next(batches)
         logits = peer.logits(inputs)  # [B, C]
         losses = peer.losses(batch, logits)  # [B]
-        mine = logits.argmax(-1)
+        mine = logits.argmax(-1).reshape(*losses.shape, -1)  # an example has one class, or one at each position
         theirs = yield Permute(mine, pairs(peer.present))
-        apart = mine != theirs  # S, [B]
+        apart = (mine != theirs).any(-1)  # S, [B]
         rank = losses.detach().masked_fill(~apart, float("inf")).argsort(-1).argsort(-1)  # 0 for the least loss
         keep = (self.kept(peer) * apart.sum(-1, keepdim=True)).ceil()
         chosen = yield Permute(rank < keep, pairs(peer.present))  # [B]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.settings import at_least_one, number
+from labkit.algorithms.soft import cross_entropy
 from labkit.errors import ModelError
 
 
@@ -42,7 +43,7 @@ class Distillation:
         for inputs, targets in islice(batches, self.every):
             logits, t = peer.logits(inputs), self.temperature
             soft = (self._taught(inputs, peer) / t).softmax(-1)
-            mimicry = -t * t * (soft * (logits / t).log_softmax(-1)).sum(-1).mean(-1)
+            mimicry = t * t * cross_entropy(peer, soft, logits / t)
             loss = peer.loss((inputs, targets), logits)
             peer.step((1 - self.weight) * loss + self.weight * mimicry)
         yield from ()  # no message: the teacher is everybody's from the start
@@ -52,4 +53,4 @@ class Distillation:
         """The teacher's logits [..., B, C] for inputs [..., B, …], where … before B is the dimension of peers."""
         lead = peer.ids.dim()
         logits: Tensor = self.teacher.to(inputs.device)(inputs.flatten(0, lead))
-        return logits.reshape(*inputs.shape[: lead + 1], -1)
+        return logits.reshape(*inputs.shape[: lead + 1], *logits.shape[1:])

@@ -13,6 +13,7 @@ from torch import Tensor
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.clients import Clients
 from labkit.algorithms.settings import at_least_one, number
+from labkit.algorithms.soft import cross_entropy
 from labkit.exchange import Mean
 from labkit.exchange.randomness import key
 
@@ -40,12 +41,12 @@ class FedDF(Clients):
         start = peer.params = peer.shared["params"]
         for batch in peer.local(batches, self.every, self.epochs):
             peer.step(peer.loss(batch))
-        inputs = list(islice(peer.public, self.public))
+        inputs, examples = list(islice(peer.public, self.public)), peer.ids.dim()
         with torch.no_grad():
-            logits = torch.cat([peer.logits(x) for x in inputs], dim=-2)  # [public · B, C]
+            logits = torch.cat([peer.logits(x) for x in inputs], dim=examples)  # [public · B, C]
         mean = yield Mean(peer.params, weight=peer.examples, start=start)
         together = yield Mean(logits)
-        taught = together.chunk(self.public, dim=-2)
+        taught = together.chunk(self.public, dim=examples)
         peer.shared["params"] = self._distilled(peer, mean, inputs, [it.softmax(-1) for it in taught])
 
     def _distilled(
@@ -57,7 +58,7 @@ class FedDF(Clients):
         with torch.random.fork_rng():  # all do the server's work with the same random numbers, as for Dropout
             torch.manual_seed(key("FedDF", peer.seed, peer.number))
             for x, probabilities in zip(inputs, taught, strict=True):
-                loss = -(probabilities * peer.logits(x, student).log_softmax(-1)).sum(-1).mean()
+                loss = cross_entropy(peer, probabilities, peer.logits(x, student)).mean()
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()

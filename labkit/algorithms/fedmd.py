@@ -11,6 +11,7 @@ import torch
 
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.settings import at_least_one, whole_from_zero
+from labkit.algorithms.soft import mean
 from labkit.exchange import Mean
 
 
@@ -38,10 +39,11 @@ class FedMD:
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         inputs = list(islice(peer.public, self.public)) if peer.number > self.warmup else []
         if inputs:
+            examples = peer.ids.dim()  # the dimension of them, behind that of stacked peers
             with torch.no_grad():
-                scores = torch.cat([peer.logits(x) for x in inputs], dim=-2)  # [public · B, C]
+                scores = torch.cat([peer.logits(x) for x in inputs], dim=examples)  # [public · B, C]
             consensus = yield Mean(scores)
-            for x, agreed in zip(inputs, consensus.chunk(self.public, dim=-2), strict=True):
-                peer.step((peer.logits(x) - agreed).abs().mean((-2, -1)))
+            for x, agreed in zip(inputs, consensus.chunk(self.public, dim=examples), strict=True):
+                peer.step(mean(peer, (peer.logits(x) - agreed).abs()))
         for batch in islice(batches, self.every):
             peer.step(peer.loss(batch))

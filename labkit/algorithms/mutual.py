@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.settings import number
+from labkit.algorithms.soft import cross_entropy
 from labkit.errors import SettingError
 from labkit.exchange import Gather
 
@@ -37,7 +38,7 @@ class Mutual:
         inputs, _ = batch = next(batches)
         logits = peer.logits(inputs)  # [B, C]
         everyone = yield Gather(logits.detach())  # [n, B, C]
-        others = everyone.softmax(-1).sum(-3) - logits.detach().softmax(-1)  # Σ_{j≠i} pⱼ
-        # KL(pⱼ ‖ pᵢ) = −Σ pⱼ log pᵢ − H(pⱼ), and the entropy H(pⱼ) of the others is not ours to change
-        mimicry = -(others * logits.log_softmax(-1)).sum(-1).mean(-1) / (peer.present - 1)
+        others = everyone.softmax(-1).sum(peer.ids.dim()) - logits.detach().softmax(-1)  # Σ_{j≠i} pⱼ
+        # KL(pⱼ ‖ pᵢ) = CE(pⱼ, pᵢ) − H(pⱼ), and the entropy H(pⱼ) of the others is not ours to change
+        mimicry = cross_entropy(peer, others, logits) / (peer.present - 1)
         peer.step(peer.loss(batch, logits) + self.weight * mimicry)

@@ -41,7 +41,7 @@ def agreed(
                 stack.enter_context(peers.evaluating())
             talks: list[Any] = [predict(peers, x.expand(*(1,) * peers.lead, *x.shape)) for peers in blocks]
             logits = conduct(talks, answer)[0]  # of one block: what they agree on is the same for all
-        pieces.append(logits.argmax(-1).reshape(-1, len(x))[:1])
+        pieces.append(logits.argmax(-1).reshape(-1, *logits.shape[blocks[0].lead : -1])[:1])
     return torch.cat(pieces, dim=1)
 
 

@@ -109,7 +109,7 @@ class Peers(ABC):
 
     @abstractmethod
     def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
-        """The outputs of the model, [B, C] or [K, B, C], with the given parameters or its own."""
+        """The model's outputs, [B, C] (of sequences [B, T, C]) or [K, B, C], with the given parameters or its own."""
 
     @abstractmethod
     def loss(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
@@ -196,7 +196,7 @@ class Peers(ABC):
 
     @abstractmethod
     def predicted(self, inputs: Tensor) -> Tensor:
-        """The classes [K, N] that each peer's model gives inputs [N, …], in evaluation mode."""
+        """The classes that each peer's model gives inputs [N, …] in evaluation mode: [K, N], of sequences [K, N, T]."""
 
     @abstractmethod
     def model(self, k: int) -> nn.Module:
@@ -242,7 +242,7 @@ class OnePeer(Peers):
         inputs, targets = batch
         outputs = self.logits(inputs) if logits is None else logits
         with self._casting():
-            losses: Tensor = vmap(self._criterion)(outputs, targets)
+            losses: Tensor = vmap(self._criterion)(outputs.unsqueeze(1), targets.unsqueeze(1))  # batches of one
         self._losses.append(losses.detach().mean())
         return losses
 

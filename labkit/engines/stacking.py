@@ -132,12 +132,15 @@ def stacked_losses(criterion: Loss) -> Loss:
     """
     each: Loss = vmap(vmap(criterion, randomness="different"), randomness="different")
 
+    def one_by_one(outputs: Tensor, targets: Tensor) -> Tensor:
+        return each(outputs.unsqueeze(2), targets.unsqueeze(2))  # batches of one
+
     def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         if targets.is_floating_point() or targets.dim() > 2:
-            return each(logits, targets)
+            return one_by_one(logits, targets)
         return F.cross_entropy(logits.movedim(2, 1), targets, reduction="none")
 
-    return cross_entropy if criterion is F.cross_entropy else each
+    return cross_entropy if criterion is F.cross_entropy else one_by_one
 
 
 _IGNORED = -100  # targets that F.cross_entropy leaves out of its mean

@@ -120,12 +120,12 @@ class InWaves:
             rows[peer].copy_(reply[name])
 
     def classes(self, params: list[Params], inputs: Tensor) -> Tensor:
-        found = torch.empty(len(params), len(inputs), dtype=torch.long, device=inputs.device)
+        found: dict[int, Tensor] = {}
         for ids in self._stacks(list(range(len(params)))):
             wave = self._wave(ids)
             wave.params = {name: torch.stack([params[k][name] for k in ids]) for name in self._rows}
-            found[ids] = wave.predicted(inputs)
-        return found
+            found |= zip(ids, wave.predicted(inputs), strict=True)
+        return torch.stack([found[k] for k in range(len(params))])
 
     # -- inside
 

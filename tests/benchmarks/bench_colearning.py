@@ -58,15 +58,20 @@ def main() -> None:
 
 
 def flower(pairs: int) -> dict[str, Any]:
-    """MLP 64-64-10, 100 clients: Flower's simulation engine against labkit."""
+    """MLP 64-64-10, 100 clients: Flower's simulation engine against labkit, as it comes and tuned."""
     try:
         python = flower_python()
     except OfflineError as error:
         print(f"skipped: {error}")
         return {"flower": {"skipped": str(error)}}
     with saved(digits("MLP 64-64-10", 100, 12)) as task:
-        one, other = contestant("flower", task, python=python), contestant("ours", task)
-        return {"flower": versus("Flower", one, other, pairs, AIMS["flower"])}
+        ours, aim = contestant("ours", task), AIMS["flower"]
+        as_it_comes = contestant("flower", task, python=python)
+        tuned = contestant("flower", task, python=python, tuned=1)
+        return {
+            "flower": versus("Flower", as_it_comes, ours, pairs, aim),
+            "flower_tuned": versus("tuned", tuned, ours, pairs, aim),
+        }
 
 
 def loop(pairs: int) -> dict[str, Any]:

@@ -28,6 +28,21 @@ def convolution() -> torch.nn.Module:
     )
 
 
+def sequences() -> lk.data.Tensors:
+    """Text in which each character's successor is to be predicted: inputs and targets [N, T]."""
+    whole = lk.data.load("characters")
+    x, test = whole.x[:600], whole.test_x[:80]
+    return lk.data.Tensors("text", x[:, :-1], x[:, 1:], test[:, :-1], test[:, 1:], whole.classes)
+
+
+def language_model() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Embedding(56, 8), torch.nn.Linear(8, 56))
+
+
+def every_position(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+
 def result(on, algorithm, model=mlp, **settings):
     settings = {"peers": 2, "rounds": 6, "batch_size": 16, "seed": 3, "optimizer": SGD} | settings
     return lk.train(model, lk.data.load("digits"), algorithm, on=on, **settings).result(timeout=60)

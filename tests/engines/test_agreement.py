@@ -40,7 +40,19 @@ from labkit.algorithms import (
 from labkit.algorithms.clients import Clients
 from labkit.engines.cluster import Cluster
 from labkit.exchange import Gather, Mean
-from tests.engines.experiments import ADAM, MOMENTUM, SGD, convolution, difference, mlp, parameters, result
+from tests.engines.experiments import (
+    ADAM,
+    MOMENTUM,
+    SGD,
+    convolution,
+    difference,
+    every_position,
+    language_model,
+    mlp,
+    parameters,
+    result,
+    sequences,
+)
 
 TOLERANCE = 1e-5
 DIGITS, PUBLIC = lk.data.load("digits").hold_out(0.2)
@@ -216,29 +228,19 @@ SEQUENCES = [
     FedMD(every=2, public=2, warmup=2),
     FedDF(every=3, public=2),
 ]
-CHARACTERS = lk.data.load("characters")
-
-
-def language_model():
-    return torch.nn.Sequential(torch.nn.Embedding(CHARACTERS.classes, 8), torch.nn.Linear(8, CHARACTERS.classes))
-
-
-def every_position(outputs, targets):
-    return torch.nn.functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
 
 
 @pytest.mark.parametrize("algorithm", [*SEQUENCES, Distillation(language_model())], ids=repr)
 def test_engines_agree_on_models_that_predict_at_every_position_of_a_sequence(lab, algorithm):
-    x, test = CHARACTERS.x[:480], CHARACTERS.test_x[:80]
-    text = lk.data.Tensors("text", x[:, :-1], x[:, 1:], test[:, :-1], test[:, 1:], CHARACTERS.classes)
+    text, public = sequences().hold_out(0.2)
     settings = {"peers": 4, "rounds": 5, "batch_size": 16, "seed": 3, "optimizer": ADAM, "loss": every_position}
     runs = [
-        lk.train(language_model, text, algorithm, on=on, public=CHARACTERS.x[-160:, :-1], **settings).result(60)
+        lk.train(language_model, text, algorithm, on=on, public=public, **settings).result(60)
         for on in (lk.Lockstep(), lk.Simulator(), lab)
     ]
     for other in runs[1:]:
         assert difference(runs[0], other) < TOLERANCE
-        assert runs[0].final.accuracies == pytest.approx(other.final.accuracies, abs=1.5 / test[:, 1:].numel())
+        assert runs[0].final.accuracies == pytest.approx(other.final.accuracies, abs=1.5 / text.test_y.numel())
     assert runs[0].bytes == pytest.approx(runs[1].bytes)
 
 

@@ -19,7 +19,18 @@ from labkit.engines.pace import Pace
 from labkit.errors import DivergenceError, ExchangeError, ModelError, SettingError
 from labkit.exchange import Push, TopK
 from tests.engines.asynchronous import FOREVER, SERVED, Wrong
-from tests.engines.experiments import ADAM, MOMENTUM, SGD, convolution, difference, mlp, result
+from tests.engines.experiments import (
+    ADAM,
+    MOMENTUM,
+    SGD,
+    convolution,
+    difference,
+    every_position,
+    language_model,
+    mlp,
+    result,
+    sequences,
+)
 
 TOLERANCE = 1e-5
 ALGORITHMS = [
@@ -49,6 +60,17 @@ def test_lockstep_and_stacked_agree(algorithm, clock, optimizer):
     if clock:
         assert [row.seconds for row in runs[0].rows] == [row.seconds for row in runs[1].rows]
         np.testing.assert_array_equal(runs[0].timeline.start, runs[1].timeline.start)
+
+
+@pytest.mark.parametrize("algorithm", [ParameterServer(), ADPSGD()], ids=repr)
+def test_engines_agree_on_models_that_predict_at_every_position_of_a_sequence(algorithm):
+    settings = {"peers": 5, "rounds": 4, "batch_size": 16, "optimizer": ADAM, "loss": every_position}
+    runs = [
+        lk.train(language_model, sequences(), algorithm, on=on, **settings).result(60)
+        for on in (lk.Lockstep(**UNEVEN), lk.Simulator(**UNEVEN, block=3))
+    ]
+    assert difference(*runs) < TOLERANCE
+    assert runs[0].final.accuracies == pytest.approx(runs[1].final.accuracies, abs=1e-3)
 
 
 @pytest.mark.parametrize("block", [1, 2, 3])

@@ -1,6 +1,9 @@
-"""The same rounds in Flower's simulation engine: its own FedAvg, one Ray actor per core; runs in Flower's environment.
+"""The same rounds in Flower's simulation engine, with its own FedAvg; runs in Flower's environment.
 
-`python flower.py TASK.npz`: seconds are those from the end of one round to the end of the next, as the server sees it.
+`python flower.py TASK.npz`: as it comes, which is one Ray actor for each two cores, a thread of torch on each core and,
+as in its quickstart, a new model for each message. With tuned=1 one actor of one thread per core, each with one model.
+Clients' data stay in memory in both. Seconds are those from the end of one round to the end of the next, as the server
+sees it.
 """
 
 from __future__ import annotations
@@ -20,16 +23,19 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
-from task import held, sgd, train_client
+from task import arguments, held, sgd, train_client
 
-PATH = sys.argv[1]
+PATH, TUNED = sys.argv[1], "tuned" in arguments()[1]
 client, server = ClientApp(), ServerApp()
 
 
 @client.train()
 def train(message: Message, context: Context) -> Message:
-    torch.set_num_threads(1)  # actors share the cores
     task, model, clients = held(PATH)
+    if TUNED:
+        torch.set_num_threads(1)  # actors share the cores
+    else:
+        model = task.module()
     x, y = clients[int(context.node_config["partition-id"])]
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     loss = train_client(model, sgd(model), x, y, task.every, task.batch_size)
@@ -55,10 +61,10 @@ def serve(grid: Grid, context: Context) -> None:
 
 
 if __name__ == "__main__":
-    cores = os.cpu_count() or 1
+    one_per_core = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": os.cpu_count()}}
     run_simulation(
         server_app=server,
         client_app=client,
         num_supernodes=len(held(PATH)[2]),
-        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": cores}},
+        backend_config=one_per_core if TUNED else None,
     )

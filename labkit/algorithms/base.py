@@ -97,6 +97,9 @@ class Peer(Protocol):
     def step(self, loss: Tensor) -> None:
         """One step of the peer's optimiser on this loss: `apply(gradients(loss))`."""
 
+    def count(self, steps: int) -> None:
+        """Let the clock know of steps whose losses went through neither `loss` nor `losses`, such as a digest's."""
+
     def local(self, batches: Iterator[Batch], every: int, epochs: int | None = None) -> Iterator[Batch]:
         """The batches of one round's local work: `every` of them, or those of `epochs` passes over the peer's shard.
 

@@ -47,6 +47,7 @@ class FedDF(Clients):
         mean = yield Mean(peer.params, weight=peer.examples, start=start)
         together = yield Mean(logits)
         taught = together.chunk(self.public, dim=examples)
+        peer.count(self.public)  # the server's steps: each client waits for them
         peer.shared["params"] = self._distilled(peer, mean, inputs, [it.softmax(-1) for it in taught])
 
     def _distilled(

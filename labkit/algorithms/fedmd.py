@@ -45,5 +45,6 @@ class FedMD:
             consensus = yield Mean(scores)
             for x, agreed in zip(inputs, consensus.chunk(self.public, dim=examples), strict=True):
                 peer.step(mean(peer, (peer.logits(x) - agreed).abs()))
+            peer.count(self.public)
         for batch in islice(batches, self.every):
             peer.step(peer.loss(batch))

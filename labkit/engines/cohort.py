@@ -183,6 +183,11 @@ class Cohort:
         """The local steps of those present since the losses were last asked for, [K]."""
         return self._in_order([block.peers.steps for block in self._blocks])
 
+    @property
+    def work(self) -> Tensor:
+        """Those, and what else took the time of so many steps, [K]."""
+        return self._in_order([block.peers.work for block in self._blocks])
+
     def mean_losses(self, number: int) -> tuple[float, ...]:
         """The mean losses of those present in round `number`; NaN for who took no step.
 

@@ -83,17 +83,17 @@ class Meter:
         return message.stacked()
 
     def end(self) -> None:
-        """Count the steps after the last message of the round."""
-        if self._clock is not None and (self._cohort.steps > self._counted).any():
+        """Count the work after the last message of the round."""
+        if self._clock is not None and (self._cohort.work > self._counted).any():
             self._lap(self._clock, None)
 
     def _lap(self, clock: Clock, message: Message | None) -> None:
         """Those present take the steps that were not counted yet, and exchange a message, if there is one."""
         self._number += 1
         tells, few = self._bursts.tells(perf_counter()), self._present[:MOST_LANES]
-        steps, begun = self._cohort.steps, clock.at(few)
-        clock.compute(self._present, steps - self._counted)
-        self._counted = steps
+        work, begun = self._cohort.work, clock.at(few)
+        clock.compute(self._present, work - self._counted)
+        self._counted = work
         arrived, met = clock.at(few), clock.at(self._present).max() if tells else None
         if message is not None:
             clock.exchange(self._present, message)

@@ -52,7 +52,7 @@ class Peers(ABC):
         self.members = tuple(ids)
         self.peers, self.present, self.seed = experiment.peers, experiment.present, experiment.seed
         self.epochs = experiment.epochs
-        self.number, self.rated = 0, 0
+        self.number, self.rated, self._counted = 0, 0, 0
         self._experiment, self._place = experiment, place
         self._named = named
         self.descent = Descent(experiment, ids[0], list(named.values()), self.lead)
@@ -64,7 +64,7 @@ class Peers(ABC):
 
     def begin(self, number: int) -> None:
         """Get ready for round `number`."""
-        self.number = number
+        self.number, self._counted = number, 0
         self.shared = self._place.commons.view(self.lead)
         self._public = None
         if self.rated < self._place.rate.version and self._place.rate.value is not None:
@@ -177,6 +177,15 @@ class Peers(ABC):
     @abstractmethod
     def steps(self) -> Tensor:
         """Each peer's local steps [K] since the losses were last asked for."""
+
+    def count(self, steps: int) -> None:
+        """Let the clock know of steps whose losses were not recorded."""
+        self._counted += steps
+
+    @property
+    def work(self) -> Tensor:
+        """What takes each peer its time in this round, in steps [K]."""
+        return self.steps + self._counted
 
     @abstractmethod
     def mean_losses(self) -> tuple[float, ...]:

@@ -68,7 +68,7 @@ def train_rank(
     start, lasted = (0, 0.0) if resumption is None else (resumption.number, resumption.elapsed(device))
     test_x, test_y = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)
     evaluates = group.rank == 0 or not experiment.served  # a server's model is tested once
-    watch = Stopwatch(lambda: int(cohort.steps.sum()), common_moment(_ROUND_TRIPS) - lasted)
+    watch = Stopwatch(lambda: int(cohort.work.sum()), common_moment(_ROUND_TRIPS) - lasted)
     steering, saver = Steering(device, start + 1), Saver(course.keeping, cohort, members, device, start, like)
     reports = Reports(watch, course.report_every)
     everybody = Group(group.blocks)  # predictions are no part of what training sends

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import labkit as lk
-from labkit.algorithms import AllReduce, LocalSGD
+from labkit.algorithms import AllReduce, FedDF, FedMD, LocalSGD
 from labkit.exchange import Gather, Mean
 from labkit.tasks.sync import Timeline
-from tests.engines.experiments import result
+from tests.engines.experiments import mlp, result
 
 CLOCK = lk.Simulator(network=lk.Link(latency=1e-4, bandwidth=1e9), step_seconds=1e-3)
 
@@ -50,6 +50,19 @@ def test_the_prediction_by_hand():
     travel = 2 * (1e-4 + 4 * 2410 / 2 / 1e9)  # 2 (n − 1) moves of half of the parameters each, for n = 2
     start = np.arange(6) * (3e-3 + travel)
     assert line.start == pytest.approx(np.stack([start] * 2)) and line.finish == pytest.approx(line.start + 3e-3)
+
+
+@pytest.mark.parametrize("on", [lk.Lockstep, lk.Simulator])
+@pytest.mark.parametrize(
+    ("algorithm", "steps"),
+    [(FedMD(every=2, public=3, warmup=1), 2 + 2 * (3 + 2)), (FedDF(every=3, public=2), 3 * (3 + 2))],
+    ids=repr,
+)
+def test_to_digest_predictions_takes_the_time_of_as_many_steps(on, algorithm, steps):
+    private, public = lk.data.load("digits").hold_out(0.2)
+    clock = on(network=CLOCK.network, step_seconds=1e-3)
+    line = lk.train(mlp, private, algorithm, peers=3, rounds=3, public=public, on=clock).result(60).timeline
+    assert (line.finish - line.start).sum(1) == pytest.approx([steps * 1e-3] * 3)
 
 
 def test_several_peers_of_one_worker_work_together(lab):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -142,6 +144,13 @@ def test_synchronised_batch_normalisation_wants_everybodys_batches(lab):
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_module_trains_alike(lab, backend):
     assert difference(result(on(lab, compile=backend), AllReduce()), result(lk.Lockstep(), AllReduce())) < 1e-5
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor compiles C++, and there is no g++ here")
+def test_the_code_that_inductor_makes_trains_alike(lab):
+    settings = {"peers": 2, "rounds": 6, "batch_size": 16, "seed": 3, "optimizer": SGD}
+    run = lk.train(mlp, lk.data.load("digits"), AllReduce(), on=on(lab, compile=True), **settings)
+    assert difference(run.result(150), result(lk.Lockstep(), AllReduce())) < 1e-5
 
 
 def broken():

@@ -14,7 +14,8 @@ from typing import Any
 
 import dask.config
 import psutil
-from distributed import Client, Nanny, Scheduler, Security
+from distributed import Client, Nanny, Scheduler, Security, Status
+from distributed.core import Server
 from distributed.deploy.spec import SpecCluster
 
 from labkit.cluster import template
@@ -108,12 +109,24 @@ def _restore(name: str, value: str | None) -> None:
 
 
 class OwnCluster(SpecCluster):
-    """A cluster whose nannies stay whatever happens to their workers."""
+    """A cluster whose nannies stay whatever happens to their workers, and that is closed when it was told to."""
 
     def _update_worker_status(self, op: str, msg: Any) -> None:
         # Fifteen seconds after a worker's death SpecCluster looks whether it is back, and gives its nanny up if not.
         # Should it have died a second time just then, it would never come back.
         super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
+
+    async def _close(self) -> None:
+        try:
+            await super()._close()  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            # A scheduler that gives up a connection at this moment, as to a host that is cut off, stumbles over it
+            # ("Cannot change state of expiring Timeout"), and Dask would leave the cluster half closed and say nothing.
+            await asyncio.sleep(_GRACE)
+            scheduler: Any = self.scheduler
+            await Server.close(scheduler)
+            scheduler.status, self.status = Status.closed, Status.running
+            await super()._close()  # type: ignore[no-untyped-call]
 
 
 def local_cluster(

@@ -82,6 +82,32 @@ def test_a_lab_closes_quietly_leaves_nothing_and_is_replaced() -> None:
     assert said == {"children": "[]", "listening": "[]", "threads": "[]", "again": "True 1"}
 
 
+def test_a_scheduler_that_stumbles_over_a_connection_it_has_just_given_up_is_closed_all_the_same() -> None:
+    ended = run(
+        """
+        import asyncio, psutil
+        import labkit as lk
+
+        lab = lk.connect(workers=1)
+        pool, begun = lab.cluster.scheduler.rpc, []
+
+        def give_up(reason):                # what a connection to a host that is cut off does, as its time is over
+            begun.append(reason)
+            if len(begun) == 1:
+                raise RuntimeError("Cannot change state of expiring Timeout")
+            asyncio.get_running_loop().call_soon(pool._connecting.clear)
+
+        lab.client.loop.add_callback(lambda: pool._connecting["tcp://192.0.2.1:1"].add(give_up))
+        lab.close()
+        print("asked", len(begun), lab.cluster.status.name)
+        print("listening", [c for c in psutil.Process().net_connections() if c.status == "LISTEN"])
+        print("again", len(lk.connect(workers=1).workers))
+        """
+    )
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout.splitlines() == ["asked 2 closed", "listening []", "again 1"]
+
+
 def test_limits_of_the_environment_set_the_size() -> None:
     limits = os.environ | {"CPU_LIMIT": "1.5", "MEM_LIMIT": str(3 << 30)}
     ended = run(

@@ -123,9 +123,8 @@ class OwnCluster(SpecCluster):
             # A scheduler that gives up a connection at this moment, as to a host that is cut off, stumbles over it
             # ("Cannot change state of expiring Timeout"), and Dask would leave the cluster half closed and say nothing.
             await asyncio.sleep(_GRACE)
-            scheduler: Any = self.scheduler
-            await Server.close(scheduler)
-            scheduler.status, self.status = Status.closed, Status.running
+            await Server.close(self.scheduler)  # type: ignore[arg-type]  # there is one
+            self.shutdown_scheduler, self.status = False, Status.running
             await super()._close()  # type: ignore[no-untyped-call]
 
 

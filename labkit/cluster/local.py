@@ -31,8 +31,14 @@ LOOPBACK = "127.0.0.1"
 _GRACE = 0.5  # seconds for a worker to end by itself
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Dask's event loops tick 50 times a second each, and threads beside them look 100 times a second at what runs, for a
-# page of the dashboard; on two cores both together take more than 3 % of what training could have.
-_QUIET = {"distributed.admin.tick.interval": "500ms", "distributed.worker.profile.enabled": False}
+# page of the dashboard; on two cores both together take more than 3 % of what training could have, and to look ten
+# times a second how much memory is used takes another one.
+_QUIET = {
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.system-monitor.interval": "2s",
+    "distributed.worker.memory.monitor-interval": "500ms",
+    "distributed.worker.profile.enabled": False,
+}
 
 
 class LocalNanny(Nanny):

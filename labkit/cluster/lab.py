@@ -15,6 +15,7 @@ import psutil
 
 from labkit.cluster.machine import gpu_memory, size, visible_gpus
 from labkit.cluster.page import counted, lab_page, view_of
+from labkit.cluster.sampling import leave_random_alone
 from labkit.errors import LabClosed, SettingError
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Lab:
         self._identity: dict[str, Any] = {"workers": {}}  # the scheduler's last answer
         self._probes: dict[str, dict[str, Any]] = {}
         self._brakes: dict[int, Brake] = {}  # by process
+        leave_random_alone()
 
     # -- the workers
 

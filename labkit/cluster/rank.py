@@ -14,13 +14,13 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext, suppress
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 from labkit.cluster import sockets
 from labkit.cluster.echo import echo
 from labkit.cluster.group import Group
 from labkit.cluster.reports import Failure, Order, Report
+from labkit.cluster.sampling import leave_random_alone
 from labkit.errors import GangError, SettingError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Rank:
         if not Rank._seat.acquire(timeout=self.order.timeout):
             raise GangError("the worker still runs a rank of an earlier launch: restart it with lab.restart_workers().")
         self._environment = dict(os.environ)
-        _leave_random_alone()
+        leave_random_alone()
         self._group = Group()
         Rank.current = self
         return self
@@ -276,16 +276,6 @@ async def kill(dask_worker: Nanny) -> bool:
 def _interrupt(thread: int, error: type[BaseException] | None) -> None:
     """Have `error` raised at the thread's next bytecode, or withdraw what was not raised yet."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error and ctypes.py_object(error))
-
-
-def _leave_random_alone() -> None:
-    """Let Dask's event loop, which guesses sizes by samples, draw from numbers of its own.
-
-    It would take them from those that a rank's code draws with `random`, at moments that differ from run to run.
-    """
-    from dask import sizeof
-
-    sizeof.random = Random()  # type: ignore[attr-defined, assignment]  # what it draws with is a module
 
 
 def _restore(environment: dict[str, str]) -> None:

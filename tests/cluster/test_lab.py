@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import time
 
@@ -38,6 +39,16 @@ def test_the_workers_are_there_while_the_clients_timer_asks_for_something_else(l
         guest.client.loop.add_callback(setattr, timer, "callback_time", 1)
         time.sleep(2.1)  # until it ticks with its new period
         assert {len(guest.workers) for _ in range(300)} == {2}
+
+
+def test_random_numbers_of_the_notebook_follow_from_its_seed(lab: Lab) -> None:
+    """Dask's event loop in the notebook's process guesses how large each message is by a sample of it."""
+    expected = random.Random(0)
+    random.seed(0)
+    for k in range(20):
+        futures = lab.client.map(sum, [list(range(40))] * 20, pure=False)
+        assert lab.client.gather(futures) == [780] * 20
+        assert random.random() == expected.random(), f"after {k} calls"
 
 
 def test_what_varies_from_run_to_run_stands_in_the_widget_alone(lab: Lab) -> None:

@@ -179,13 +179,8 @@ class Cohort:
         return self._blocks[0].peers.exchanged
 
     @property
-    def steps(self) -> Tensor:
-        """The local steps of those present since the losses were last asked for, [K]."""
-        return self._in_order([block.peers.steps for block in self._blocks])
-
-    @property
     def work(self) -> Tensor:
-        """Those, and what else took the time of so many steps, [K]."""
+        """What took those present their time in this round, in local steps, [K]."""
         return self._in_order([block.peers.work for block in self._blocks])
 
     def mean_losses(self, number: int) -> tuple[float, ...]:
@@ -193,7 +188,7 @@ class Cohort:
 
         Raises DivergenceError for a loss that is not finite.
         """
-        steps = self.steps
+        steps = self._in_order([block.peers.steps for block in self._blocks])
         each = [torch.tensor(block.peers.mean_losses(), dtype=torch.float64) for block in self._blocks]
         if self._ghost:
             return ()

@@ -19,11 +19,11 @@ test: $(READY)  ## run every test, notebooks and browser included
 	$(RUN) pytest -m "not alone" -n auto --dist worksteal
 	$(RUN) pytest -m alone
 
-check: $(READY)  ## format, lint, types, import layers, lessons as saved: seconds
+check: $(READY)  ## format, lint, types, import layers, short files, lessons as saved: seconds
 	$(RUN) ruff format --check
 	$(RUN) ruff check
 	$(RUN) mypy
-	$(RUN) pytest -q tests/test_layers.py
+	$(RUN) pytest -q tests/test_layers.py tests/test_repository.py
 	$(RUN) labkit notebooks --check
 
 notebooks: $(READY)  ## execute every lesson and save its outputs

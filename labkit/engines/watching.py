@@ -12,7 +12,7 @@ from labkit.engines.reports import Part
 from labkit.engines.stopwatch import Lap
 from labkit.news import Event, News, Report, Row, Stretch
 
-_POLL = 0.1  # seconds between two looks at the gang
+_POLL = 0.05  # seconds between two looks at the gang
 _PATIENCE = 5.0  # seconds a round may take to heed Stop before its group is closed under it
 _UNMATCHED = 256  # laps that some ranks have told of, and others may not yet
 

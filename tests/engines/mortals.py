@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -30,6 +31,11 @@ def mortal(workers: int = 2) -> Iterator[Lab]:
 def start(on, algorithm, model=mlp, **settings) -> Run:
     settings = {"peers": 2, "rounds": ROUNDS, "batch_size": 16, "seed": 3, "optimizer": MOMENTUM} | settings
     return lk.train(model, lk.data.load("digits"), algorithm, on=on, **settings)
+
+
+def heard(lab: Lab, **settings: Any) -> lk.Cluster:
+    """An engine that tells of rounds as they happen: else a short run may be over when its first half is known."""
+    return lk.Cluster(lab, report_every=0.02, **settings)
 
 
 def reach(run: Run, round: int) -> None:

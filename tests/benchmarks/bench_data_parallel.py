@@ -36,7 +36,7 @@ def main() -> None:
     stock = partial(rate, "stock Dask workers", partial(script, "plain_ddp", steps, "dask"))
     both = turns({"torchrun": contestants["torchrun"], "stock Dask workers": stock}, given.stock)
     rates["stock Dask workers"] = both["stock Dask workers"]
-    for name, found in rates.items():
+    for name, found in ((name, found) for name, found in rates.items() if found):
         print(f"{name:<26}{spread(found)} samples/s")
     over = {
         "ratio": ratio(rates["labkit"], rates["torchrun"]),

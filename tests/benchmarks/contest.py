@@ -24,9 +24,12 @@ class Skipped(Exception):
 
 
 def script(name: str, *arguments: str, python: str = sys.executable, launcher: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Run a contestant to its end; the JSON object that it printed last."""
+    """Run a contestant to its end; the JSON object that it printed last. Who fails tries once more, and it is told."""
     command = [python, *launcher, str(HERE / f"{name}.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:  # torchrun's ranks abort now and then as they leave
+        print(f"  {name} failed with {done.returncode} and tries again", flush=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     said: dict[str, Any] = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))

@@ -21,7 +21,7 @@ AIM, AIM_SAME_ALLOCATOR = 1.10, 0.98
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--stock", type=int, default=2, help="pairs with stock Dask workers")
     given = parser.parse_args()
     print(f"{machine()}, {given.pairs} pairs of {given.steps} steps")

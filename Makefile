@@ -24,13 +24,13 @@ check: $(READY)  ## format, lint, types, import layers, short files, lessons as 
 	$(RUN) ruff check
 	$(RUN) mypy
 	$(RUN) pytest -q tests/test_layers.py tests/test_repository.py
-	$(RUN) labkit notebooks --check
+	$(RUN) tests.lessons --check
 
 notebooks: $(READY)  ## execute every lesson and save its outputs
-	$(RUN) labkit notebooks
+	$(RUN) tests.lessons
 
 bench: $(READY)  ## run the benchmarks
-	$(RUN) labkit bench
+	$(RUN) tests.benchmarks
 
 # To change the Python of an environment that exists: rm -r .venv, then make lab PYTHON=python3.13
 $(READY): pyproject.toml constraints.txt

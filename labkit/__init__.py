@@ -30,17 +30,17 @@ _HOME = {
     "connect": "labkit.cluster.connect",
     "Lab": "labkit.cluster.lab",
     "doctor": "labkit.cluster.doctor",
-    "train": "labkit.training",
-    "Run": "labkit.run",
-    "compare": "labkit.comparison",
-    "Comparison": "labkit.comparison",
-    "step_through": "labkit.stepping",
-    "History": "labkit.history",
+    "train": "labkit.training.train",
+    "Run": "labkit.training.run",
+    "compare": "labkit.training.compare",
+    "Comparison": "labkit.training.compare",
+    "step_through": "labkit.training.stepping",
+    "History": "labkit.history.history",
     "Simulator": "labkit.engines.simulator",
     "Lockstep": "labkit.engines.lockstep",
     "Cluster": "labkit.engines.cluster",
-    "DDP": "labkit.engines.data_parallel",
-    "formulas": "labkit.cards",
+    "DDP": "labkit.engines.distributed.data_parallel",
+    "formulas": "labkit.cards.cards",
 }
 _MODULES = {"algorithms", "data", "check", "widgets", "errors", "exchange"}
 
@@ -65,20 +65,16 @@ if TYPE_CHECKING:
     from labkit import (
         widgets as widgets,
     )
-    from labkit.cards import formulas as formulas
+    from labkit.cards.cards import formulas as formulas
     from labkit.cluster.connect import connect as connect
     from labkit.cluster.doctor import doctor as doctor
     from labkit.cluster.lab import Lab as Lab
-    from labkit.comparison import Comparison as Comparison
-    from labkit.comparison import compare as compare
     from labkit.costs.link import Link as Link
     from labkit.engines.cluster import Cluster as Cluster
-    from labkit.engines.data_parallel import DDP as DDP
+    from labkit.engines.distributed.data_parallel import DDP as DDP
     from labkit.engines.lockstep import Lockstep as Lockstep
     from labkit.engines.simulator import Simulator as Simulator
-    from labkit.history import History as History
-    from labkit.run import Run as Run
-    from labkit.stepping import step_through as step_through
+    from labkit.history.history import History as History
     from labkit.tasks.schedule import Schedule as Schedule
     from labkit.tasks.schedule import schedule as schedule
     from labkit.tasks.split import Partition as Partition
@@ -98,7 +94,11 @@ if TYPE_CHECKING:
     from labkit.tasks.sync import (
         synchronize as synchronize,
     )
-    from labkit.training import train as train
+    from labkit.training.compare import Comparison as Comparison
+    from labkit.training.compare import compare as compare
+    from labkit.training.run import Run as Run
+    from labkit.training.stepping import step_through as step_through
+    from labkit.training.train import train as train
 
 
 def __getattr__(name: str) -> Any:

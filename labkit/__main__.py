@@ -1,4 +1,4 @@
-"""What the Makefile asks of Python: `python -m labkit lab | doctor | notebooks | bench`."""
+"""Main: what the Makefile asks of Python: `python -m labkit lab, doctor`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
 
 ROOT = Path(__file__).resolve().parents[1]
 START = ROOT / "notebooks" / "00_start_here.ipynb"
@@ -44,29 +43,6 @@ def doctor(_: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
-def notebooks(args: argparse.Namespace) -> int:
-    """Execute the lessons in place, or with --check say what is wrong with them as they are saved."""
-    from labkit.notebooks import execute, problems, save
-
-    wrong = 0
-    for path in args.paths or sorted((ROOT / "notebooks").glob("*.ipynb")):
-        if not args.check:
-            started = perf_counter()
-            save(execute(path), path)
-            print(f"{path.name}: {perf_counter() - started:.0f} s")
-        for problem in problems(path):
-            wrong += 1
-            print(f"{path.name}: {problem}", file=sys.stderr)
-    return min(wrong, 1)
-
-
-def bench(_: argparse.Namespace) -> int:
-    """Run every benchmark, one after another, so that none disturbs another, and print the table of their figures."""
-    from labkit.bench import commands, run
-
-    return run(commands(ROOT), ROOT)
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="python -m labkit", description=__doc__)
@@ -78,12 +54,6 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=lab)
     command = commands.add_parser("doctor", help="say what this machine is and what it lacks")
     command.set_defaults(run=doctor)
-    command = commands.add_parser("notebooks", help="execute all lessons and save their outputs")
-    command.add_argument("paths", nargs="*", type=Path)
-    command.add_argument("--check", action="store_true", help="execute nothing; list what is wrong")
-    command.set_defaults(run=notebooks)
-    command = commands.add_parser("bench", help="run the benchmarks, and print the table of their figures")
-    command.set_defaults(run=bench)
     return top
 
 

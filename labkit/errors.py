@@ -1,4 +1,4 @@
-"""Every way labkit fails, as one tree; each message is one sentence with the cause and the remedy.
+"""Errors: every way labkit fails, as one tree; each message is one sentence with the cause and the remedy.
 
 LabkitError
 ├── PartitionError (ValueError)     a split that cannot be made, or loses or repeats an item
@@ -20,6 +20,8 @@ LabkitError
 """
 
 from __future__ import annotations
+
+import traceback
 
 
 class LabkitError(Exception):
@@ -90,3 +92,20 @@ class MissingPackage(LabkitError, ImportError):
 
 class CheckFailed(LabkitError, AssertionError):
     """An exercise whose answer is not right yet."""
+
+
+# -- Frames: what an error's traceback keeps alive, let go.
+
+
+def let_go(error: BaseException) -> None:
+    """Forget the local variables of all frames that led to an error and to its causes; the traceback reads as before.
+
+    Whoever keeps an error, as notebooks do with the last one, would else keep the models, batches and activations of
+    those frames, and the GPU memory that they lie in. Frames that still run are left alone.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__

@@ -1,4 +1,4 @@
-"""A small algebra of parameters: a tree is one tensor, or a dict of tensors by name.
+"""Tree: a small algebra of parameters; a tree is one tensor, or a dict of tensors by name.
 
 Updates then read as arithmetic, and a message needs only one way to travel: flattened into one vector.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.bench import commands, run, table
+from tests.benchmarks.__main__ import commands, run, table
 
 GOOD = """
 import json

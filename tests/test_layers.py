@@ -1,165 +1,93 @@
-"""The house keeps its floors: no module imports one from a higher floor, none imports in a circle."""
+"""The house keeps its floors: arrows run down only, nothing imports in a circle, and every room is a known one."""
 
 from __future__ import annotations
 
 import ast
 import sys
-from functools import cache
-from graphlib import TopologicalSorter
-from pathlib import Path
+from graphlib import CycleError
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "labkit"
-FLOORS = {
-    "errors": 1,
-    "allocator": 1,
-    "frames": 1,
-    "tree": 1,
-    "history": 1,
-    "news": 1,
-    "lanes": 1,
-    "throughput": 1,
-    "table": 1,
-    "archive": 1,
-    "board": 1,
-    "record": 5,
-    "panel": 1,
-    "labels": 1,
-    "mathtext": 1,
-    "frontier": 1,
-    "plots": 1,
-    "histograms": 1,
-    "learning_curves": 1,
-    "costs": 1,
-    "tasks": 2,
-    "exchange": 2,
-    "data": 2,
-    "algorithms": 3,
-    "cluster": 3,
-    "cards": 3,
-    "check": 3,
-    "verdicts": 3,
-    "notebooks": 3,
-    "bench": 3,
-    "engines": 4,
-    "__main__": 4,
-    "planning": 5,
-    "refinements": 5,
-    "dealing": 5,
-    "trainable": 5,
-    "training": 5,
-    "background": 5,
-    "comparison": 5,
-    "stepping": 5,
-    "run": 5,
-    "live": 5,
-    "widgets": 6,
-}
-# Who may import what from outside, besides numpy, nbclient, nbformat and Python's own.
-GUESTS = {
-    "torch": {
-        "tree",
-        "exchange",
-        "data",
-        "algorithms",
-        "cluster",
-        "engines",
-        "planning",
-        "refinements",
-        "trainable",
-        "training",
-        "comparison",
-        "stepping",
-        "widgets",
-        "record",
-        "board",
+from tests.house import README, arrows, circle, drawn, floors, folder, imports, modules, room
+
+# Every room there is, with what it may import from outside besides numpy and Python's own.
+ROOMS: dict[str, set[str]] = {
+    "errors": set(),
+    "text": set(),
+    "checks": set(),
+    "tree": {"torch"},
+    "costs": set(),
+    "plots": {"matplotlib", "PIL"},
+    "tasks": set(),
+    "history": {"torch"},  # its TensorBoard writer
+    "exchange": {"torch", "networkx", "dp_accounting"},
+    "data": {"torch", "cloudpickle", "pooch", "sklearn"},
+    "algorithms": {"torch"},
+    "cards": set(),
+    "cluster": {
+        "torch",
+        "dask",
+        "distributed",
+        "dask_gateway",
+        "asyncssh",
+        "cloudpickle",
+        "psutil",
+        "ipywidgets",
+        "IPython",
     },
-    "dask": {"cluster"},
-    "distributed": {"cluster"},
-    "dask_gateway": {"cluster"},
-    "asyncssh": {"cluster"},
-    "cloudpickle": {"cluster", "data"},
-    "matplotlib": {"panel", "plots", "learning_curves", "frontier"},
-    "sklearn": {"data"},
-    "pooch": {"data"},
-    "dp_accounting": {"exchange"},
-    "ipywidgets": {"cluster", "live", "widgets"},
-    "IPython": {"cluster", "live", "widgets"},
-    "jupyterlab": {"__main__"},
-    "psutil": {"cluster"},
-    "PIL": {"panel", "widgets"},
-    "numpy": set(FLOORS) - {"errors", "__main__"},
-    "nbclient": {"notebooks"},
-    "nbformat": {"notebooks"},
+    "cluster/gang": {"torch", "distributed", "cloudpickle"},
+    "check": {"torch"},
+    "engines": {"torch"},
+    "engines/stacked": {"torch"},
+    "engines/asynchronous": {"torch"},
+    "engines/distributed": {"torch"},
+    "training": {"torch", "ipywidgets", "IPython"},
+    "widgets": {"torch", "ipywidgets", "IPython", "PIL"},
+    "__main__": {"jupyterlab"},
 }
-# cluster/ runs functions and never sees an algorithm; exchange/ is about tensors and never sees where data come from.
-APART = {"cluster": {"exchange", "algorithms", "engines", "data"}, "exchange": {"data"}, "tasks": {"exchange", "data"}}
+MOST_FLOORS = 9  # the package's own face, on top of all, included
+# What a room must not know of, though it stands below: cluster/ runs functions, exchange/ is about tensors, tasks/ and
+# costs/ are arithmetic; the three kinds of engine know the core of engines/ and not each other.
+APART = {
+    "cluster": {"exchange", "algorithms", "engines", "data"},
+    "cluster/gang": {"exchange", "algorithms", "engines", "data"},
+    "exchange": {"data"},
+    "tasks": {"exchange", "data", "tree"},
+    "costs": {"tree"},
+    "engines/stacked": {"engines/asynchronous", "engines/distributed"},
+    "engines/distributed": {"engines/asynchronous", "engines/stacked"},
+    "engines/asynchronous": {"engines/distributed"},
+}
+BUT = {"labkit.engines.distributed.reporting"}  # which asynchronous ranks use too
 
 
-@cache
-def modules() -> dict[str, Path]:
-    """Every module of the package but the package itself, whose lazy table points at all floors by design."""
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found[name] = path
-    del found["labkit"]
-    return found
+def test_every_room_is_a_known_one() -> None:
+    assert {folder(module) for module in modules()} == set(ROOMS)
 
 
-@cache
-def imports(module: str, types: bool = True) -> tuple[tuple[str, int], ...]:
-    """What a module imports anywhere in its text, also inside functions and (`types`) for types only; the lines."""
-    found = []
-    tree = ast.parse(modules()[module].read_text())
-    typed = [it for it in ast.walk(tree) if isinstance(it, ast.If) and ast.unparse(it.test) == "TYPE_CHECKING"]
-    unseen = set() if types else {node for block in typed for node in ast.walk(block)}
-    for node in set(ast.walk(tree)) - unseen:
-        if isinstance(node, ast.Import):
-            found += [(alias.name, node.lineno) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}:{node.lineno} imports relatively; write the full name"
-            # `from package import module` imports a module; `from module import name` does not
-            full = [f"{node.module}.{alias.name}" for alias in node.names]
-            found += [(name if name in modules() else str(node.module), node.lineno) for name in full]
-    return tuple(found)
+def test_nothing_imports_in_a_circle() -> None:
+    # What is imported for its type only counts: whoever reads one file of a circle has to read them all.
+    assert circle(arrows()) == []
+    assert circle(arrows(room)) == []
 
 
-def part(module: str) -> str:
-    """The part of the house a module belongs to: labkit.cluster.lab → cluster."""
-    return module.split(".")[1]
+def test_the_house_has_no_more_floors_than_its_drawing_and_the_drawing_is_that_of_the_code() -> None:
+    assert max(floors(arrows(room)).values()) + 1 <= MOST_FLOORS
+    text = README.read_text()
+    assert drawn(text) == text, "draw the house into README anew: python -m tests.house"
 
 
-def test_every_module_has_its_floor() -> None:
-    assert {part(module) for module in modules()} == set(FLOORS)
-
-
-@pytest.mark.parametrize("module", sorted(modules()))
-def test_no_module_imports_from_a_higher_floor(module: str) -> None:
-    for name, line in imports(module):
-        if not name.startswith("labkit"):
-            continue
-        where = f"{module}:{line}"
-        assert name != "labkit", f"{where} imports the package, and with it every floor; import the module"
-        assert FLOORS[part(name)] <= FLOORS[part(module)], f"{where} reaches up to {name}"
-        assert part(name) not in APART.get(part(module), ()), f"{where} must not know of {name}"
-
-
-@pytest.mark.parametrize("module", sorted(modules()))
-def test_only_the_right_rooms_receive_guests(module: str) -> None:
-    for name, line in imports(module):
-        top = name.split(".")[0]
-        if top != "labkit" and top not in sys.stdlib_module_names:
-            assert part(module) in GUESTS.get(top, ()), f"{module}:{line} imports {name}"
-
-
-def test_no_module_imports_in_a_circle() -> None:
-    # A name imported for its type only is never loaded, so it closes no circle.
-    inner = {module: {name for name, _ in imports(module, types=False)} & set(modules()) for module in modules()}
-    graph = {module: names - {module} for module, names in inner.items()}
-    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+@pytest.mark.parametrize("name", sorted(ROOMS))
+def test_a_room_knows_only_what_it_should(name: str) -> None:
+    for module in (it for it in modules() if folder(it) == name):
+        for imported, line in imports(module):
+            where, top = f"{module}:{line}", imported.split(".")[0]
+            assert imported != "labkit", f"{where} imports the package, and with it every floor; import the module"
+            if imported in modules():
+                known = {folder(imported), room(imported)} if imported not in BUT else set()
+                assert not known & APART.get(name, set()), f"{where} must not know of {imported}"
+            elif top not in sys.stdlib_module_names:
+                assert top in {"numpy"} | ROOMS[name], f"{where} imports {imported}"
 
 
 def test_matplotlib_is_loaded_only_when_something_is_drawn() -> None:
@@ -167,3 +95,10 @@ def test_matplotlib_is_loaded_only_when_something_is_drawn() -> None:
         for node in ast.parse(path.read_text()).body:
             names = [alias.name for alias in getattr(node, "names", [])] + [getattr(node, "module", None) or ""]
             assert not any(name.startswith("matplotlib") for name in names), f"{module} imports it at its top"
+
+
+def test_a_circle_and_an_arrow_that_runs_up_are_found() -> None:
+    assert sorted(set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}))) == ["a", "b", "c"]
+    assert floors({"a": {"b"}, "b": {"c"}, "d": {"c"}}) == {"a": 3, "b": 2, "c": 1, "d": 2}
+    with pytest.raises(CycleError):
+        floors({"a": {"b"}, "b": {"a"}})

@@ -14,8 +14,8 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from labkit import notebooks
-from labkit.notebooks import BEGIN, END, PARTS, STATE, VIEW, execute, normalise, problems, save
+from tests import lessons as notebooks
+from tests.lessons import BEGIN, END, PARTS, STATE, VIEW, execute, normalise, problems, save
 from tests.order import seconds_of_lessons
 
 FOLDER = Path(__file__).parents[1] / "notebooks"

@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import labkit
+from tests.house import imports, modules
 from tests.system import absent, needs
-from tests.test_layers import imports, modules
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -27,7 +27,7 @@ TOP = {
     *("datasets", "labkit", "notebooks", "tests"),
 }
 CONDA_NAMES = {"torch": "pytorch", "dask": "dask-core", "matplotlib": "matplotlib-base"}
-FILE_LINES, FUNCTION_LINES = 300, 50
+FILE_LINES, FUNCTION_LINES = 450, 50  # limits; let the idea decide below them
 # Written so that this file does not match itself.
 NOT_FOR_OTHERS = {
     "a path of one machine": r"(?<![\w.:}])/(?:home|root|work|Users)/\w",

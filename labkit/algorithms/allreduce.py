@@ -11,10 +11,10 @@ from torch import Tensor
 
 from labkit import tree
 from labkit.algorithms.base import Batch, Peer, Round
+from labkit.checks import whole
 from labkit.errors import SettingError
 from labkit.exchange import Mean
 from labkit.exchange.collectives import form
-from labkit.tasks.arguments import whole
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from labkit.algorithms.base import Peer
-from labkit.algorithms.settings import number
 from labkit.algorithms.wrapper import Exchange, Wrapper, change, restored
+from labkit.checks import number
 from labkit.errors import ExchangeError, SettingError
 from labkit.exchange import Mean
 from labkit.exchange.randomness import normal

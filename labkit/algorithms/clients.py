@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from labkit import tree
-from labkit.algorithms.settings import at_least_one, number
+from labkit.checks import at_least_one, number
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.algorithms.settings import at_least_one, number, whole_from_zero
-from labkit.algorithms.soft import cross_entropy
+from labkit.algorithms.predictions import cross_entropy
+from labkit.checks import at_least_one, number, whole_from_zero
 from labkit.exchange import Permute
 
 

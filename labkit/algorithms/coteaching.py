@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.algorithms.settings import at_least_one, number
+from labkit.checks import at_least_one, number
 from labkit.exchange import Permute, pairs
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.coteaching import CoTeaching
-from labkit.algorithms.settings import whole_from_zero
+from labkit.checks import whole_from_zero
 from labkit.exchange import Permute, pairs
 
 

@@ -10,7 +10,7 @@ import torch
 
 from labkit import tree
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.algorithms.settings import at_least_one, below_one, number
+from labkit.checks import at_least_one, below_one, number
 from labkit.exchange import Mean
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.algorithms.settings import at_least_one, number
-from labkit.algorithms.soft import cross_entropy
+from labkit.algorithms.predictions import cross_entropy
+from labkit.checks import at_least_one, number
 from labkit.errors import ModelError
 
 

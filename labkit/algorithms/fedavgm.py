@@ -10,7 +10,7 @@ import torch
 from labkit import tree
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.clients import Clients
-from labkit.algorithms.settings import below_one, number
+from labkit.checks import below_one, number
 from labkit.exchange import Mean
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from labkit import tree
 from labkit.algorithms.asynchrony import OptimizerFactory, require_policy
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.algorithms.settings import at_least_one, number
+from labkit.checks import at_least_one, number
 from labkit.exchange import Push
 from labkit.tasks.sync import ASP, BSP, SSP
 

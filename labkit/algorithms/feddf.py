@@ -12,8 +12,8 @@ from torch import Tensor
 
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.clients import Clients
-from labkit.algorithms.settings import at_least_one, number
-from labkit.algorithms.soft import cross_entropy
+from labkit.algorithms.predictions import cross_entropy
+from labkit.checks import at_least_one, number
 from labkit.exchange import Mean
 from labkit.exchange.randomness import key
 

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.algorithms.settings import at_least_one, whole_from_zero
-from labkit.algorithms.soft import mean
+from labkit.algorithms.predictions import mean
+from labkit.checks import at_least_one, whole_from_zero
 from labkit.exchange import Mean
 
 

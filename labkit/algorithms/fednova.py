@@ -11,7 +11,7 @@ import torch
 from labkit import tree
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.clients import Clients, scaled
-from labkit.algorithms.settings import below_one
+from labkit.checks import below_one
 from labkit.exchange import Mean
 
 

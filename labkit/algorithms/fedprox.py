@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from labkit import tree
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.clients import Clients
-from labkit.algorithms.settings import number
+from labkit.checks import number
 from labkit.exchange import Mean
 
 

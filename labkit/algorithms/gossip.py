@@ -9,7 +9,7 @@ from itertools import islice
 from numpy.typing import ArrayLike
 
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.algorithms.settings import at_least_one
+from labkit.checks import at_least_one
 from labkit.exchange import Mix, Topology
 from labkit.exchange.topologies import choose
 

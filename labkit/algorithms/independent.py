@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.algorithms.settings import at_least_one
+from labkit.checks import at_least_one
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.algorithms.settings import number
-from labkit.algorithms.soft import cross_entropy
+from labkit.algorithms.predictions import cross_entropy
+from labkit.checks import number
 from labkit.errors import SettingError
 from labkit.exchange import Gather
 

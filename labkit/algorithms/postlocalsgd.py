@@ -8,7 +8,7 @@ from itertools import islice
 
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.localsgd import LocalSGD
-from labkit.algorithms.settings import whole_from_zero
+from labkit.checks import whole_from_zero
 from labkit.exchange import Mean
 
 

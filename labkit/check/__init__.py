@@ -1,4 +1,4 @@
-"""Exercises that check themselves: `lk.check.<exercise>(your_function)`.
+"""Check: exercises that check themselves, `lk.check.<exercise>(your_function)`.
 
 Each returns `Passed`, or raises CheckFailed with one sentence: the input, what came back, what was expected, a hint.
 The cases are fixed, so the same answer gets the same verdict everywhere.

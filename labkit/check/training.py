@@ -11,8 +11,8 @@ import numpy as np
 from labkit.check.answers import Numbers, Passed, answer_of, listed, near, numbers_of, passed, wrong
 from labkit.costs.checkpoints import best_interval
 from labkit.errors import CheckFailed
-from labkit.history import History
-from labkit.panel import amount
+from labkit.history.history import History
+from labkit.text import amount
 
 
 def mean_gradient(fn: Callable[[list[Numbers], list[int]], Any]) -> Passed:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from labkit.cards.judges import judge_schedule, named
 from labkit.check.answers import Passed, answer_of, in_line, listed, near, numbers_of, passed, wrong
 from labkit.errors import CheckFailed
-from labkit.tasks.plan import Schedule
+from labkit.tasks.schedule import Schedule
 from labkit.tasks.schedule import schedule as _schedule
 from labkit.tasks.sync import SSP, synchronize
-from labkit.verdicts import judge_schedule, named
 
 PUZZLE = (4.0, 4.0, 7.0, 6.0, 3.0, 6.0, 4.0, 5.0, 4.0, 2.0, 7.0, 5.0)
 """Costs in seconds of the twelve tasks of the puzzle; three workers need 19 s, longest-first takes 20 s."""

@@ -1,1 +1,1 @@
-"""A Dask cluster and what runs on it: connect, map, and the gang; it never sees an algorithm."""
+"""Cluster: a Dask cluster and what runs on it, `connect`, `map` and the gang; it never sees an algorithm."""

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import importlib.util
+import reprlib
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cloudpickle
-from distributed import Future
+from distributed import Future, KilledWorker
 
-from labkit.cluster.echo import Echo
-from labkit.cluster.failure import Failure, explain, short
+from labkit.cluster.channels import Echo
+from labkit.cluster.gang.diagnosis import with_remedy
 from labkit.cluster.page import counted, widget_bundle
 from labkit.cluster.progress import Bar, NotebookBar, in_notebook, make_bar
 from labkit.cluster.shipping import BIG, Call, Row, no_graph_warning, pack, share, submit_alone
-from labkit.cluster.trace import measured
-from labkit.errors import LabClosed, SettingError, Stopped, WorkerLost
+from labkit.errors import LabClosed, LabkitError, SettingError, Stopped, TaskError, WorkerLost
 from labkit.tasks.schedule import Schedule
 
 if TYPE_CHECKING:
     from labkit.cluster.lab import Lab
+
 
 _TICK = 0.1  # seconds between two looks at the progress
 _PATIENCE = 10.0  # seconds a cluster may be without any worker
@@ -256,3 +261,74 @@ def _names(lab: Lab) -> list[str]:
     except TimeoutError as error:
         raise WorkerLost("this lab has no workers: wait for one to join, or connect to another lab.") from error
     return [worker.name for worker in lab.workers]
+
+
+# -- From the times that came back with the values to a measured `Schedule`, the same type as a predicted one.
+
+
+def measured(rows: Sequence[Row], workers: Sequence[str], labels: Sequence[str]) -> Schedule:
+    """The schedule that took place: one lane per worker name, also for one that joined while the job ran."""
+    lanes = {name: lane for lane, name in enumerate(dict.fromkeys([*workers, *(row.worker for row in rows)]))}
+    return Schedule.measured(
+        [lanes[row.worker] for row in rows],
+        [row.start for row in rows],
+        [row.finish for row in rows],
+        [f"worker {name}" for name in lanes],
+        labels=labels,
+    )
+
+
+# -- What the failure of one item of a map means, in one sentence with its remedy.
+
+_CALL_FILE = str(Path("labkit", "cluster", "shipping.py"))  # also as another machine spells it
+
+
+class Failure(NamedTuple):
+    """Why a job has no result; a fresh exception is raised from it each time the result is asked for."""
+
+    kind: type[LabkitError]
+    sentence: str
+    cause: BaseException | None = None
+
+
+def explain(error: BaseException, index: int, item: Any) -> Failure:
+    """Why item number `index` failed: `error` is what Dask says of it, or what the user's function raised."""
+    named = f"item {index} ({short(item)})"
+    if isinstance(error, KilledWorker):
+        times = error.allowed_failures + 1
+        return Failure(
+            WorkerLost,
+            f"{named} ended {times} workers one after the other, most likely for want of memory or by a crash "
+            "in compiled code: try it alone, or give the workers more memory.",
+        )
+    module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if module and (module in sys.modules or importlib.util.find_spec(module)):
+        return Failure(
+            TaskError,
+            f"the workers have no module {module!r}, which this kernel has: install it there, or send its file "
+            f'with lab.client.upload_file("{module}.py").',
+            error,
+        )
+    place = f"worker {error.labkit_worker}" if hasattr(error, "labkit_worker") else "its worker"
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    sentence = with_remedy(f"{named} failed on {place} with {what}", str(error))
+    return Failure(TaskError, sentence, error.with_traceback(_users_frames(error)))
+
+
+def short(item: Any) -> str:
+    """An item in one short line.
+
+    >>> short("a" * 100)
+    "'aaaaaaaaaaaa...aaaaaaaaaaaaa'"
+    """
+    return " ".join(reprlib.repr(item).split())
+
+
+def _users_frames(error: BaseException) -> TracebackType | None:
+    """The traceback from the user's function on: how Dask got there says nothing about the failure."""
+    frame = error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_name == "__call__" and frame.tb_frame.f_code.co_filename.endswith(_CALL_FILE):
+            return frame.tb_next
+        frame = frame.tb_next
+    return error.__traceback__

@@ -15,13 +15,13 @@ import psutil
 
 from labkit.cluster.machine import gpu_memory, size, visible_gpus
 from labkit.cluster.page import counted, lab_page, view_of
-from labkit.cluster.sampling import leave_random_alone
+from labkit.cluster.preparation import leave_random_alone
 from labkit.errors import LabClosed, SettingError
 
 if TYPE_CHECKING:
     from distributed import Client
 
-    from labkit.cluster.gang import Gang
+    from labkit.cluster.gang.launch import Gang
     from labkit.cluster.job import Job
     from labkit.cluster.sabotage import Brake
 
@@ -147,7 +147,7 @@ class Lab:
         **kwargs: Any,
     ) -> Gang:
         """Run fn(*args, **kwargs) as the `ranks` of one torch.distributed process group; returns at once."""
-        from labkit.cluster.gang import launch
+        from labkit.cluster.gang.launch import launch
 
         self.require_open()
         return launch(self, fn, *args, ranks=ranks, timeout=timeout, **kwargs)

@@ -19,10 +19,10 @@ from distributed.core import Server
 from distributed.deploy.spec import SpecCluster
 
 from labkit.cluster import template
-from labkit.cluster.allocator import Preparation
 from labkit.cluster.lab import Lab
 from labkit.cluster.machine import usable_cores, usable_memory, visible_gpus
 from labkit.cluster.page import counted
+from labkit.cluster.preparation import Preparation
 from labkit.cluster.request import Request
 from labkit.errors import ConnectError, SettingError
 

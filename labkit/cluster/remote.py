@@ -14,8 +14,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from distributed import Client, Security
 
-from labkit.cluster.allocator import Preparation
 from labkit.cluster.lab import Lab
+from labkit.cluster.preparation import Preparation
 from labkit.cluster.request import Request
 from labkit.errors import ConnectError, MissingPackage, SettingError
 

@@ -15,6 +15,7 @@ from labkit.errors import SettingError
 if TYPE_CHECKING:
     from labkit.cluster.lab import Lab, WorkerInfo
 
+
 MOST = 100.0  # beyond that other workers would take a slow one for a dead one
 _PATIENCE = 5.0  # seconds for a brake to let go
 

@@ -24,9 +24,9 @@ import dask.config
 from dask.sizeof import sizeof
 from distributed import Client, Future, get_worker
 
-from labkit.cluster.allocator import wait_for_torch
-from labkit.cluster.echo import echo
+from labkit.cluster.channels import echo
 from labkit.cluster.machine import size
+from labkit.cluster.preparation import wait_for_torch
 from labkit.errors import SettingError
 
 BIG = 100_000  # bytes from which an object travels on its own

@@ -19,7 +19,14 @@ from distributed.utils import get_mp_context
 
 METHOD = "distributed.worker.multiprocessing-method"
 # torch.optim imports the compiler when the first optimiser is made; and ranks of a training import labkit's engine
-_IMPORTED = ("torch", "torch._dynamo", "torch.distributed.nn", "distributed.nanny", "labkit.engines.ranks", __name__)
+_IMPORTED = (
+    "torch",
+    "torch._dynamo",
+    "torch.distributed.nn",
+    "distributed.nanny",
+    "labkit.engines.distributed.train_rank",
+    __name__,
+)
 _OF_SCRIPTS = ("sklearn.datasets", "matplotlib.pyplot", "pandas", "torchvision")
 _made_with: dict[str, str] | None = None  # the variables of the running template that libraries read as they load
 

@@ -1,1 +1,1 @@
-"""What things cost, as pure arithmetic: links and the laws of speed-up."""
+"""Costs: what things cost, as pure arithmetic: links and the laws of speed-up."""

@@ -14,8 +14,7 @@ from torch.utils.data import IterableDataset
 
 from labkit.data.batches import Batches
 from labkit.data.dataset import Dataset
-from labkit.data.faults import Fault, collated, failed
-from labkit.data.randomness import Randomness
+from labkit.data.loading import Fault, Randomness, collated, failed
 from labkit.data.tensors import classes_of
 
 Batch = tuple[Tensor, Tensor]

@@ -7,9 +7,9 @@ import re
 import numpy as np
 import torch
 
+from labkit.checks import Integers
 from labkit.data.tensors import TEST_SHARE, Tensors
 from labkit.errors import DataError
-from labkit.tasks.arguments import Integers
 
 ALPHABET = " abcdefghijklmnopqrstuvwxyz0123456789.,:;'\"()[]<>=+-*_|?"  # the last stands for every other character
 WINDOW = 32

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from labkit.checks import whole
 from labkit.data.shards import IID, Sharding
 from labkit.errors import SettingError
-from labkit.tasks.arguments import whole
 from labkit.tasks.split import Partition
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from labkit.data.dataset import Dataset
-from labkit.data.faults import words
+from labkit.data.loading import words
 from labkit.data.tensors import Tensors, classes_of, from_tensors, inputs, targets
 from labkit.errors import DataError, LabkitError
 

@@ -6,19 +6,22 @@ import copy
 import multiprocessing
 import multiprocessing.connection
 import os
+import random
 import sys
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import cloudpickle
+import numpy as np
 import torch
+from numpy.random.mtrand import get_bit_generator, set_bit_generator
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from labkit.data.batches import Batches, Indices
-from labkit.data.faults import Fault
 from labkit.errors import DataError
 
 Batch = tuple[Tensor, Tensor]
@@ -171,3 +174,110 @@ class _SentStream(IterableDataset[Any]):
 
 def _unpacked(kind: Any, packed: bytes) -> Any:
     return kind(cloudpickle.loads(packed))
+
+
+# -- Faults: what a dataset of somebody's own may do wrong as it gives examples, each in one sentence.
+
+_SHOWN = 120  # characters of an exception's own words
+
+
+class Fault(NamedTuple):
+    """Why there is no batch: plain words, which pass from one process to another where exceptions may not."""
+
+    sentence: str
+    traced: str = ""
+
+    def error(self) -> DataError:
+        """The error to raise, with the traceback from the dataset's own code as a note."""
+        error = DataError(self.sentence)
+        if self.traced:
+            error.add_note(self.traced)
+        return error
+
+
+def failed(what: str, error: Exception, remedy: str) -> Fault:
+    """The user's code raised `error`."""
+    return Fault(f"{what} failed with {words(error)}: {remedy}.", "".join(traceback.format_exception(error)))
+
+
+def words(error: BaseException) -> str:
+    """An exception in one line."""
+    said = str(error).strip()
+    first = said.splitlines()[0].rstrip(".:")[:_SHOWN] if said else ""
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def collated(items: Sequence[Any], name: str) -> tuple[Tensor, Tensor] | Fault:
+    """The items as one batch, inputs [B, …] and targets [B, …]."""
+    odd = next((item for item in items if not (isinstance(item, tuple | list) and len(item) == 2)), None)
+    if odd is not None:
+        return Fault(
+            f"{name} gives items of type {type(odd).__name__}: let each be a pair (input, target) of tensors, arrays "
+            "or numbers."
+        )
+    try:
+        x, y = default_collate(list(items))
+    except Exception as error:  # noqa: BLE001  whatever the items do when they are put together
+        for which, values in zip(("inputs", "targets"), zip(*items, strict=True), strict=True):
+            shapes = list(dict.fromkeys(tuple(value.shape) for value in values if hasattr(value, "shape")))
+            if len(shapes) > 1:
+                return Fault(
+                    f"{name} gives {which} of different shapes, {shapes[0]} and {shapes[1]} in one batch: crop or pad "
+                    "them to one shape in the dataset."
+                )
+        return failed(f"{name}: a batch of its items", error, "let each be a pair of tensors, arrays or numbers")
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        kinds = " and ".join(type(value).__name__ for value in items[0])
+        return Fault(f"{name} gives pairs of {kinds}: let each be a pair of tensors, arrays or numbers.")
+    return x, y
+
+
+# -- Randomness: what a dataset draws at random as it loads examples follows from a key, wherever that happens.
+
+
+class Randomness:
+    """A context in which Python's, numpy's and torch's random numbers follow from `key`, and go on from exit to entry.
+
+    Outside they are as they would have been (but for the second of two that `numpy.random.randn` draws at once).
+    So a random crop is the same in every engine, in the process that trains or loads ahead, and after a checkpoint.
+
+    >>> import random
+    >>> with Randomness(3, 1):
+    ...     first = random.random()
+    >>> with Randomness(3, 1):
+    ...     first == random.random()
+    True
+    """
+
+    def __init__(self, *key: int) -> None:
+        self._numpys = np.random.MT19937()  # swapped in and out, as copying its state takes longer than a batch may
+        self.anew(*key)
+
+    def anew(self, *key: int) -> Randomness:
+        """The same from its beginning, with another key."""
+        self._key = key
+        self._inside: tuple[Any, torch.Tensor] | None = None
+        return self
+
+    def __enter__(self) -> Randomness:
+        self._outside = random.getstate(), torch.get_rng_state()
+        self._others = get_bit_generator()
+        set_bit_generator(self._numpys)
+        if self._inside is None:
+            python, numpys, torchs = np.random.SeedSequence(self._key).generate_state(3)
+            random.seed(int(python))
+            np.random.seed(int(numpys))
+            torch.default_generator.manual_seed(int(torchs))
+        else:
+            _restore(*self._inside)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._inside = random.getstate(), torch.get_rng_state()
+        set_bit_generator(self._others)
+        _restore(*self._outside)
+
+
+def _restore(python: Any, torchs: torch.Tensor) -> None:
+    random.setstate(python)
+    torch.set_rng_state(torchs)

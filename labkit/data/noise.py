@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 
+from labkit.checks import generator
 from labkit.data.dataset import Dataset, fraction
 from labkit.data.tensors import Tensors
 from labkit.errors import DataError, SettingError
-from labkit.tasks.arguments import generator
 
 _KINDS = ("symmetric", "pair")
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from labkit.data.characters import characters
 from labkit.data.images import CIFAR10, FASHION_MNIST, MNIST, cifar, mnist
-from labkit.data.tables import digits, table
-from labkit.data.tensors import Tensors
+from labkit.data.tensors import Tensors, digits, table
 from labkit.errors import DataError
 
 # Inside scikit-learn and Python; scikit-learn's diabetes set is not among them, since its targets are no classes, and

@@ -1,1 +1,1 @@
-"""Three ways to drive the same generator: lockstep, stacked, cluster; they agree."""
+"""Engines: three ways to drive the same generator: lockstep, stacked, cluster; they agree."""

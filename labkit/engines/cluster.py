@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
 from labkit.algorithms.base import asynchronous, central, policy
-from labkit.cluster.gang import launch
+from labkit.checks import whole
+from labkit.cluster.gang.launch import launch
 from labkit.cluster.lab import Lab
-from labkit.engines.apart import train_apart
+from labkit.cluster.sockets import host_of
+from labkit.engines.asynchronous.train_rank import train_apart
 from labkit.engines.checkpoint import blocks_of
 from labkit.engines.control import Control
-from labkit.engines.data_parallel import DDP
-from labkit.engines.devices import common_device
+from labkit.engines.distributed.data_parallel import DDP
+from labkit.engines.distributed.recovery import Recovery, ranks_on
+from labkit.engines.distributed.reporting import EVERY
+from labkit.engines.distributed.row_assembly import Rows, watch
+from labkit.engines.distributed.train_rank import Result
 from labkit.engines.evaluation import trained
 from labkit.engines.experiment import Experiment, Outcome
-from labkit.engines.ranks import Result
-from labkit.engines.recovery import Recovery, ranks_on
-from labkit.engines.reports import EVERY
-from labkit.engines.watching import Rows, watch
 from labkit.errors import DataError, GangError, LabkitError, SettingError, Stopped
-from labkit.news import Report
-from labkit.tasks.arguments import whole
+from labkit.history.rows import Report
 from labkit.tasks.sync import BSP, Timeline
+
+if TYPE_CHECKING:
+    from labkit.cluster.lab import WorkerInfo
 
 
 @dataclass(frozen=True)
@@ -145,3 +150,34 @@ def _staleness(results: list[Result]) -> np.ndarray | None:
     """Of asynchronous peers, what each request had not seen, in the rounds that all have finished, [n, rounds]."""
     each = [own for result in results for own in result.staleness or ()]
     return np.array([own[: min(map(len, each))] for own in each]) if each else None
+
+
+# -- Devices: what the ranks of a run compute on; all of them on GPUs of their own, or all of them on CPUs.
+
+_CPU = 'train on their CPUs with on=lk.Cluster(lab, device="cpu")'
+
+
+def common_device(workers: Sequence[WorkerInfo], kind: str, asked: str | None) -> str:
+    """ "cuda" where every worker has a GPU to itself, with NCCL between them; "cpu", with gloo, where none has any.
+
+    The workers of `lk.connect()` on this machine, a lab of the kind "local", stand for its CPU cores. Raises
+    SettingError for other workers of which only some have a GPU, or two the same one, unless "cpu" is asked for.
+    """
+    if asked == "cpu" or kind == "local" or not any(worker.gpus for worker in workers):
+        return "cpu"
+    if without := [worker.address for worker in workers if not worker.gpus]:
+        count = f"{len(without)} of {len(workers)} workers"
+        raise SettingError(
+            f"{count} ({', '.join(without)}) {'have' if len(without) > 1 else 'has'} no GPU, and the ranks of one run "
+            f"compute on one kind of device: close {'these' if len(without) > 1 else 'this one'}, or {_CPU}."
+        )
+    sharing: dict[tuple[str, str], list[str]] = defaultdict(list)  # what NCCL refuses: two ranks on one GPU
+    for worker in workers:
+        sharing[host_of(worker.address), worker.gpus[0]].append(worker.address)
+    for (host, gpu), addresses in sharing.items():
+        if len(addresses) > 1:
+            raise SettingError(
+                f"Workers {' and '.join(addresses)} would compute on one GPU ({gpu} of {host}), and NCCL wants one for "
+                f'each rank: start one worker per GPU, as lk.connect("gpu") does, or {_CPU}.'
+            )
+    return "cuda"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from labkit.engines.drive import Talk, conduct
 from labkit.engines.experiment import Experiment
-from labkit.engines.memory import Commons
+from labkit.engines.rounds import Talk, conduct
+from labkit.engines.shared_state import Commons
 from labkit.exchange import Message
 from labkit.tree import Tree
 

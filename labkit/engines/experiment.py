@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from labkit.algorithms.base import Algorithm, epochs, every, participation
 from labkit.data import Dataset, batches
-from labkit.data.batches import Batches, Indices
-from labkit.data.epochs import Epochs
-from labkit.data.shares import Share, Turns
+from labkit.data.batches import Batches, Epochs, Indices
+from labkit.data.streamed import Share, Turns
 from labkit.engines.control import Control
 from labkit.errors import DataError, DivergenceError
-from labkit.news import Report
+from labkit.history.rows import Report
 
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 Schedule = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]

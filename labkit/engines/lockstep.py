@@ -11,16 +11,16 @@ import torch
 
 from labkit.algorithms.base import asynchronous
 from labkit.data.loading import loaders_closed
-from labkit.engines.cohort import Cohort
+from labkit.engines.asynchronous.async_peers import OneByOne
+from labkit.engines.asynchronous.simulate import run_events
+from labkit.engines.clock import Meter, Timed
 from labkit.engines.control import Control
-from labkit.engines.drive import exhaust
-from labkit.engines.events import run_events
 from labkit.engines.experiment import Experiment, Outcome
-from labkit.engines.fleets import OneByOne
-from labkit.engines.meter import Meter, Timed
+from labkit.engines.local_peers import Cohort
 from labkit.engines.peer import OnePeer
+from labkit.engines.rounds import exhaust
 from labkit.exchange import Message
-from labkit.news import Report, Row
+from labkit.history.rows import Report, Row
 from labkit.tree import Tree
 
 

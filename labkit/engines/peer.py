@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from labkit.algorithms.base import Batch
-from labkit.engines.descent import Descent
 from labkit.engines.evaluation import classes, trained
 from labkit.engines.experiment import PRECISIONS, Experiment
-from labkit.engines.memory import Commons, Shared, State
-from labkit.engines.rate import LearningRate
+from labkit.engines.optimizer_step import Descent, LearningRate
+from labkit.engines.shared_state import Commons, Shared, State
 
 Exchanged = Callable[[], tuple[float, float]]
 

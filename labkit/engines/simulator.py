@@ -9,18 +9,18 @@ from time import perf_counter
 import torch
 
 from labkit.algorithms.base import asynchronous
-from labkit.allocator import keep_memory
+from labkit.checks import whole
+from labkit.cluster.preparation import keep_memory
 from labkit.data.loading import loaders_closed
-from labkit.engines.cohort import Cohort
+from labkit.engines.asynchronous.async_peers import InWaves, OneByOne
+from labkit.engines.asynchronous.simulate import run_events
+from labkit.engines.clock import Meter, Timed
 from labkit.engines.control import Control
-from labkit.engines.events import run_events
 from labkit.engines.experiment import Experiment, Outcome
-from labkit.engines.fleets import InWaves, OneByOne
-from labkit.engines.meter import Meter, Timed
+from labkit.engines.local_peers import Cohort
 from labkit.engines.peer import OnePeer
 from labkit.errors import SettingError
-from labkit.news import Report, Row
-from labkit.tasks.arguments import whole
+from labkit.history.rows import Report, Row
 
 
 @dataclass(frozen=True)

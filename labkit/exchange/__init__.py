@@ -2,18 +2,15 @@
 
 from labkit.exchange import topologies
 from labkit.exchange.barrier import Barrier
-from labkit.exchange.coded import Coded
+from labkit.exchange.coded import Coded, HalfMean
 from labkit.exchange.collectives import Move
 from labkit.exchange.compression import QSGD, Compressor, Half, RandomK, Sign, TopK
 from labkit.exchange.gather import Gather
-from labkit.exchange.half import HalfMean
 from labkit.exchange.mean import Mean
 from labkit.exchange.message import Message, Transfer
 from labkit.exchange.mix import Mix
-from labkit.exchange.pair import Pair
 from labkit.exchange.permute import Permute, pairs, shift
-from labkit.exchange.push import Push, Server
-from labkit.exchange.request import Request
+from labkit.exchange.requests import Pair, Push, Request, Server
 from labkit.exchange.robust import CoordinateMedian, Krum, RobustMean, Rule, TrimmedMean
 from labkit.exchange.secure import ModularSum
 from labkit.exchange.topology import Topology

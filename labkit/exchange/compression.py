@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from labkit.errors import ExchangeError, SettingError
-from labkit.exchange.coded import Coded
-from labkit.exchange.half import HalfMean
+from labkit.exchange.coded import Coded, HalfMean
 from labkit.exchange.mean import Mean
 from labkit.exchange.message import Message
-from labkit.exchange.packing import nbytes, pack, unpack
 from labkit.exchange.randomness import uniform
 from labkit.tree import Tree
 
@@ -274,3 +272,30 @@ def _count(compressor: TopK | RandomK, size: int) -> int:
             f"{compressor} keeps none of {size} numbers: give a share of at least {1 / size if size else 1:.2g}."
         )
     return count
+
+
+# -- Packing: small whole numbers side by side in bytes, so that a bit on the ledger is a bit in memory.
+
+
+def nbytes(size: int, bits: int) -> int:
+    """Bytes that `size` numbers of `bits` bits (1, 2, 4 or 8) take: ⌈size · bits / 8⌉."""
+    return -(-size * bits // 8)
+
+
+def pack(values: Tensor, bits: int) -> Tensor:
+    """Whole numbers [..., P] below 2^bits as bytes [..., ⌈P · bits / 8⌉], the first in the lowest bits.
+
+    >>> pack(torch.tensor([1, 0, 1, 1]), bits=1)
+    tensor([13], dtype=torch.uint8)
+    """
+    per = 8 // bits
+    values = torch.nn.functional.pad(values.to(torch.int32), (0, -values.shape[-1] % per))
+    places = 2 ** (bits * torch.arange(per, device=values.device, dtype=torch.int32))
+    return (values.reshape(*values.shape[:-1], values.shape[-1] // per, per) * places).sum(-1).to(torch.uint8)
+
+
+def unpack(packed: Tensor, bits: int, size: int) -> Tensor:
+    """The first `size` numbers of `bits` bits in the bytes [..., B], as int32 [..., size]: the inverse of `pack`."""
+    shifts = bits * torch.arange(8 // bits, device=packed.device, dtype=torch.int32)
+    values = (packed.to(torch.int32).unsqueeze(-1) >> shifts) & (2**bits - 1)
+    return torch.flatten(values, -2)[..., :size]

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from labkit.checks import Floats, finite_seconds
 from labkit.errors import ScheduleError
-from labkit.tasks.arguments import Floats, finite_seconds, name_all
+from labkit.text import name_all
 
 Edges = list[list[tuple[int, float]]]  # for each task: (other task, seconds to carry the result to another worker)
 

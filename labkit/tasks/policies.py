@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
+import random
+from bisect import bisect_right, insort
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
-from labkit.tasks.arguments import Floats, Integers
+from labkit.checks import Floats, Integers
 from labkit.tasks.graph import Graph
-from labkit.tasks.machines import Book, Placement, Problem, arrival
 
 Heaps = list[list[tuple[float, int]]]  # for each speed its workers: (free from, worker)
 
@@ -164,3 +169,204 @@ class _Pool:
         self.idle -= self.given[chosen] == 0
         self.given[chosen] += 1
         heapq.heappush(self.heaps[book.speed[chosen]], (book.free[chosen], chosen))
+
+
+# -- Work stealing, simulated event by event.
+
+
+def stealing(problem: Problem) -> Placement:
+    """Work stealing: everyone works off a queue of its own; whoever runs out takes the last task of someone else's.
+
+    R. D. Blumofe & C. E. Leiserson, Scheduling multithreaded computations by work stealing, J. ACM 46(5), 1999. Tasks
+    that depend on nothing begin in blocks of equal count; a task that becomes ready goes to the head of the queue of
+    the worker that made it ready; a thief draws its victim by `seed` from all queues that are not empty, and takes the
+    tail. Unlike LPT, no worker needs to know a cost beforehand. A theft itself takes no time; transfers do.
+    """
+    graph, book, chance = problem.graph, Book(problem), random.Random(problem.seed)
+    workers = range(len(book.speed))
+    missing = [len(before) for before in book.before]
+    blocks = np.array_split(np.flatnonzero(np.array(missing) == 0), len(workers))
+    queues = [deque(block.tolist()) for block in blocks]
+    stocked = _Bag([w for w in workers if queues[w]])
+    running = [-1 for _ in workers]
+    wakes = [(0.0, w) for w in workers]  # ascending, hence a heap
+    asleep: list[int] = []
+    while wakes:
+        now, w = heapq.heappop(wakes)
+        if graph is not None and running[w] >= 0:
+            for task in reversed(graph.release(running[w], missing)):
+                queues[w].appendleft(task)
+                stocked.add(w)
+                if asleep:  # now there is something to steal
+                    heapq.heappush(wakes, (now, asleep.pop()))
+        running[w] = -1
+        victim = w if queues[w] else stocked.draw(chance)
+        if victim is None:
+            asleep.append(w)
+            continue
+        task = queues[w].popleft() if victim == w else queues[victim].pop()
+        if not queues[victim]:
+            stocked.discard(victim)
+        book.append(task, w, now)
+        running[w] = task
+        heapq.heappush(wakes, (book.finish[task], w))
+    return book.placement()
+
+
+class _Bag:
+    """A set of workers from which one is drawn at random in constant time."""
+
+    def __init__(self, members: list[int]) -> None:
+        self.members = members
+        self.place = {w: k for k, w in enumerate(members)}
+
+    def add(self, w: int) -> None:
+        if w not in self.place:
+            self.place[w] = len(self.members)
+            self.members.append(w)
+
+    def discard(self, w: int) -> None:
+        k, last = self.place.pop(w), self.members.pop()
+        if last != w:
+            self.members[k], self.place[last] = last, k
+
+    def draw(self, chance: random.Random) -> int | None:
+        return self.members[int(chance.random() * len(self.members))] if self.members else None
+
+
+# -- HEFT, the standard heuristic for tasks that depend on each other on unequal workers.
+
+Slots = list[tuple[float, float]]  # (start, finish) of what a worker runs, in order of time
+
+
+def earliest_finish(problem: Problem) -> Placement:
+    """HEFT: tasks by falling upward rank, each put where it finishes first, in a gap between earlier ones if it fits.
+
+    H. Topcuoglu, S. Hariri & M.-Y. Wu, IEEE Trans. Parallel and Distributed Systems 13(3), 2002. Upward rank:
+    rank(i) = w̄ᵢ + max over successors j of (c̄ᵢⱼ + rank(j)), with w̄ᵢ the mean run time over the workers and c̄ᵢⱼ the
+    transfer time. Takes O(tasks · workers) steps. Without dependencies there are no gaps, and this is LPT.
+    """
+    if problem.graph is None:
+        return longest_first(problem)
+    book = Book(problem)
+    slots: list[Slots] = [[] for _ in book.speed]
+    used: list[int] = []
+    unused: dict[float, list[int]] = {}  # idle workers of one speed are alike: only the first is ever tried
+    for w in reversed(range(len(book.speed))):
+        unused.setdefault(book.speed[w], []).append(w)
+    rank = upward_ranks(problem, problem.graph)
+    for task in sorted(problem.graph.order, key=lambda task: -rank[task]):  # equal ranks stay in topological order
+        at, _ = arrival(book.before[task], book.worker, book.finish)
+        best, chosen, start = math.inf, -1, 0.0
+        for w in (*used, *(alike[-1] for alike in unused.values() if alike)):
+            length, ready = book.cost[task] / book.speed[w], at(w)
+            if ready + length < best:  # else no gap can help
+                begin = _first_gap(slots[w], ready, length)
+                if begin + length < best:
+                    best, chosen, start = begin + length, w, begin
+        if not slots[chosen]:
+            used.append(unused[book.speed[chosen]].pop())
+        book.put(task, chosen, start)
+        insort(slots[chosen], (start, book.finish[task]))
+    return book.placement()
+
+
+def upward_ranks(problem: Problem, graph: Graph) -> list[float]:
+    """For each task the length of the longest path from its start to the end of all, in seconds, transfers included."""
+    mean = (problem.costs * (1 / problem.speeds).mean()).tolist()
+    rank = [0.0] * len(mean)
+    for task in reversed(graph.order):
+        rank[task] = mean[task] + max((carry + rank[j] for j, carry in graph.then[task]), default=0.0)
+    return rank
+
+
+def _first_gap(slots: Slots, ready: float, length: float) -> float:
+    """The earliest start from `ready` on at which `length` seconds are free."""
+    start = ready
+    for begin, end in islice(slots, bisect_right(slots, ready, key=lambda slot: slot[1]), None):
+        if start + length <= begin:
+            break
+        start = end
+    return start
+
+
+# -- The machine model that every policy shares, and the book it keeps of who runs what and when.
+#
+# Worker w of speed s_w runs a task of cost p in p/s_w seconds, one task at a time and without interruption. A result is
+# at once where it was computed, and on any other worker after its transfer time; links are never crowded. A worker that
+# has been given a task waits for the task's data.
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Costs [tasks], speeds [workers], dependencies (None: all tasks are independent), and a seed for chance."""
+
+    costs: Floats
+    speeds: Floats
+    graph: Graph | None
+    seed: int
+
+
+class Placement(NamedTuple):
+    """For each task its worker, and its start and finish in seconds, all [tasks]."""
+
+    worker: Integers
+    start: Floats
+    finish: Floats
+
+
+class Book:
+    """Where tasks were put until now; plain lists, because policies read and write them one entry at a time."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.before = problem.graph.before if problem.graph else [[]] * len(problem.costs)
+        self.cost: list[float] = problem.costs.tolist()
+        self.speed: list[float] = problem.speeds.tolist()
+        self.worker = [-1] * len(self.cost)
+        self.start = [0.0] * len(self.cost)
+        self.finish = [0.0] * len(self.cost)
+        self.free = [0.0] * len(self.speed)  # when each worker has done all it was given
+
+    def put(self, task: int, worker: int, start: float) -> None:
+        """Let `worker` run `task` from `start`."""
+        self.worker[task], self.start[task] = worker, start
+        self.finish[task] = start + self.cost[task] / self.speed[worker]
+        self.free[worker] = max(self.free[worker], self.finish[task])
+
+    def append(self, task: int, worker: int, now: float = 0.0) -> None:
+        """Let `worker` run `task` after all it was given, not before `now` nor before the task's data are there."""
+        start = max(self.free[worker], now)
+        if self.before[task]:
+            at, _ = arrival(self.before[task], self.worker, self.finish)
+            start = max(start, at(worker))
+        self.put(task, worker, start)
+
+    def placement(self) -> Placement:
+        """The book as arrays."""
+        return Placement(np.array(self.worker), np.array(self.start), np.array(self.finish))
+
+
+def arrival(
+    before: Sequence[tuple[int, float]], worker: Sequence[int], finish: Sequence[float]
+) -> tuple[Callable[[int], float], Sequence[int]]:
+    """When a task's inputs can be on a given worker, as a function of the worker; and the workers that hold some."""
+    if not before:
+        return _at_once, ()
+    if len(before) == 1:
+        (task, carry), source = before[0], worker[before[0][0]]
+        near = finish[task]
+        return (lambda w: near if w == source else near + carry), (source,)
+    here: dict[int, float] = {}
+    elsewhere: dict[int, float] = {}
+    for i, carry in before:
+        w = worker[i]
+        here[w] = max(here.get(w, 0.0), finish[i])
+        elsewhere[w] = max(elsewhere.get(w, 0.0), finish[i] + carry)
+    last = max(elsewhere, key=elsewhere.__getitem__)  # the worker whose results are the last to come from afar
+    first = elsewhere[last]
+    second = max((seconds for w, seconds in elsewhere.items() if w != last), default=0.0)
+    return (lambda w: max(second if w == last else first, here.get(w, 0.0))), tuple(here)
+
+
+def _at_once(worker: int) -> float:
+    return 0.0

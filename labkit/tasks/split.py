@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from labkit.checks import Integers, generator, numbers, whole
 from labkit.errors import PartitionError
-from labkit.tasks.arguments import Integers, generator, name_all, numbers, whole
-from labkit.tasks.partition import Partition, PartitionCheck, as_items
+from labkit.plots.bars import Picture, ownership
+from labkit.text import name_all, some
 
 __all__ = ["Partition", "PartitionCheck", "split"]
 
@@ -80,3 +84,235 @@ _HOW: dict[str, Callable[[int, int, Any, Any], tuple[Integers, ...]]] = {
     "weighted": _weighted,
     "random": _random,
 }
+
+
+# -- What a split makes: items and their owners; or what someone made by hand, with items lost or held twice.
+
+_NAMED = 12  # a sentence that names more items than this is no longer read
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Partition:
+    """Items and, for each part, the positions of the items it holds (int64 arrays, one per part).
+
+    A partition behaves as the sequence of its parts, and equals another that gives the same positions to the same
+    parts. It may be broken: `check()` says whether every item has exactly one owner, and `require()` insists on it.
+
+    >>> part = Partition.of("abcdef", ["ab", "cd", "ef"])
+    >>> len(part), part[0], part.owner(5)
+    (3, ('a', 'b'), 2)
+    >>> part.without("c").repeating("a", 2).check()
+    not a partition: lost 'c'; repeated 'a' (in parts 0 and 2)
+    """
+
+    items: Any
+    indices: tuple[Integers, ...]
+    how: str = "given"
+
+    @classmethod
+    def of(cls, items: Any, parts: Sequence[Sequence[Any]]) -> Partition:
+        """Take parts as someone made them, broken or not, to be checked: sequences of items.
+
+        Of equal items each is taken once before any counts as repeated. The rows of an array with several axes are
+        named by their position. Raises PartitionError for a part that holds something that is not among the items, and
+        for items that cannot be compared.
+
+        >>> Partition.of(4, [[0, 1], [1, 2]]).check()
+        not a partition: lost 3; repeated 1 (in parts 0 and 1)
+        """
+        items = as_items(items)
+        positions: dict[Any, list[int]] = defaultdict(list)
+        try:
+            for position, name in enumerate(_names(items)):
+                positions[name].append(position)
+            taken = dict.fromkeys(positions, 0)
+            indices = tuple(_positions(number, part, positions, taken) for number, part in enumerate(parts))
+        except TypeError as error:
+            raise PartitionError(
+                f"these items and parts cannot be compared ({error}); give len(items) and parts of positions instead."
+            ) from None
+        if not indices:
+            raise PartitionError("there are no parts; give at least one.")
+        return cls(items, indices)
+
+    @cached_property
+    def parts(self) -> tuple[Any, ...]:
+        """The items of each part: tuples, or arrays where the items are an array."""
+        if hasattr(self.items, "shape"):
+            return tuple(self.items[positions] for positions in self.indices)
+        return tuple(tuple(self.items[k] for k in positions.tolist()) for positions in self.indices)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many items each part holds."""
+        return tuple(len(positions) for positions in self.indices)
+
+    @cached_property
+    def counts(self) -> Integers:
+        """How often each item is held, [n]: all ones for a true partition."""
+        return np.bincount(np.concatenate(self.indices), minlength=len(self.items)).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.parts)
+
+    def __getitem__(self, part: int) -> Any:
+        return self.parts[part]
+
+    def owners(self, position: int) -> tuple[int, ...]:
+        """Every part that holds the item at `position`: one of them, none if it is lost, several if repeated."""
+        k = whole(position, "position", PartitionError, least=0)
+        if k >= len(self.items):
+            raise PartitionError(f"there is no item at position {k}; the positions are 0 … {len(self.items) - 1}.")
+        return tuple(p for p, mine in enumerate(self.indices) for _ in range(int(np.count_nonzero(mine == k))))
+
+    def owner(self, position: int) -> int:
+        """The one part that holds the item at `position`; PartitionError where there is none, or more than one."""
+        match self.owners(position):
+            case (part,):
+                return part
+            case ():
+                fault = "belongs to no part"
+            case many:
+                fault = f"is held {_where(many)}"
+        raise PartitionError(f"item {self._name([position])} {fault}; give every item to exactly one part.")
+
+    def check(self) -> PartitionCheck:
+        """Say whether every item has exactly one owner, and name each lost and each repeated item."""
+        lost, repeated = np.flatnonzero(self.counts == 0).tolist(), np.flatnonzero(self.counts > 1).tolist()
+        faults = [f"lost {self._name(lost)}"] if lost else []
+        if repeated:
+            named = [f"{self._name([k])} ({_where(self.owners(k))})" for k in repeated[:_NAMED]]
+            more = f" and {len(repeated) - _NAMED:,} more" if len(repeated) > _NAMED else ""
+            faults.append(f"repeated {', '.join(named)}{more}")
+        sentence = f"not a partition: {'; '.join(faults)}" if faults else "every item has exactly one owner"
+        names = _names(self.items)
+        return PartitionCheck(
+            tuple(names[k] for k in lost), tuple(names[k] for k in repeated), tuple(lost), tuple(repeated), sentence
+        )
+
+    def require(self) -> Partition:
+        """Return this partition if it is one, else raise PartitionError naming the lost and the repeated items."""
+        result = self.check()
+        if not result:
+            raise PartitionError(f"{result}; give every item to exactly one part.")
+        return self
+
+    def without(self, item: Any) -> Partition:
+        """A broken copy in which no part holds `item`: it is lost."""
+        k = self._position(item)
+        return Partition(self.items, tuple(mine[mine != k] for mine in self.indices), "broken")
+
+    def repeating(self, item: Any, part: int) -> Partition:
+        """A broken copy in which `part` holds `item` as well: it is repeated."""
+        k, to = self._position(item), whole(part, "part", PartitionError, least=0)
+        if to >= len(self):
+            raise PartitionError(f"there is no part {to}; the parts are 0 … {len(self) - 1}.")
+        indices = tuple(np.append(mine, k) if p == to else mine for p, mine in enumerate(self.indices))
+        return Partition(self.items, indices, "broken")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Partition):
+            return NotImplemented
+        same_counts = (len(self), len(self.items)) == (len(other), len(other.items))
+        return same_counts and all(map(np.array_equal, self.indices, other.indices))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        fault = "" if (result := self.check()) else f"; {result}"
+        return f"{self._title}: {self._sizes}{fault}"
+
+    def plot(self, *, ax: Any = None) -> Picture:
+        """Draw who owns which item, a row for each part, and below them the union with its holes and doubles."""
+        few = len(self.items) <= 60
+        labels = [str(name) for name in _names(self.items)] if few else None
+        return ownership(self.indices, len(self.items), labels=labels, title=self._title, alt=repr(self), ax=ax)
+
+    def _repr_mimebundle_(self, **_: Any) -> Any:
+        return self.plot()._repr_mimebundle_()
+
+    @property
+    def _title(self) -> str:
+        return f"Partition of {some(len(self.items), 'item')} into {some(len(self), 'part')} ({self.how})"
+
+    @property
+    def _sizes(self) -> str:
+        if len(self) <= _NAMED:
+            return f"sizes {name_all(self.sizes)}"
+        return f"sizes from {min(self.sizes):,} to {max(self.sizes):,}"
+
+    def _name(self, positions: Sequence[int]) -> str:
+        names = _names(self.items)
+        more = f" and {len(positions) - _NAMED:,} more" if len(positions) > _NAMED else ""
+        return name_all([names[k] for k in positions[:_NAMED]]) + more
+
+    def _position(self, item: Any) -> int:
+        names = _names(self.items)
+        try:
+            return int(names.index(item))
+        except ValueError:
+            raise PartitionError(f"{name_all([item])} is not among the items; they are {name_all(names)}.") from None
+
+
+@dataclass(frozen=True, repr=False)
+class PartitionCheck:
+    """What `Partition.check()` found: true if nothing is lost and nothing repeated; as text, one sentence."""
+
+    lost: tuple[Any, ...]  # items
+    repeated: tuple[Any, ...]
+    lost_indices: tuple[int, ...]  # their positions
+    repeated_indices: tuple[int, ...]
+    sentence: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether every item has exactly one owner."""
+        return not self.lost_indices and not self.repeated_indices
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __repr__(self) -> str:
+        return self.sentence
+
+
+def as_items(items: Any) -> Any:
+    """A count as the range 0 … n−1, anything with a length and positions as it is; PartitionError for the rest."""
+    if isinstance(items, dict | set | frozenset):
+        raise PartitionError(f"a {type(items).__name__} has no order to split along; give list(items).")
+    if hasattr(items, "__len__") and hasattr(items, "__getitem__"):
+        if getattr(items, "shape", None) == ():
+            raise PartitionError(f"{items!r} is an array without an axis to split along; give a list or a count.")
+        return items
+    return range(whole(items, "items", PartitionError))
+
+
+def _names(items: Any) -> Any:
+    """What items are called: themselves; values of a flat array; positions for rows of an array or a dataset."""
+    if isinstance(items, Sequence):
+        return items
+    if len(getattr(items, "shape", ())) == 1:
+        return items.tolist()
+    return range(len(items))
+
+
+def _positions(number: int, part: Any, positions: dict[Any, list[int]], taken: dict[Any, int]) -> Integers:
+    mine = []
+    for item in part:
+        if item not in taken:
+            raise PartitionError(f"part {number} holds {name_all([item])}, which is not among the items; take it out.")
+        twins = positions[item]
+        mine.append(twins[taken[item] % len(twins)])
+        taken[item] += 1
+    return np.array(mine, dtype=np.int64)
+
+
+def _where(parts: Sequence[int]) -> str:
+    if len(set(parts)) == 1:
+        return f"{len(parts)} times in part {parts[0]}"
+    if len(parts) > _NAMED:
+        return f"in parts {', '.join(map(str, parts[:_NAMED]))} and {len(parts) - _NAMED:,} more"
+    return f"in parts {', '.join(map(str, parts[:-1]))} and {parts[-1]}"

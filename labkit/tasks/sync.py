@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from labkit.checks import Floats, Integers, numbers, whole
 from labkit.errors import ScheduleError
-from labkit.plots import Bar, Picture, duration, gantt, occupancy
-from labkit.tasks.arguments import Floats, Integers, name_all, numbers, some, whole
-from labkit.tasks.beside import above_and_below, notes
+from labkit.plots.bars import Bar, Picture, duration, gantt, occupancy
+from labkit.tasks.schedule import above_and_below, notes
+from labkit.text import name_all, some
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ Each function makes a view; beside it in its file stands a pure `compute()` of t
 
 from labkit.widgets.failures import failure
 from labkit.widgets.messages import step_through
-from labkit.widgets.partition import split
 from labkit.widgets.scheduling import schedule
-from labkit.widgets.stale_pushes import staleness
+from labkit.widgets.splitting import split
+from labkit.widgets.stale_gradients import staleness
 from labkit.widgets.synchronization import synchronize
 from labkit.widgets.traffic import communication
 

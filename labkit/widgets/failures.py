@@ -10,9 +10,8 @@ import ipywidgets as widgets
 import numpy as np
 
 from labkit.costs.checkpoints import Span, best_interval, lost_share, replay, slowdown
-from labkit.plots import Bar, Picture, curves, gantt
-from labkit.widgets.latex import lines, percent, seconds
-from labkit.widgets.view import Frame, View
+from labkit.plots.bars import Bar, Picture, curves, gantt
+from labkit.widgets.view import Frame, View, lines, percent, seconds
 
 WORK = 600.0  # seconds of a training that nothing disturbs
 RESTART = 5.0  # seconds until a lost worker is back

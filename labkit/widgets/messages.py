@@ -13,12 +13,11 @@ from labkit.algorithms import Algorithm, AllReduce, CoTeaching, FedAvg, Gossip, 
 from labkit.data import load
 from labkit.errors import SettingError
 from labkit.exchange import Barrier
-from labkit.panel import amount
-from labkit.widgets.latex import lines
-from labkit.widgets.view import Frame, View
+from labkit.text import amount
+from labkit.widgets.view import Frame, View, lines
 
 if TYPE_CHECKING:
-    from labkit.stepping import StepThrough
+    from labkit.training.stepping import StepThrough
 
 MOST = 24  # messages that the slider reaches
 ALGORITHMS: dict[str, Algorithm] = {
@@ -81,7 +80,7 @@ class Film:
 
 @lru_cache(maxsize=16)
 def _film(algorithm: str, peers: int, seed: int) -> Film:
-    from labkit.stepping import step_through as walk  # loads Dask, which no widget needs before somebody steps
+    from labkit.training.stepping import step_through as walk  # loads Dask, which no widget needs before somebody steps
 
     if algorithm not in ALGORITHMS:
         raise SettingError(f"algorithm={algorithm!r} is unknown: choose one of {', '.join(ALGORITHMS)}.")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from labkit.panel import CYCLE, GREY, INK, Panel, Picture, text_width, unit_for
-from labkit.plots import COLOURS
+from labkit.plots.bars import COLOURS
+from labkit.plots.panel import CYCLE, GREY, INK, Panel, Picture, text_width
+from labkit.text import unit_for
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 import numpy as np
 
+from labkit.checks import Integers, numbers
 from labkit.errors import LabkitError, ScheduleError
-from labkit.tasks.arguments import Integers, numbers
-from labkit.tasks.plan import Schedule
+from labkit.tasks.schedule import Schedule
 from labkit.tasks.schedule import schedule as plan
-from labkit.widgets.latex import chain, lines, percent, seconds
 from labkit.widgets.pictures import with_links
-from labkit.widgets.view import Frame, View
+from labkit.widgets.view import Frame, View, chain, lines, percent, seconds
 
 if TYPE_CHECKING:
     from labkit.cluster.job import Job

@@ -12,9 +12,8 @@ import numpy as np
 from labkit.errors import SettingError
 from labkit.tasks.sync import ASP, BSP, SSP, Timeline
 from labkit.tasks.sync import synchronize as line_up
-from labkit.widgets.latex import braces, chain, lines, percent, seconds
 from labkit.widgets.pictures import timeline_at
-from labkit.widgets.view import Frame, View
+from labkit.widgets.view import Frame, View, braces, chain, lines, percent, seconds
 
 POLICIES = ("BSP", "SSP", "ASP")
 

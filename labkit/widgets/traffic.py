@@ -10,14 +10,13 @@ import ipywidgets as widgets
 import numpy as np
 import torch
 
+from labkit.checks import whole
 from labkit.costs.link import Link
 from labkit.errors import SettingError
 from labkit.exchange import Mean, Message, TopK
-from labkit.panel import amount
-from labkit.plots import Bar, Picture, curves, duration, gantt
-from labkit.tasks.arguments import whole
-from labkit.widgets.latex import lines, percent, seconds
-from labkit.widgets.view import Frame, View
+from labkit.plots.bars import Bar, Picture, curves, duration, gantt
+from labkit.text import amount
+from labkit.widgets.view import Frame, View, lines, percent, seconds
 
 EVERY = tuple(2**k for k in range(10))
 MODELS = {"digits, 4.8 thousand": 4_810, "a million": 10**6, "ResNet-50, 26 million": 25_557_032,

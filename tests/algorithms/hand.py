@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from labkit.engines.drive import answered
+from labkit.engines.rounds import answered
 from labkit.exchange import Mean
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from labkit.cluster import rank
+from labkit.cluster.gang import rank
 from labkit.cluster.lab import Lab
 
 

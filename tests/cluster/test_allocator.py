@@ -7,8 +7,8 @@ import platform
 
 import pytest
 
-from labkit.allocator import keep_memory
 from labkit.cluster.lab import Lab
+from labkit.cluster.preparation import keep_memory
 from tests.cluster.kernels import run
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
@@ -16,7 +16,7 @@ glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is
 STEPS = """
     import resource, sys
     import numpy
-    from labkit.allocator import keep_memory
+    from labkit.cluster.preparation import keep_memory
 
     if sys.argv[1:] or {keep}:
         assert keep_memory()

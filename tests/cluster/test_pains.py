@@ -43,8 +43,8 @@ PAINS = {
         "cluster.test_pains:test_on_a_stock_worker_a_dataloaders_children_are_refused_with_the_remedy",
     ],
     "one rank dies or runs out of batches and the rest hang": [
-        "cluster.test_gang_deaths:test_a_killed_rank_is_named_within_a_second_and_its_siblings_are_free",
-        "cluster.test_gang_failures:test_a_rank_that_runs_out_of_batches_ends_the_others_in_one_sentence",
+        "cluster.gang.test_gang_deaths:test_a_killed_rank_is_named_within_a_second_and_its_siblings_are_free",
+        "cluster.gang.test_gang_failures:test_a_rank_that_runs_out_of_batches_ends_the_others_in_one_sentence",
         "engines.test_epochs:test_uneven_shards_train_as_under_torchs_join",
     ],
     "port in use when a cell is run again": [
@@ -52,7 +52,7 @@ PAINS = {
         "cluster.test_pains:test_a_port_that_a_function_asks_for_twice_is_answered_with_the_remedy",
     ],
     "prints and progress on workers never seen": [
-        "cluster.test_gang:test_prints_of_the_ranks_are_shown_with_their_rank",
+        "cluster.gang.test_gang:test_prints_of_the_ranks_are_shown_with_their_rank",
         "cluster.test_job:test_prints_arrive_with_the_workers_name",
         "cluster.test_pains_of_notebooks:test_what_a_model_prints_on_a_worker_is_seen_in_the_notebook",
     ],
@@ -70,8 +70,8 @@ PAINS = {
         "cluster.test_shipping:test_a_module_that_the_workers_lack_is_named",
     ],
     "two ranks on one GPU": [
-        "engines.test_devices:test_two_ranks_on_one_gpu_are_refused_in_one_sentence",
-        "cluster.test_verdict:test_nccl_is_used_where_every_rank_has_a_gpu_of_its_own",
+        "engines.distributed.test_devices:test_two_ranks_on_one_gpu_are_refused_in_one_sentence",
+        "cluster.gang.test_diagnosis:test_nccl_is_used_where_every_rank_has_a_gpu_of_its_own",
         "cluster.test_workers:test_each_gpu_worker_sees_its_own_gpu",
     ],
     "a large array shipped with every task": [

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.data.epochs import Epochs
+from labkit.data.batches import Epochs
 from labkit.errors import SettingError
 from tests.examples import many
 

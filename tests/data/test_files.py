@@ -15,9 +15,9 @@ import torch
 import labkit as lk
 from labkit.cluster.shipping import pack
 from labkit.data import from_file, from_function, from_tensors
-from labkit.engines.ranks import train_rank
+from labkit.engines.distributed.train_rank import train_rank
 from labkit.errors import DataError
-from labkit.planning import plan
+from labkit.training.plan import plan
 from tests.engines.experiments import difference
 
 DIGITS = lk.data.load("digits")

@@ -12,7 +12,7 @@ import pytest
 
 import labkit as lk
 from labkit.data import from_torch
-from labkit.data.shares import Share, Turns
+from labkit.data.streamed import Share, Turns
 from labkit.errors import DataError
 from tests.data.items import Counter, Traced
 from tests.data.test_torch_datasets import linear, trained

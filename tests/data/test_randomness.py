@@ -7,7 +7,7 @@ import random
 import numpy as np
 import torch
 
-from labkit.data.randomness import Randomness
+from labkit.data.loading import Randomness
 
 
 def drawn():

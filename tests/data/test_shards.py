@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.data import IID, ByLabel, Dirichlet, Quantity, Replicated, load
-from labkit.data.owners import dealt, shares, slots, topped_up
-from labkit.data.shards import Sharding
+from labkit.data.shards import Sharding, dealt, shares, slots, topped_up
 from labkit.errors import DataError, SettingError
 from tests.data.toys import labelled
 from tests.examples import few, many

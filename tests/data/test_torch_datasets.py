@@ -15,7 +15,7 @@ from torch.utils.data import Subset, TensorDataset
 import labkit as lk
 from labkit.algorithms import AllReduce, CoTeaching, FedAvg, Gossip, LocalSGD
 from labkit.data import from_torch, streamed
-from labkit.data.shares import Share, Turns
+from labkit.data.streamed import Share, Turns
 from labkit.errors import DataError, SettingError
 from tests.data.items import (
     DIGITS,

@@ -14,8 +14,8 @@ import torch
 import labkit as lk
 from labkit.cluster.lab import Lab
 from labkit.cluster.local import local_cluster
-from labkit.history import History
-from labkit.run import Run
+from labkit.history.history import History
+from labkit.training.run import Run
 from tests.engines.experiments import MOMENTUM, mlp
 
 ROUNDS = 150

@@ -15,8 +15,8 @@ from torch import nn
 
 import labkit as lk
 from labkit.algorithms import AllReduce
-from labkit.data.epochs import Epochs
-from labkit.tasks.partition import Partition
+from labkit.data.batches import Epochs
+from labkit.tasks.split import Partition
 from tests.engines.experiments import MOMENTUM, mlp, parameters, result
 
 EPOCHS, BATCH, SEED = 2, 16, 3

@@ -10,7 +10,7 @@ from torch import nn
 import labkit as lk
 from labkit.algorithms import AllReduce, ParameterServer
 from labkit.cluster.lab import Lab
-from labkit.history import History
+from labkit.history.history import History
 from tests.engines.experiments import SGD
 
 pytestmark = pytest.mark.alone

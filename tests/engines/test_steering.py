@@ -13,9 +13,9 @@ import labkit as lk
 from labkit.engines.control import Control
 from labkit.engines.lockstep import Lockstep
 from labkit.engines.simulator import Simulator
-from labkit.history import Event
-from labkit.planning import plan
-from labkit.run import blank, carry_out
+from labkit.history.history import Event
+from labkit.training.plan import plan
+from labkit.training.run import blank, carry_out
 from tests.engines.experiments import SGD, difference, mlp
 
 DIGITS = lk.data.load("digits")

@@ -10,7 +10,7 @@ import torch
 import labkit as lk
 from labkit.algorithms import ADPSGD, AllReduce, Compressed, FedAvg, LocalSGD, Mutual, ParameterServer
 from labkit.data import batches
-from labkit.engines.descent import clip
+from labkit.engines.optimizer_step import clip
 from labkit.errors import ModelError, SettingError
 from labkit.exchange import TopK
 from tests.engines.experiments import ADAM, SGD, difference, mlp, parameters, result

@@ -11,7 +11,7 @@ import torch
 from labkit.errors import ExchangeError
 from labkit.exchange import Barrier, Gather, Mean, Message, Mix, Permute, Transfer, pairs
 from labkit.exchange.barrier import Digest
-from labkit.panel import Panel
+from labkit.plots.panel import Panel
 
 KINDS = {
     "native mean": lambda x, n: Mean(x),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from labkit.errors import ExchangeError, SettingError
 from labkit.exchange import QSGD, Half, RandomK, Sign, TopK
-from labkit.exchange.packing import nbytes, pack, unpack
+from labkit.exchange.compression import nbytes, pack, unpack
 from tests.examples import few, many
 
 CONTRACTIONS = [TopK(0.1), TopK(1.0), Sign(), Half("fp16"), Half("bf16")]

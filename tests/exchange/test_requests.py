@@ -12,7 +12,7 @@ from labkit.costs.link import Link
 from labkit.errors import ExchangeError, SettingError
 from labkit.exchange import Pair, Push, topologies
 from labkit.exchange.group import Group
-from labkit.exchange.parcel import unwrapped, wrapped
+from labkit.exchange.requests import unwrapped, wrapped
 
 X = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.float64), "s": torch.tensor(3.0)}
 BYTES = 6 * 4 + 2 * 8 + 4

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 
 from labkit.errors import ScheduleError
 from labkit.tasks.graph import Graph
-from labkit.tasks.heft import upward_ranks
-from labkit.tasks.machines import Problem
-from labkit.tasks.policies import _dispatch
+from labkit.tasks.policies import Problem, _dispatch, upward_ranks
 from labkit.tasks.schedule import Schedule, schedule
 from tests.examples import few, many
 from tests.tasks.plans import ROUNDING, faults, policies, problems, seconds, shortest

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labkit.checks import Floats
 from labkit.errors import ScheduleError
-from labkit.tasks.arguments import Floats
 from labkit.tasks.sync import ASP, BSP, SSP, Timeline, synchronize
 from tests.examples import few
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from labkit.cards import formulas
+from labkit.cards.cards import formulas
 from labkit.cluster.lab import Lab
 from labkit.errors import LabClosed, ScheduleError
-from labkit.tasks.plan import Schedule
+from labkit.tasks.schedule import Schedule
 from labkit.tasks.schedule import schedule as plan
 from labkit.widgets import schedule
 from labkit.widgets.scheduling import MEAN_COST, POLICIES, ScheduleView, compute

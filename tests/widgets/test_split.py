@@ -12,7 +12,7 @@ from labkit.errors import PartitionError, SettingError
 from labkit.tasks.split import split as cut
 from labkit.widgets import split
 from labkit.widgets.consequence import train_on
-from labkit.widgets.partition import DAMAGES, WAYS, compute
+from labkit.widgets.splitting import DAMAGES, WAYS, compute
 from tests.widgets.traits import changes, size
 
 # -- training on what the workers hold

@@ -12,8 +12,7 @@ import labkit as lk
 from labkit.costs.staleness import stable_rate, stalest
 from labkit.errors import LabkitError
 from labkit.widgets import staleness
-from labkit.widgets.stale_descent import descend
-from labkit.widgets.stale_pushes import POLICIES, compute
+from labkit.widgets.stale_gradients import POLICIES, compute, descend
 from tests.widgets.traits import changes
 
 POLICY = {"BSP": lk.BSP(), "SSP": lk.SSP(2), "ASP": lk.ASP()}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from labkit.cards import formulas
+from labkit.cards.cards import formulas
 from labkit.errors import ScheduleError, SettingError
 from labkit.tasks.sync import SSP
 from labkit.widgets import synchronize

@@ -15,7 +15,7 @@ from IPython.core.formatters import DisplayFormatter
 
 import labkit.widgets
 from labkit.errors import SettingError
-from labkit.panel import Panel
+from labkit.plots.panel import Panel
 from labkit.widgets.view import Frame, View
 from tests.widgets.traits import size
 

@@ -20,7 +20,7 @@ import labkit as lk
 from labkit.data import Tensors
 from labkit.engines.control import Control
 from labkit.engines.experiment import Experiment, Outcome
-from labkit.history import History, Row
+from labkit.history.history import History, Row
 
 
 class Stamped(lk.Simulator):

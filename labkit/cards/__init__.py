@@ -1,0 +1,1 @@
+"""Cards: formulas beside what they say of the objects on the screen."""

@@ -1,0 +1,1 @@
+"""The gang: ranks that start together on workers and talk by torch.distributed."""

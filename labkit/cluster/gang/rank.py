@@ -1,0 +1,286 @@
+"""What runs on a worker: one rank of a gang, from its seat in the process to a process group that is gone again.
+
+Nothing here is imported by user code except `tell` and `signals`; both cost microseconds and may be called from any
+thread of a rank. torch is imported inside functions, because Dask's scheduler unpickles references into this module.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext, suppress
+from typing import TYPE_CHECKING, Any
+
+from labkit.cluster import sockets
+from labkit.cluster.channels import Failure, Order, Report, echo
+from labkit.cluster.gang.group import Group
+from labkit.cluster.preparation import leave_random_alone
+from labkit.errors import GangError, SettingError
+
+if TYPE_CHECKING:
+    from distributed import Nanny, Worker
+
+
+GRACE = 3.0  # seconds a rank may take to leave its own code once it has been told to
+PATIENCE = 0.5  # seconds a nanny waits for its worker's process to end by itself
+PULSE = 0.25  # seconds between two looks at whether the client still wants this rank
+
+
+class Ended(BaseException):
+    """Raised inside a rank's own code when its gang is over; a BaseException so that `except Exception` lets it by."""
+
+
+class Rank:
+    """The rank that this worker process is now: one at a time, for a default process group belongs to a process."""
+
+    current: Rank | None = None
+    _seat = threading.Lock()
+
+    def __init__(self, order: Order, rank: int, worker: Worker, key: Any) -> None:
+        self.order, self.rank, self.worker, self.key = order, rank, worker, key
+        self.sent = 0
+        self.telling = threading.Lock()
+        self.signals: Mapping[str, Any] = {}
+        self.kept: Mapping[int, bytes] = {}
+        self.version = 0
+        self.stage = "load"
+        self.ended = ""
+        self.over = threading.Event()
+        self._thread = threading.get_ident()
+        self._lock = threading.Lock()
+        self._inside = self._leaving = False
+
+    def __enter__(self) -> Rank:
+        if not Rank._seat.acquire(timeout=self.order.timeout):
+            raise GangError("the worker still runs a rank of an earlier launch: restart it with lab.restart_workers().")
+        self._environment = dict(os.environ)
+        leave_random_alone()
+        self._group = Group()
+        Rank.current = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._leaving = True
+        try:
+            self._group.leave(cleanly=self.stage == "done" and not self.ended)
+        finally:
+            _restore(self._environment)
+            Rank.current = None
+            self.over.set()
+            Rank._seat.release()
+            self.worker.loop.add_callback(self._depart)
+
+    # -- the other ranks
+
+    def meet(self) -> None:
+        """Wait for all of them at the turnstile, then join them in the process group."""
+        Group.require_none()
+        host = sockets.host_of(self.worker.address)
+        with sockets.open_door(host) if self.rank == 0 else nullcontext() as door:
+            answer = self._ask("arrive", door=door.getsockname()[1] if door is not None else None)
+            if "refused" in answer:
+                raise GangError(f"this rank was not let in: {answer['refused']}.")
+            self._group.join(self.order, self.rank, int(answer["door"]), door)
+
+    async def _depart(self) -> None:
+        """Tell the turnstile, which keeps the workers of a dead client until its ranks are gone."""
+        with suppress(OSError):  # then the scheduler is gone too
+            await self.worker.scheduler.labkit_gang_depart(gang=self.order.gang, rank=self.rank)
+
+    def _ask(self, question: str, **details: Any) -> Any:
+        """Call the turnstile on the scheduler from this rank's thread."""
+        from distributed.utils import sync
+
+        call = getattr(self.worker.scheduler, f"labkit_gang_{question}")
+        limit = self.order.timeout + 2 * GRACE
+        return sync(self.worker.loop, call, gang=self.order.gang, rank=self.rank, callback_timeout=limit, **details)
+
+    # -- the function
+
+    def call(self, fn: Callable[[], Any]) -> Any:
+        """fn(), which `end` may interrupt; no interruption is left over afterwards."""
+        with self._lock:
+            if self.ended:
+                raise Ended(self.ended)
+            self._inside = True
+        try:
+            return fn()
+        finally:
+            with self._lock:
+                self._inside = False
+                _interrupt(self._thread, None)
+
+    def end(self, reason: str) -> None:
+        """Break this rank's connections and raise `Ended` in its own code; called on the worker's event loop."""
+        with self._lock:
+            if self.ended or self._leaving:
+                return
+            self.ended = reason
+            if self._inside:
+                _interrupt(self._thread, Ended)
+            self._group.cut()
+
+    async def watch(self) -> None:
+        """End this rank when nobody wants its result any more: its client died, or released it."""
+        import asyncio
+
+        tasks, nanny = self.worker.state.tasks, self.worker.nanny  # the nanny is an address
+        while self.key in tasks and tasks[self.key].state in ("executing", "long-running"):
+            await asyncio.sleep(PULSE)
+        if self.over.is_set():
+            return
+        self.end("nobody waits for its result any more")
+        await asyncio.sleep(GRACE)
+        if not self.over.is_set() and nanny:
+            with suppress(OSError):  # the answer may not outlive this process
+                await self.worker.rpc(str(nanny)).kill(timeout=PATIENCE, reason="a rank that would not end")
+
+    def failure(self, error: BaseException) -> Failure:
+        """Take down why this rank failed, before its group closes and the others fail too."""
+        first = not self.ended and self._ask("failed") == self.rank
+        return Failure.of(error, self.stage, first=first, ended=bool(self.ended), hide=__file__)
+
+
+def run(order: Order, rank: int, payload: bytes) -> Report:
+    """The task of one rank; every exception comes back as part of its report, in a form that always unpickles."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    here = Rank(order, rank, worker, worker.get_current_task())
+    value, failure = None, None
+    try:
+        with here:
+            worker.loop.add_callback(here.watch)
+            try:
+                value = _work(here, payload)
+                here.stage = "done"
+            except BaseException as error:  # noqa: BLE001  SystemExit and Ended too: a rank always reports
+                failure = here.failure(error)
+    except GangError as error:  # it did not even get its seat
+        failure = here.failure(error)
+    if failure is not None:
+        _free_memory()
+    return Report(rank, value, failure, here.sent)
+
+
+def _free_memory() -> None:
+    """Give back what a failed rank held in reference cycles, such as an optimiser with a schedule, and on its GPU."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _work(here: Rank, payload: bytes) -> bytes:
+    import cloudpickle
+    import torch  # noqa: F401  (this takes seconds the first time; now, before the ranks wait for each other)
+
+    # `import torch.distributed` as the first of all would lock in another order than a thread that imports torch at
+    # the same time; Python then lets one of them see a half-made torch, which aborts the process.
+    order = here.order
+    call = pickle.loads(payload)
+    here.stage = "start"
+    here.meet()
+    here.stage = "run"
+    with ExitStack() as stack:
+        if order.echo_topic is not None:
+            stack.enter_context(echo(order.echo_topic, f"[rank {here.rank}]"))
+        value = here.call(call)
+    here.stage = "return"
+    return bytes(cloudpickle.dumps(value))
+
+
+# -- for functions that run as a rank
+
+
+def tell(message: Mapping[str, Any]) -> None:
+    """Send plain data from a rank to `gang.events`, in order; never waits.
+
+    Raises GangError outside a rank, SettingError for what is not plain data (numbers, strings, bytes, lists, dicts).
+
+    >>> def fn():
+    ...     rank.tell({"step": 1, "loss": 0.5})
+    """
+    here = _here("tell")
+    note = {"gang": here.order.gang, "rank": here.rank, "message": dict(message)}
+    try:
+        with here.telling:
+            here.worker.log_event(here.order.topic, note)
+            here.sent += 1
+    except TypeError as error:
+        raise SettingError(f"tell() sends numbers, strings, bytes, lists and dicts, not this: {message!r}.") from error
+
+
+def signals() -> Mapping[str, Any]:
+    """What `gang.signal` last said to this gang, {} at first; a look into this process, no network.
+
+    Raises GangError outside a rank.
+    """
+    return _here("signals").signals
+
+
+def keep(data: Mapping[int, bytes]) -> None:
+    """Hold these bytes, by number, for whoever asks the gang for them with `fetch`, in place of those held before.
+
+    Raises GangError outside a rank.
+    """
+    _here("keep").kept = dict(data)
+
+
+def _here(name: str) -> Rank:
+    if Rank.current is None:
+        raise GangError(f"{name}() works only inside a function that lab.launch runs as a rank.")
+    return Rank.current
+
+
+# -- called by the client through client.run, on the event loop of the worker, or of its nanny
+
+
+def receive(gang: str, version: int, signals: Mapping[str, Any]) -> None:
+    """Keep the newest signals; calls may overtake each other on the way."""
+    here = Rank.current
+    if here is not None and here.order.gang == gang and version > here.version:
+        here.version, here.signals = version, signals
+
+
+def fetch(gang: str, number: int) -> bytes | None:
+    """What this worker's rank of `gang` keeps under `number`; None where there is nothing."""
+    here = Rank.current
+    return None if here is None or here.order.gang != gang else here.kept.get(number)
+
+
+def end(gang: str, reason: str) -> bool:
+    """Tell this worker's rank of `gang` to end; False where there is none."""
+    here = Rank.current
+    if here is None or here.order.gang != gang:
+        return False
+    here.end(reason)
+    return True
+
+
+async def kill(dask_worker: Nanny) -> bool:
+    """End the worker of this nanny, which then starts a new one."""
+    await dask_worker.kill(timeout=PATIENCE, reason="a rank that would not end")
+    return True
+
+
+# -- inside
+
+
+def _interrupt(thread: int, error: type[BaseException] | None) -> None:
+    """Have `error` raised at the thread's next bytecode, or withdraw what was not raised yet."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error and ctypes.py_object(error))
+
+
+def _restore(environment: dict[str, str]) -> None:
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    for name, value in environment.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value

@@ -1,0 +1,1 @@
+"""Asynchronous: peers that meet at no barrier."""

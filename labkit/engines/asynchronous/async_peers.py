@@ -1,0 +1,274 @@
+"""Fleets: the peers of an asynchronous run, each in a round of its own: one by one, or in waves."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Generator, Hashable, Sequence
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from labkit import tree
+from labkit.engines.asynchronous.request_handlers import Desk, Params, loaded
+from labkit.engines.batches import Examples, StackedStream, Stream
+from labkit.engines.evaluation import classes
+from labkit.engines.experiment import Experiment
+from labkit.engines.optimizer_step import LearningRate
+from labkit.engines.peer import OnePeer, Place
+from labkit.engines.shared_state import Commons
+from labkit.engines.stacked.block_size import block_key, block_size
+from labkit.engines.stacked.peers import StackedPeers
+from labkit.errors import ExchangeError
+from labkit.exchange import Message, Request
+from labkit.tree import Tree
+
+
+class Asked(NamedTuple):
+    """What a peer's round ends with, and the mean loss in it."""
+
+    request: Request
+    loss: float
+
+
+class Fleet(Protocol):
+    """All peers of a run; each begins a round, asks, is answered, and begins the next one when it may.
+
+    `rate` is the learning rate that the user asks for.
+    """
+
+    rate: LearningRate
+
+    def begin(self, peer: int, number: int) -> None:
+        """The peer begins round `number` with the parameters it has."""
+
+    def ask(self, peer: int) -> Asked:
+        """What it asks at the end of that round, which is computed now at the latest."""
+
+    def answer(self, peer: int, reply: Params) -> None:
+        """Its round ends with the reply."""
+
+    def classes(self, params: list[Params], inputs: Tensor) -> Tensor:
+        """The classes [n, N] that the peers' models give inputs [N, …] with these parameters."""
+
+
+class OneByOne:
+    """Ordinary models, which compute one after the other: the reference."""
+
+    def __init__(self, experiment: Experiment, desk: Desk, device: torch.device) -> None:
+        place, examples = _place(experiment, device), Examples(experiment.dataset, device)
+        everybody, self.rate = range(experiment.peers), place.rate
+        self._experiment = experiment
+        self._peers = [OnePeer(experiment, k, place) for k in everybody]
+        self._streams = [Stream(examples, experiment.indices(k)) for k in everybody]
+        self._talks: dict[int, Generator[Any, Any, None]] = {}
+
+    def begin(self, peer: int, number: int) -> None:
+        self._peers[peer].begin(number)
+
+    def ask(self, peer: int) -> Asked:
+        one = self._peers[peer]
+        talk = self._experiment.algorithm_of(peer).round(one, self._streams[peer])
+        request = require_request(next(talk, None), self._experiment.algorithm_of(peer))
+        self._talks[peer] = talk
+        return Asked(request, one.mean_losses()[0])
+
+    def answer(self, peer: int, reply: Params) -> None:
+        one, reply = self._peers[peer], tree.map(torch.clone, reply)
+        end(self._talks.pop(peer), reply, one, self._experiment.algorithm_of(peer))
+
+    def classes(self, params: list[Params], inputs: Tensor) -> Tensor:
+        device, fresh = inputs.device, self._experiment.fresh_model
+        models = [loaded(fresh(k), own).to(device).eval() for k, own in enumerate(params)]
+        return torch.stack([classes(model, inputs) for model in models])
+
+
+class InWaves:
+    """Stacked peers: when the first gradient is needed, those of all whose parameters are known are computed at once.
+
+    Whoever has begun a round has all it needs for its request, for in an asynchronous round nothing comes in between.
+    So those who have begun make a wave, in stacks of at most `most` peers of one kind (measured if it is not given).
+    """
+
+    def __init__(self, experiment: Experiment, desk: Desk, device: torch.device, most: int | None = None) -> None:
+        self._experiment, self._device = experiment, device
+        self._place, self._examples = _place(experiment, device), Examples(experiment.dataset, device)
+        self.rate = self._place.rate
+        self._indices = [experiment.indices(k) for k in range(experiment.peers)]
+        self._rows = {
+            name: torch.stack([desk.params(k)[name] for k in range(experiment.peers)]) for name in desk.params(0)
+        }  # the parameters with which each peer begins its round, [n, …]
+        self._memories = Memories(experiment.peers)
+        self._skeletons: dict[Hashable, nn.Module] = {}
+        self._most = most
+        self._begun: dict[int, int] = {}  # the rounds of those whose requests are not computed
+        self._asked: dict[int, Asked] = {}
+        self._checked = False
+
+    def begin(self, peer: int, number: int) -> None:
+        self._begun[peer] = number
+
+    def ask(self, peer: int) -> Asked:
+        if peer not in self._asked:
+            for ids in self._stacks(list(self._begun)):
+                self._compute(ids)
+            self._begun.clear()
+        return self._asked.pop(peer)
+
+    def answer(self, peer: int, reply: Params) -> None:
+        for name, rows in self._rows.items():
+            rows[peer].copy_(reply[name])
+
+    def classes(self, params: list[Params], inputs: Tensor) -> Tensor:
+        found: dict[int, Tensor] = {}
+        for ids in self._stacks(list(range(len(params)))):
+            wave = self._wave(ids)
+            wave.params = {name: torch.stack([params[k][name] for k in ids]) for name in self._rows}
+            found |= zip(ids, wave.predicted(inputs), strict=True)
+        return torch.stack([found[k] for k in range(len(params))])
+
+    # -- inside
+
+    def _stacks(self, ids: list[int]) -> list[list[int]]:
+        """The peers in stacks of one kind, whose optimisers have taken equally many steps."""
+        alike: dict[Hashable, list[int]] = defaultdict(list)
+        for k in ids:
+            alike[self._experiment.kind(k), self._experiment.local_steps(k), self._memories.age(k)].append(k)
+        if self._most is None:
+            self._most = self._measured(max(alike.values(), key=len))
+        most = self._most
+        return [own[i : i + most] for own in alike.values() for i in range(0, len(own), most)]
+
+    def _compute(self, ids: list[int]) -> None:
+        algorithm, wave = self._experiment.algorithm_of(ids[0]), self._wave(ids)
+        wave.params = {name: rows[ids] for name, rows in self._rows.items()}
+        wave.begin_rounds([self._begun[k] for k in ids])
+        self._memories.load(wave)
+        talk = algorithm.round(wave, StackedStream(self._examples, [self._indices[k] for k in ids]))
+        request = require_request(next(talk, None), algorithm)
+        self._memories.keep(wave)
+        for k, own, loss in zip(ids, request.split(), wave.mean_losses(), strict=True):
+            self._asked[k] = Asked(own, loss)
+        if not self._checked:  # what a round does after its request is left out below; so let it do nothing
+            before = tree.map(torch.clone, wave.params)  # the requests may hold them
+            end(talk, tree.map(torch.zeros_like, before), wave, algorithm)
+            wave.params, self._checked = before, True
+        talk.close()
+
+    def _wave(self, ids: list[int]) -> Wave:
+        kind = self._experiment.kind(ids[0])
+        if kind not in self._skeletons:
+            self._skeletons[kind] = self._experiment.fresh_model(ids[0]).to(self._device).train()
+        return Wave(self._experiment, ids, self._place, self._skeletons[kind])
+
+    def _measured(self, ids: list[int]) -> int:
+        """How many of these peers, who are of one kind, to stack at once."""
+
+        def prepare(count: int) -> Any:
+            trial = self._wave(ids[:count])
+            stream = StackedStream(self._examples, [self._experiment.indices(k) for k in ids[:count]])
+            return lambda: trial.step(trial.loss(next(stream)))
+
+        example, first = self._experiment.dataset.trial()[0][0], ids[0]
+        batch = self._experiment.batch_size, example.shape, example.dtype
+        training = self._experiment.training_key(first)
+        key = block_key(self._experiment.model_of(first), batch, self._device, *training)
+        return block_size(len(ids), key, prepare)
+
+
+def require_request(met: Message | None, algorithm: object) -> Request:
+    """What an asynchronous round yields first; ExchangeError where that is anything else, or nothing."""
+    if not isinstance(met, Request):
+        said = "no request, or more than one" if met is None else type(met).__name__
+        raise ExchangeError(
+            f"{type(algorithm).__name__} is asynchronous, and its round yields {said}: let each round yield one "
+            "request, such as Push, and nothing else."
+        )
+    return met
+
+
+def end(talk: Generator[Any, Any, None], reply: Params, peer: Any, algorithm: object) -> None:
+    """Run the rest of an asynchronous round; ExchangeError where it does more than to take the reply over."""
+    try:
+        talk.send(cast(Tree, reply))
+    except StopIteration:
+        if all(torch.equal(p, reply[name]) for name, p in peer.params.items()):
+            return
+    raise ExchangeError(
+        f"{type(algorithm).__name__} is asynchronous, and its round goes on after its request: let each round end "
+        "with peer.params = yield request, which is where the next one begins."
+    )
+
+
+def _place(experiment: Experiment, device: torch.device) -> Place:
+    """Where the peers live, with an archive of what each keeps in peer.state."""
+    return Place(device, Commons.of(experiment.models[0] if experiment.alike else None, device), {})
+
+
+# -- Waves: peers that are stacked for one round, in other company every time, and what they take along.
+
+
+class Wave(StackedPeers):
+    """Stacked peers that live for one round each, which may be a different one for each of them."""
+
+    def begin_rounds(self, numbers: Sequence[int]) -> None:
+        """Get ready for these rounds."""
+        self.begin(numbers[0])
+        if len(set(numbers)) > 1:
+            self.number = torch.tensor(numbers)  # type: ignore[assignment]  # [K], as `base.asynchronous` says
+
+    @property
+    def optimizer_state(self) -> dict[str, dict[str, Any]]:
+        """What the optimiser keeps, by name of the parameter: of each peer [K, …], or one number for all."""
+        state = self.descent.optimizer.state
+        return {name: state[p] for name, p in self._named.items() if p in state}
+
+    @optimizer_state.setter
+    def optimizer_state(self, kept: dict[str, dict[str, Any]]) -> None:
+        for name, values in kept.items():
+            self.descent.optimizer.state[self._named[name]] = values
+
+
+class Memories:
+    """What the optimisers of n peers keep from one wave to the next, a row for each of them.
+
+    An optimiser that counts its steps counts for all in a stack alike: peers may be stacked whose `age` is the same.
+    """
+
+    def __init__(self, peers: int) -> None:
+        self._peers = peers
+        self._rows: dict[str, dict[str, Tensor]] = {}  # [n, …], by parameter
+        self._common: dict[int, dict[str, dict[str, Tensor]]] = {}  # by peer: counts, by parameter
+        self._age: dict[int, Hashable] = {}
+
+    def age(self, peer: int) -> Hashable:
+        """What the peer's optimiser counts; None before its first step."""
+        return self._age.get(peer)
+
+    def load(self, wave: Wave) -> None:
+        """Give the wave's optimiser what its peers' have kept."""
+        ids = list(wave.members)
+        if self._age.get(ids[0]) is None:
+            return
+        common = self._common[ids[0]]
+        wave.optimizer_state = {
+            name: {key: rows[ids] for key, rows in self._rows.get(name, {}).items()}
+            | {key: value.clone() for key, value in common.get(name, {}).items()}
+            for name in {**self._rows, **common}
+        }
+
+    def keep(self, wave: Wave) -> None:
+        """Take over what the wave's optimiser and its peers keep."""
+        wave.state.put_back()
+        ids, common = list(wave.members), {}
+        for name, values in wave.optimizer_state.items():
+            tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
+            common[name] = {key: value for key, value in tensors.items() if not value.dim()}
+            rows = self._rows.setdefault(name, {})
+            for key, value in tensors.items():
+                if value.dim():
+                    rows.setdefault(key, value.new_zeros(self._peers, *value.shape[1:]))[ids] = value
+        if common:
+            age = tuple((key, float(value)) for own in common.values() for key, value in own.items())
+            self._common.update(dict.fromkeys(ids, common))
+            self._age.update(dict.fromkeys(ids, age))

@@ -1,0 +1,118 @@
+"""Apart: what each worker of the cluster engine does when peers meet at no barrier, but ask for what they need.
+
+A worker's peers are one machine: they take their steps together, and the K of them ask at once. Who comes first is up
+to the machines and not to the seed, so that two runs differ, unless all wait for all (BSP).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from time import sleep
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from labkit.algorithms.base import central
+from labkit.data.loading import loaders_closed
+from labkit.engines.asynchronous.async_peers import require_request
+from labkit.engines.asynchronous.connections import Seat
+from labkit.engines.asynchronous.pair_rank import Decentral
+from labkit.engines.asynchronous.server_rank import Central
+from labkit.engines.control import Wish
+from labkit.engines.distributed.reporting import MOST_STRETCHES, Part, Reports, Stopwatch
+from labkit.engines.distributed.steering import HEED, wish, wished_rates
+from labkit.engines.distributed.train_rank import Result
+from labkit.engines.experiment import Experiment
+from labkit.engines.local_peers import Cohort
+from labkit.engines.peer import OnePeer
+from labkit.exchange import Message, Request
+from labkit.history.rows import Event
+from labkit.tree import Tree
+
+
+class Side(Protocol):
+    """How a rank's requests are answered, and what it knows of the run's rows."""
+
+    def answer(self, number: int, request: Request) -> Tree:
+        """The reply to the stacked requests of this rank's peers, at the end of round `number`."""
+
+    def heed(self, rate: float) -> None:
+        """Take this learning rate, if one is kept here."""
+
+    def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[Part]:
+        """The round is over; parts of rows that are known by now."""
+
+    def leave(self) -> Iterator[Part]:
+        """Ask nothing more, and wait until nobody asks this rank; the last parts of rows."""
+
+    def result(self) -> tuple[list[dict[str, Tensor]], list[list[int]]]:
+        """The states of the models that this rank answers for, and staleness by peer."""
+
+
+@loaders_closed()
+def train_apart(
+    experiment: Experiment, blocks: list[range], patience: float, every: float | None, on: str | None = None
+) -> Result:
+    """Train this rank's block of peers, heeding what the user wishes by itself."""
+    device = torch.device(on or ("cuda" if "nccl" in dist.get_backend_config() else "cpu"))
+    seat = Seat(experiment, blocks, dist.get_rank(), device, patience)
+    alone = max(map(len, blocks)) == 1 or not experiment.stackable
+    cohort = Cohort(experiment, seat.members, device, single=OnePeer if alone else None)
+    with ExitStack() as stack:
+        side: Side = (Central if central(experiment.algorithm) else Decentral)(seat, stack)
+        seat.start()
+        watch = Stopwatch(lambda: 0, seat.began)
+        reports = Reports(watch, every)
+        try:
+            for news in _rounds(seat, cohort, side, watch):
+                reports.add(news)
+        except ConnectionError:
+            seat.explain()
+            raise
+        reports.flush()
+        states, staleness = side.result()
+        return Result(states, watch.stretches[:MOST_STRETCHES], staleness)
+
+
+def _rounds(seat: Seat, cohort: Cohort, side: Side, watch: Stopwatch) -> Iterator[Part | Event]:
+    """All rounds of this rank's peers, until the last of the others has finished too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seat.experiment.seed + seat.members.start)
+        for number in range(1, seat.experiment.rounds + 1):
+            if not _proceed():
+                break
+            rates = wished_rates()
+            for event in cohort.heed(rates, number, seat.seconds):
+                side.heed(rates[-1])
+                yield event
+            begun, asked = _round(seat, cohort, side, number)
+            watch.stretches.append((begun, asked))
+            watch.lap(begun, asked, seat.seconds)
+            yield from side.finish(number, cohort.mean_losses(number))
+    yield from side.leave()
+
+
+def _round(seat: Seat, cohort: Cohort, side: Side, number: int) -> tuple[float, float]:
+    """One round of this rank's peers; when they began to compute, and had what they asked with."""
+    begun, asked = seat.seconds, []
+
+    def answer(message: Message) -> Tree:
+        asked.append(seat.seconds)
+        return side.answer(number, require_request(message if len(asked) == 1 else None, seat.experiment.algorithm))
+
+    cohort.begin(number)
+    cohort.round(cohort.joined(answer))
+    if not asked:
+        require_request(None, seat.experiment.algorithm)
+    cohort.end()
+    return begun, asked[0]
+
+
+def _proceed() -> bool:
+    """Wait while paused; False once the run is to stop."""
+    while (wished := wish()) is Wish.PAUSE:
+        sleep(HEED)
+    return wished is Wish.GO

@@ -1,0 +1,1 @@
+"""Distributed: peers on the workers of a cluster, messages as collectives."""

@@ -1,0 +1,90 @@
+"""Watching: pass up what the ranks of a run report, and down what the user wishes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from labkit.cluster.gang.launch import Gang
+from labkit.engines.control import Control, Wish
+from labkit.engines.distributed.reporting import Lap, Part
+from labkit.history.rows import Event, News, Report, Row, Stretch
+
+_POLL = 0.05  # seconds between two looks at the gang
+_PATIENCE = 5.0  # seconds a round may take to heed Stop before its group is closed under it
+_UNMATCHED = 256  # laps that some ranks have told of, and others may not yet
+
+
+def watch(gang: Gang, rows: Rows, report: Report, control: Control) -> None:
+    """Pass news up and wishes down until the gang is done."""
+    told: tuple[Wish, tuple[float, ...]] = Wish.GO, ()
+    since = monotonic()
+    while not gang.wait(_POLL):
+        for news in rows.complete(gang.events.drain()):
+            report(news)
+        gang.show()
+        wished = control.wish, control.rates
+        if wished != told:
+            since = since if wished[0] is told[0] else monotonic()
+            told = wished
+            gang.signal({"wish": int(wished[0]), "rates": list(wished[1])})
+        if told[0] is Wish.STOP and (monotonic() - since > _PATIENCE or not gang.started):
+            gang.stop()
+
+
+@dataclass
+class Rows:
+    """Puts what each rank tells of a round when it likes together to rows in order, and its laps to stretches."""
+
+    ranks: int
+    peers: int
+    together: bool  # whether the peers are tested as one
+    meet: bool = True  # whether the ranks meet at barriers
+    _parts: dict[int, dict[int, Part]] = field(default_factory=dict)
+    _laps: dict[int, dict[int, Lap]] = field(default_factory=dict)
+
+    def complete(self, told: list[dict[str, Any]]) -> list[News]:
+        """What happened, and the rows and stretches to which `told` brought the last missing part."""
+        for note in told:
+            for part in (Part(*fields) for fields in note.get("parts", ())):
+                self._parts.setdefault(part.round, {})[note["rank"]] = part
+        ready = sorted(number for number, parts in self._parts.items() if len(parts) == self.ranks)
+        rows = [self._row([parts for _, parts in sorted(self._parts.pop(number).items())]) for number in ready]
+        events = [Event(*fields) for note in told if note["rank"] == 0 for fields in note.get("events", ())]
+        return [*events, *rows, *self._stretches(told)]
+
+    def _row(self, parts: list[Part]) -> Row:
+        tested = parts[0].accuracies is not None
+        shares = tuple(share for part in parts for share in part.accuracies or ())
+        return Row(
+            parts[0].round,
+            tuple(loss for part in parts for loss in part.losses),
+            (shares[:1] if self.together else shares) if tested else None,
+            sum(part.sent for part in parts) / self.peers,
+            max(part.seconds for part in parts),
+            None if parts[0].peers is None else tuple(peer for part in parts for peer in part.peers or ()),
+            parts[0].learning_rate,
+        )
+
+    def _stretches(self, told: list[dict[str, Any]]) -> list[Stretch]:
+        """Everyone's laps to the same message: they have met when the last one has arrived."""
+        laps = [(note["rank"], Lap(*fields)) for note in told for fields in note.get("laps", ())]
+        if not self.meet:
+            return [Stretch(rank, lap.number, lap.begun, lap.arrived, None, lap.done) for rank, lap in laps]
+        for rank, lap in laps:
+            self._laps.setdefault(lap.number, {})[rank] = lap
+        whole = sorted(number for number, each in self._laps.items() if len(each) == self.ranks)
+        found = [met_at_last(self._laps.pop(number)) for number in whole]
+        for number in sorted(self._laps)[:-_UNMATCHED]:  # somebody has not kept these
+            del self._laps[number]
+        return [stretch for each in found for stretch in each]
+
+
+def met_at_last(laps: dict[int, Lap]) -> list[Stretch]:
+    """The stretches of all ranks up to one message, by rank."""
+    met = max(lap.arrived for lap in laps.values())
+    return [
+        Stretch(rank, lap.number, lap.begun, lap.arrived, min(met, lap.done), lap.done, lap.overlapped)
+        for rank, lap in sorted(laps.items())
+    ]

@@ -1,0 +1,299 @@
+"""Cohort: the peers that one process holds, in blocks that run one generator each, driven from barrier to barrier."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from labkit import tree
+from labkit.engines.batches import Examples, StackedStream, Stream
+from labkit.engines.checkpoint import Part, kept, moved, restore
+from labkit.engines.evaluation import accuracies, agreed, classes, server_model, trained
+from labkit.engines.experiment import Experiment, require_finite
+from labkit.engines.peer import Exchanged, OnePeer, Peers, Place
+from labkit.engines.rounds import Talk, answered, conduct
+from labkit.engines.shared_state import Commons
+from labkit.engines.stacked.block_size import block_key, block_size
+from labkit.engines.stacked.peers import StackedPeers
+from labkit.exchange import Message
+from labkit.history.rows import Event
+from labkit.tree import Tree
+
+Answer = Callable[[list[Message]], Sequence[Tree]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Peers that run one generator, the stream of their batches, and where they stand among those present, [K]."""
+
+    peers: Peers
+    stream: Stream | StackedStream
+    at: Tensor
+
+
+class Cohort:
+    """Those of the peers `members` that take part: each by itself, or in stacks of at most `most` peers of one kind.
+
+    Peers live as long as the run; a server's clients are made anew for each round. Where none of the members takes
+    part in a round, one of them goes through it as a ghost, whose messages are left out: its process still has to
+    receive the replies, by which it keeps up what all peers share.
+
+    They go on from a checkpoint, given the `parts` of it that the members are in.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        members: range,
+        device: torch.device,
+        most: int | None = None,
+        single: Callable[[Experiment, int, Place], OnePeer] | None = None,
+        parts: Sequence[Part] = (),
+    ) -> None:
+        self._experiment, self._members = experiment, members
+        self.commons = Commons.of(experiment.models[0] if experiment.alike else None, device)
+        self._place = Place(device, self.commons, {} if experiment.served else None)
+        self._examples = Examples(experiment.dataset, device, alone=len(members) == 1)
+        self._most, self._single = most, single
+        self._skeletons: dict[Any, nn.Module] = {}  # by kind
+        self._streams: dict[int, Any] = {}  # by client: its batches, or how many of them it was dealt
+        self._ghost = False
+        self.present: Sequence[int] = members
+        if parts:
+            self._go_on(parts)
+        self._blocks: list[Block] = [] if experiment.served else self._made(members)
+        self._order = self._order_of(self._blocks)
+        for block in self._blocks if parts else ():
+            restore(block.peers, [own for part in parts for own in part["blocks"]])
+
+    # -- a round
+
+    def begin(self, number: int) -> None:
+        """Get the peers ready that take part in round `number`."""
+        if self._experiment.served:
+            chosen = self._experiment.participants(number)
+            self.present = [k for k in chosen if k in self._members] if self.comes_and_goes else self._members
+            self._ghost = not self.present
+            self._blocks = self._made(self.present or self._members[:1])
+            self._order = self._order_of(self._blocks)
+        for block in self._blocks:
+            block.peers.begin(number)
+
+    def heed(self, rates: Sequence[float], number: int, seconds: float) -> list[Event]:
+        """Let the peers take over what was asked for last of these learning rates; what is to be told of it."""
+        return self._place.rate.heed(rates, number, seconds)
+
+    def round(self, answer: Answer) -> None:
+        """Run the round, the messages at each barrier being answered by `answer`, one reply for each block."""
+        conduct(self._talks(), answer)
+
+    def barriers(self, answer: Answer) -> Iterator[tuple[list[Message], Sequence[Tree]]]:
+        """The same, stopping at every barrier for whoever wants to see the messages there and the replies to them."""
+        return answered(self._talks(), answer)
+
+    def _talks(self) -> list[Talk]:
+        own = self._experiment.algorithm_of
+        return [own(block.peers.members[0]).round(block.peers, block.stream) for block in self._blocks]
+
+    def end(self) -> None:
+        """Take over what the round has written to the memories, once its losses were looked at."""
+        self.commons.commit([block.peers.shared for block in self._blocks])
+        if self._experiment.served and not self._ghost:
+            for block in self._blocks:
+                block.peers.state.put_back()
+            self._put_back_streams()
+
+    def joined(self, answer: Callable[[Message], Tree]) -> Answer:
+        """Let a function of one stacked message answer those of all blocks, their rows in the order of the peers."""
+
+        def answer_all(messages: list[Message]) -> list[Tree]:
+            stacked = messages if self._single is None else [message.lift() for message in messages]
+            one = type(stacked[0]).join(stacked, self._order)
+            if not self._ghost:
+                reply = answer(one)
+                return [_part(reply, block) for block in self._blocks]
+            reply = answer(one.none())
+            filled = tree.map(lambda leaf: leaf if len(leaf) else leaf.new_zeros(1, *leaf.shape[1:]), reply)
+            return [_part(filled, block) for block in self._blocks]  # the ghost is one block, of one peer
+
+        return answer_all
+
+    @property
+    def comes_and_goes(self) -> bool:
+        """Whether other peers are present in every round."""
+        return self._experiment.present < self._experiment.peers
+
+    @property
+    def who(self) -> tuple[int, ...] | None:
+        """Those present, for a history; None where everybody always is."""
+        return tuple(self.present) if self.comes_and_goes else None
+
+    # -- checkpoints
+
+    def kept(self) -> Part:
+        """All that decides how these peers go on, between two rounds."""
+        return {
+            "commons": self.commons.values,
+            "archive": self._place.archive or {},
+            "blocks": [] if self._experiment.served else [kept(block.peers) for block in self._blocks],
+            "streams": self._places(),
+            "rate": [self._place.rate.version, self._place.rate.value],
+        }
+
+    def _go_on(self, parts: Sequence[Part]) -> None:
+        """Take over what is not the peers' own; they find the rest when they are made."""
+        self.commons.load(moved(parts[0]["commons"], self._place.device))
+        self._place.rate.version, self._place.rate.value = parts[0]["rate"]
+        for part in parts:
+            self._streams |= {k: place for k, place in part["streams"].items() if k in self._members}
+            if self._place.archive is not None:
+                archive = moved(part["archive"], self._place.device)
+                self._place.archive.update({k: own for k, own in archive.items() if k in self._members})
+
+    def _places(self) -> dict[int, int]:
+        """How many batches each member was dealt."""
+        if self._experiment.served:
+            return {k: own if isinstance(own, int) else own.dealt for k, own in self._streams.items()}
+        each = [(block.peers.members, block.stream) for block in self._blocks]
+        return {
+            k: own.dealt - len(stream.ahead)
+            for members, stream in each
+            for k, own in zip(members, stream.indices, strict=True)
+        }
+
+    # -- what came of it
+
+    @property
+    def learning_rate(self) -> float:
+        """The first peer's, as it is now."""
+        return self._blocks[0].peers.learning_rate
+
+    @property
+    def exchanged(self) -> Exchanged | None:
+        """What tells of the exchange inside of a peer's backward pass, if there is one."""
+        return self._blocks[0].peers.exchanged
+
+    @property
+    def work(self) -> Tensor:
+        """What took those present their time in this round, in local steps, [K]."""
+        return self._in_order([block.peers.work for block in self._blocks])
+
+    def mean_losses(self, number: int) -> tuple[float, ...]:
+        """The mean losses of those present in round `number`; NaN for who took no step.
+
+        Raises DivergenceError for a loss that is not finite.
+        """
+        steps = self._in_order([block.peers.steps for block in self._blocks])
+        each = [torch.tensor(block.peers.mean_losses(), dtype=torch.float64) for block in self._blocks]
+        if self._ghost:
+            return ()
+        losses = self._in_order(each).tolist()
+        took = [at for at, count in enumerate(steps.tolist()) if count]
+        require_finite([losses[at] for at in took], number, [self.present[at] for at in took])
+        return tuple(losses)
+
+    def accuracies(self, inputs: Tensor, targets: Tensor, answer: Answer) -> tuple[float, ...]:
+        """The share of targets [N] that each peer gets right given inputs [N, …], or the one of all together.
+
+        A server's clients have one model; an algorithm with a `predict` generator lets the peers talk about it.
+        """
+        if self._experiment.served:
+            return accuracies(classes(server_model(self._experiment, self.commons), inputs).unsqueeze(0), targets)
+        predict = getattr(self._experiment.algorithm, "predict", None)
+        if predict is None:
+            return accuracies(self._in_order([block.peers.predicted(inputs) for block in self._blocks]), targets)
+        return accuracies(agreed(predict, [block.peers for block in self._blocks], inputs, answer), targets)
+
+    def model(self, peer: int) -> nn.Module:
+        """The trained model of a member, or the one that its server has."""
+        if self._experiment.served:
+            return trained(server_model(self._experiment, self.commons))
+        block = next(block for block in self._blocks if peer in block.peers.members)
+        return block.peers.model(block.peers.members.index(peer))
+
+    # -- inside
+
+    def _made(self, ids: Sequence[int]) -> list[Block]:
+        """The blocks of peers `ids`."""
+        if self._single is not None:
+            return [
+                Block(
+                    self._single(self._experiment, k, self._place),
+                    Stream(self._examples, self._stream(k)),
+                    torch.tensor([at]),
+                )
+                for at, k in enumerate(ids)
+            ]
+        kinds: dict[Any, list[int]] = defaultdict(list)
+        for at, k in enumerate(ids):
+            # an optimiser that counts its steps, as Adam does, counts them for a whole stack from round to round
+            steps = None if self._experiment.served else self._experiment.local_steps(k)
+            kinds[self._experiment.kind(k), steps].append(at)
+        blocks = []
+        for own in kinds.values():
+            most = self._most or self._measured([ids[at] for at in own])
+            for piece in (own[i : i + most] for i in range(0, len(own), most)):
+                members = [ids[at] for at in piece]
+                stream = StackedStream(self._examples, [self._stream(k) for k in members])
+                blocks.append(Block(self._stack(members), stream, torch.tensor(piece)))
+        return blocks
+
+    def _stack(self, ids: list[int]) -> StackedPeers:
+        kind = self._experiment.kind(ids[0])
+        if kind not in self._skeletons:
+            self._skeletons[kind] = self._experiment.fresh_model(ids[0]).to(self._place.device).train()
+        return StackedPeers(self._experiment, ids, self._place, self._skeletons[kind])
+
+    def _measured(self, ids: list[int]) -> int:
+        """How many of these peers, who are of one kind, to stack at once."""
+
+        def prepare(count: int) -> Callable[[], None]:
+            trial = self._stack(ids[:count])
+            stream = StackedStream(self._examples, [self._experiment.indices(k) for k in ids[:count]])
+            return lambda: trial.step(trial.loss(next(stream)))
+
+        first = ids[0]
+        example = self._experiment.dataset.trial()[0][0]
+        batch = self._experiment.batch_size, example.shape, example.dtype
+        training = self._experiment.training_key(first)
+        return block_size(
+            len(ids), block_key(self._experiment.model_of(first), batch, self._place.device, *training), prepare
+        )
+
+    def _stream(self, peer: int) -> Any:
+        """The peer's batches from where it stopped; of clients that seldom come only the place is kept."""
+        kept = self._streams.get(peer, 0)
+        return self._experiment.indices(peer, kept) if isinstance(kept, int) else kept
+
+    def _put_back_streams(self) -> None:
+        gone = self.comes_and_goes
+        for block in self._blocks:
+            ahead = len(block.stream.ahead)
+            for peer, stream in zip(block.peers.members, block.stream.indices, strict=True):
+                self._streams[peer] = stream.dealt - ahead if ahead or gone else stream
+
+    @staticmethod
+    def _order_of(blocks: list[Block]) -> Tensor | None:
+        """Which of the blocks' rows, one block after the other, is each peer's; None where they are in order."""
+        if not blocks:
+            return None
+        rows = torch.cat([block.at for block in blocks])
+        order = rows.argsort()
+        return None if torch.equal(order, torch.arange(len(order))) else order
+
+    def _in_order(self, parts: list[Tensor]) -> Tensor:
+        rows = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return rows if self._order is None else rows[self._order]
+
+
+def _part(reply: Tree, block: Block) -> Tree:
+    """The rows of the reply that belong to the block, or the one row that belongs to everybody."""
+    if block.peers.lead:
+        return tree.map(lambda leaf: leaf if len(leaf) == 1 else leaf[block.at], reply)
+    row = int(block.at)
+    return tree.map(lambda leaf: leaf[0 if len(leaf) == 1 else row], reply)

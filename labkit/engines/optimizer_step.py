@@ -1,0 +1,127 @@
+"""Descent: how an optimiser takes a step, with loss scaling, clipping and a schedule where they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from labkit.engines.experiment import Experiment
+from labkit.history.rows import Event
+
+_TINY = 1e-6  # torch.nn.utils.clip_grad_norm_ keeps away from a division by zero with it
+
+
+class Descent:
+    """The optimiser of one peer, or with `lead` = 1 of K stacked ones, and what goes with it from step to step.
+
+    The schedule moves on after each step that was taken: with loss scaling, a step whose gradients overflowed is not.
+    """
+
+    def __init__(self, experiment: Experiment, peer: int, params: Sequence[Tensor], lead: int) -> None:
+        self.optimizer = experiment.optimizer_of(peer)(list(params))
+        make = experiment.schedule
+        self.schedule: LRScheduler | None = None if make is None else make(self.optimizer)
+        fp16, device = experiment.precision == "fp16", params[0].device.type
+        self.scaler = torch.amp.GradScaler(device) if fp16 else None
+        self._params, self._lead, self._clip = list(params), lead, experiment.clip
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """A loss or gradient times the scale that keeps small gradients of half precision above zero."""
+        out: Tensor = x if self.scaler is None else self.scaler.scale(x)
+        return out
+
+    def unscaled(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The gradients of a loss that was not scaled, from those of the scaled one."""
+        if self.scaler is None:
+            return gradients
+        factor = 1 / self.scaler.get_scale()
+        return [gradient * factor for gradient in gradients]
+
+    def step(self) -> None:
+        """One step with the gradients of the parameters, which are those of the scaled loss."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self._clip is not None:
+            clip(self._params, self._clip, self._lead)
+        if self._step() and self.schedule is not None:
+            self.schedule.step()
+
+    def _step(self) -> bool:
+        """Whether the optimiser took the step."""
+        if self.scaler is None:
+            self.optimizer.step()
+            return True
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return bool(self.scaler.get_scale() >= before)  # it becomes smaller after an overflow, and never else
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Go on with this learning rate; a schedule goes on from it, as if it had led there."""
+        for group in self.optimizer.param_groups:
+            now = float(group["lr"])
+            if "initial_lr" in group:
+                group["initial_lr"] = float(group["initial_lr"]) * (rate / now if now else 1.0)
+            group["lr"] = rate
+        if self.schedule is not None:
+            self.schedule.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+
+    # -- what a checkpoint holds of it
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of optimiser, schedule and scaler, by name."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_state_dict(self, states: dict[str, Any]) -> None:
+        """Go on where these states were taken."""
+        for name, part in self._parts().items():
+            part.load_state_dict(states[name])
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+def clip(params: Sequence[Tensor], most: float, lead: int) -> None:
+    """g ← g · min(1, c / ‖g‖) with ‖g‖ over all parameters, of each stacked peer its own (arXiv:1211.5063, Alg. 1).
+
+    Gradients are replaced and not changed, for peers of one process may have received the same tensors.
+    """
+    with_gradient = [p for p in params if p.grad is not None]
+    gradients = [p.grad for p in with_gradient if p.grad is not None]
+    if not gradients:
+        return
+    squares = [g.reshape(*g.shape[:lead], -1).square().sum(-1) for g in gradients]  # [] or [K] each
+    factor = (most / (torch.stack(squares).sum(0).sqrt() + _TINY)).clamp(max=1.0)
+    for p, g in zip(with_gradient, gradients, strict=True):
+        p.grad = g * factor.reshape(*factor.shape, *(1,) * (g.dim() - lead))
+
+
+# -- LearningRate: the one that the user asks for while a run goes on, heeded between two rounds.
+
+
+class LearningRate:
+    """The rate that was asked for last; optimisers that are made before or after it alike take it over.
+
+    `version` counts the rates that were heeded: peers that know an older one take `value` over as their round begins.
+    """
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+        self.version = 0
+
+    def heed(self, rates: Sequence[float], round: int, seconds: float) -> list[Event]:
+        """Hold from round `round` on what was asked for last of `rates`; what is to be told, if that is new."""
+        if len(rates) <= self.version:
+            return []
+        self.value, self.version = rates[-1], len(rates)
+        return [Event(round, seconds, words(rates[-1]))]
+
+
+def words(rate: float) -> str:
+    """What a history says of it."""
+    return f"learning rate set to {rate:g}"

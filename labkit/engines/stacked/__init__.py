@@ -1,0 +1,1 @@
+"""Stacked: many peers as one tensor with a leading peer dimension."""

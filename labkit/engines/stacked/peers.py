@@ -1,0 +1,206 @@
+"""Stacked: K peers as one, every tensor with a leading peer dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from labkit.algorithms.base import Batch
+from labkit.engines.evaluation import trained
+from labkit.engines.experiment import Experiment
+from labkit.engines.peer import Peers, Place
+from labkit.engines.stacked.forward import StackedModel, stacked_loss, stacked_losses
+from labkit.errors import ModelError
+
+# Their update of one number looks at that number's own history only, so K peers stacked are K optimisers.
+ELEMENTWISE = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.Adamax,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.RMSprop,
+    torch.optim.Rprop,
+    torch.optim.ASGD,
+)
+_EVALUATED_AT_ONCE = 1 << 22  # inputs × peers in one forward pass of an evaluation
+
+
+class StackedPeers(Peers):
+    """Peers of one kind as one: parameters [K, …], batches [K, B, …], losses [K].
+
+    The forward pass is vmap(functional_call); the backward pass is autograd on the sum of the K losses, whose
+    gradient with respect to peer k's parameters is that of peer k's loss alone. `skeleton` is a module of their kind
+    on their device, which lends its layers and keeps its own weights.
+    """
+
+    lead = 1
+
+    def __init__(self, experiment: Experiment, ids: Sequence[int], place: Place, skeleton: nn.Module) -> None:
+        self.net = skeleton
+        self._buffers = _kept(experiment, ids, skeleton, place.device)
+        self.ids = torch.tensor(ids)
+        self.examples = torch.tensor([float(experiment.examples(k)) for k in ids], device=place.device)
+        super().__init__(experiment, ids, place, _start(experiment, ids, place))
+        require_elementwise(self.descent.optimizer)
+        self._forward = StackedModel(skeleton, [*self._named, *self._buffers])
+        self._mean_loss, self._each_loss = stacked_loss(experiment.loss), stacked_losses(experiment.loss)
+        self._active: NDArray[np.bool_] | None = None  # who still has local work to do in this round; None: everybody
+        self._worked: list[NDArray[np.bool_] | None] = []  # and who had at each step
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return self._named | self._buffers
+
+    # -- forward
+
+    def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
+        rows = len(self)
+        if params is not None and not self._buffers:  # what is the same for all is computed once
+            rows = max(len(inputs), *(len(p) for p in params.values()))
+        named = self._named if params is None else {n: p.expand(rows, *p.shape[1:]) for n, p in params.items()}
+        shared = len(inputs) != rows  # one batch for all
+        with self._casting():
+            out = self._forward(named | self._buffers, inputs[0] if shared else inputs, shared=shared)
+        return self._wide(out)  # [K, B, C], or [1, B, C]
+
+    def loss(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
+        inputs, targets = batch
+        outputs = self.logits(inputs) if logits is None else logits
+        with self._casting():
+            losses = self._mean_loss(outputs, targets)  # [K]
+        self._record(losses)
+        return losses
+
+    def losses(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
+        inputs, targets = batch
+        outputs = self.logits(inputs) if logits is None else logits
+        with self._casting():
+            losses = self._each_loss(outputs, targets)  # [K, B]
+        self._record(losses.mean(-1))
+        return losses
+
+    def _record(self, losses: Tensor) -> None:
+        self._losses.append(losses.detach())
+        self._worked.append(self._active)
+
+    @property
+    def public(self) -> Iterator[Tensor]:
+        if self._public is None:
+            batches = self._experiment.public_batches(self.number, self._place.device)
+            self._public = (x.unsqueeze(0) for x in batches)
+        return self._public
+
+    # -- backward
+
+    def _update(self) -> None:
+        if self._active is None:
+            self.descent.step()
+            return
+        before = [(leaf, leaf.detach().clone()) for leaf in self._rows()]
+        self.descent.step()
+        active = torch.from_numpy(self._active).to(self._place.device)
+        with torch.no_grad():
+            for leaf, old in before:
+                leaf.copy_(torch.where(active.reshape(-1, *(1,) * (leaf.dim() - 1)), leaf, old))
+
+    def _rows(self) -> list[Tensor]:
+        """Everything that an optimiser's step changes and that has a row for each peer."""
+        params = list(self._named.values())
+        kept = [value for state in self.descent.optimizer.state.values() for value in state.values()]
+        return params + [it for it in kept if isinstance(it, Tensor) and it.dim() and len(it) == len(self)]
+
+    # -- local work
+
+    def local(self, batches: Any, every: int, epochs: int | None = None) -> Iterator[Batch]:
+        steps = every if epochs is None else epochs * batches.per_epoch  # [K]
+        together = int(np.min(steps))  # steps that everybody takes
+        batches.deal_ahead(together)
+        try:
+            for _ in range(together):
+                yield next(batches)
+            for step in range(together, int(np.max(steps))):
+                self._active = np.greater(steps, step)
+                yield batches.deal(self._active)
+        finally:
+            self._active = None
+
+    def local_steps(self, every: int, epochs: int | None = None) -> float | Tensor:
+        passes = [float(every if epochs is None else epochs * self._experiment.per_epoch(k)) for k in self.members]
+        return torch.tensor(passes, device=self._place.device)
+
+    @property
+    def steps(self) -> Tensor:
+        everybody = np.ones(len(self), dtype=np.int64)
+        return torch.from_numpy(sum((everybody if w is None else w for w in self._worked), 0 * everybody))
+
+    def mean_losses(self) -> tuple[float, ...]:
+        if not self._losses:
+            return (float("nan"),) * len(self)
+        losses = torch.stack(self._losses)  # [steps, K]
+        if any(worked is not None for worked in self._worked):
+            everybody = np.ones(len(self), dtype=bool)
+            stacked = np.stack([everybody if who is None else who for who in self._worked])
+            worked = torch.from_numpy(stacked).to(losses.device)
+            means = losses.masked_fill(~worked, 0.0).sum(0) / worked.sum(0)
+        else:
+            means = losses.mean(0)
+        self._losses.clear()
+        self._worked.clear()
+        return tuple(means.tolist())
+
+    # -- results
+
+    def predicted(self, inputs: Tensor) -> Tensor:
+        size = max(1, _EVALUATED_AT_ONCE // (len(self) * max(1, inputs[0].numel())))
+        with self.evaluating():
+            return torch.cat([self.logits(x.unsqueeze(0)).argmax(-1) for x in torch.split(inputs, size)], dim=1)
+
+    def model(self, k: int = 0) -> nn.Module:
+        model = self._experiment.fresh_model(self.members[k])
+        named = dict(model.named_parameters()) | dict(model.named_buffers())
+        with torch.no_grad():
+            for name, stack in (self._named | self._buffers).items():
+                named[name].copy_(stack[k])
+        return trained(model)
+
+
+def _start(experiment: Experiment, ids: Sequence[int], place: Place) -> dict[str, Tensor]:
+    """The parameters [K, …] that the peers start from: what all share, or each its own model's."""
+    common: Any = place.commons.values.get("params")
+    if common is not None:
+        return {n: p.expand(len(ids), *p.shape).clone().requires_grad_() for n, p in common.items()}
+    each = [dict(experiment.model_of(k).named_parameters()) for k in ids]
+    return {
+        name: torch.stack([own[name].detach() for own in each]).to(place.device).requires_grad_()
+        for name, p in each[0].items()
+        if p.requires_grad
+    }
+
+
+def _kept(experiment: Experiment, ids: Sequence[int], skeleton: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """What is not trained, [K, …]: running statistics, and where each peer has a model of its own, what is frozen."""
+    if experiment.alike:
+        return {n: buffer.expand(len(ids), *buffer.shape).clone() for n, buffer in skeleton.named_buffers()}
+    own = [
+        dict(it.named_buffers()) | {n: p for n, p in it.named_parameters() if not p.requires_grad}
+        for it in map(experiment.model_of, ids)
+    ]
+    return {n: torch.stack([each[n].detach() for each in own]).to(device) for n in own[0]}
+
+
+def require_elementwise(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ModelError for an optimiser that would mix stacked peers."""
+    if type(optimizer) not in ELEMENTWISE:
+        raise ModelError(
+            f"{type(optimizer).__name__} is not known to update each number by itself, so stacked peers would mix: "
+            f"use one of {', '.join(o.__name__ for o in ELEMENTWISE)}, or train with one peer per worker (on=lab)."
+        )

@@ -1,0 +1,1 @@
+"""History: what a run has measured, in rows, files and lanes."""

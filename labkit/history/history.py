@@ -1,0 +1,147 @@
+"""History: what a training run measured, round by round, and the models it made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from labkit.errors import Stopped
+from labkit.history import files as archive
+from labkit.history.rows import Event as Event
+from labkit.history.rows import News
+from labkit.history.rows import Row as Row
+from labkit.history.tensorboard import Board
+from labkit.plots.learning_curves import learning_curves
+from labkit.plots.panel import Picture
+from labkit.text import Table, amount
+
+
+@dataclass
+class History:
+    """The rows of a run as they came in, and at its end the trained models: one per peer, or the server's only one.
+
+    `timeline` is a Timeline of the peers' work between messages where one was kept: predicted by the virtual clock, or
+    measured on real workers.
+    `staleness` [n, rounds], of asynchronous peers, is how many of the server's updates each push had not seen, or how
+    often others had changed a peer's own parameters since its round began.
+    `clock` says whose seconds these are ("wall", measured; or "virtual", computed from link and speeds), `ledger`
+    whether the bytes were counted on the wire ("measured") or by the messages' formula ("formula").
+    `events` are what happened to it on the way: the learning rate was changed, a worker was lost.
+    `settings` are what the run was asked to do, as plain data from which it can be done again with the same models and
+    data, and `versions` those of what computed.
+    """
+
+    algorithm: str
+    engine: str
+    peers: int
+    clock: str = "wall"
+    ledger: str = "formula"
+    rows: list[Row] = field(default_factory=list)
+    models: Sequence[Any] = field(default_factory=list, repr=False)
+    timeline: Any = field(default=None, repr=False)
+    staleness: Any = field(default=None, repr=False)
+    stopped: bool = False
+    events: list[Event] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict, repr=False)
+    versions: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def take(self, news: News) -> None:
+        """Keep a row or an event; of rounds that are done again, the new rows replace the old ones."""
+        if isinstance(news, Event):
+            self.events.append(news)
+        elif isinstance(news, Row):
+            while self.rows and self.rows[-1].round >= news.round:
+                self.rows.pop()
+            self.rows.append(news)
+
+    @property
+    def final(self) -> Row:
+        """The last round that was evaluated, or the last of all when none was; Stopped before there is any."""
+        if not self.rows:
+            raise Stopped("No round is finished, so there is no final one: wait for the run, or let it go on longer.")
+        evaluated = [row for row in self.rows if row.accuracies is not None]
+        return (evaluated or self.rows)[-1]
+
+    @property
+    def bytes(self) -> float:
+        """Bytes that one peer sent in the whole run."""
+        return self.rows[-1].bytes if self.rows else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole run, on the run's clock."""
+        return self.rows[-1].seconds if self.rows else 0.0
+
+    def curve(self, what: str) -> tuple[list[int], list[tuple[float, ...]]]:
+        """Rounds, and each peer's "losses" or "accuracies" in them, where they were measured."""
+        known = [(row.round, getattr(row, what)) for row in self.rows]
+        if any(row.peers is not None for row in self.rows):  # others in every round: only their mean is a line
+            known = [(at, values if values is None else (fmean(values),)) for at, values in known]
+        return [at for at, values in known if values is not None], [v for _, v in known if v is not None]
+
+    def table(self) -> Table:
+        """The rounds that were evaluated (all where none was): loss, accuracy, bytes, seconds, learning rate."""
+        rows = [row for row in self.rows if row.accuracies is not None] or self.rows
+        changes = len({row.learning_rate for row in self.rows}) > 1
+        head = ["round", "loss", "accuracy", "sent per peer", "seconds", *["learning rate"] * changes]
+        return Table(head, [_words(row)[: len(head)] for row in rows])
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write a line for each round: the means, then each peer's loss and accuracy; empty where not measured.
+
+        The file appears whole, or not at all.
+        """
+        archive.write(path, archive.to_csv(self))
+
+    def to_json(self, path: str | Path) -> None:
+        """Write everything but the models and the timeline, for `from_json`; the models are saved by `torch.save`.
+
+        The file appears whole, or not at all.
+        """
+        archive.write(path, archive.to_json(self))
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> History:
+        """The history that `to_json` wrote, without models and timeline; DataError where there is none."""
+        return cls(**archive.read(path))
+
+    def to_tensorboard(self, folder: str | Path) -> None:
+        """Write the rows and events to `folder` as TensorBoard reads them; `Run.tensorboard` follows a run.
+
+        Raises MissingPackage where tensorboard is not installed.
+        """
+        Board(folder, self).close()
+
+    def plot(self) -> Picture:
+        """Training loss and test accuracy over the rounds: each peer's, and their mean."""
+        return self.picture(title=f"{self.algorithm}, {self.peers} peers, {self.engine} engine")
+
+    def picture(self, rounds: int | None = None, title: str = "") -> Picture:
+        """The learning curves so far, on an axis of `rounds` rounds."""
+        return learning_curves(
+            self.curve("losses"), self.curve("accuracies"), rounds=rounds, title=title, note="measured"
+        )
+
+    def __repr__(self) -> str:
+        if not self.rows:
+            return f"History: {self.algorithm}, {self.peers} peers, no round finished yet"
+        accuracy = self.final.accuracy
+        reached = "not evaluated" if accuracy is None else f"test accuracy {accuracy:.1%}"
+        ended = "stopped after" if self.stopped else "after"
+        return (
+            f"History: {self.algorithm}, {self.peers} peers, {ended} {len(self.rows)} rounds {reached}, "
+            f"{_megabytes(self.bytes)} sent per peer"
+        )
+
+
+def _words(row: Row) -> list[str]:
+    accuracy = "–" if row.accuracy is None else f"{row.accuracy:.1%}"
+    rate = "–" if row.learning_rate is None else f"{row.learning_rate:.4g}"
+    return [str(row.round), f"{row.loss:.4f}", accuracy, amount(row.bytes), f"{row.seconds:.3f}", rate]
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:.2f} MB"

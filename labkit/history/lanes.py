@@ -1,0 +1,105 @@
+"""Lanes: when each worker or peer of a run computed, waited and communicated, over the last messages."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import pairwise
+
+from labkit.history.rows import Stretch
+from labkit.plots.bars import Bar, gantt
+from labkit.plots.panel import Picture
+
+MOST_LANES = 16  # shown, and told of
+PERIOD, BURST = 0.25, 32  # of the stretches that begin in a period of so many seconds, so many are told of
+_SHOWN = 16  # messages in a picture
+
+
+class Bursts:
+    """Which of the stretches of one lane are told of: in every period the first ones, so that some stand in a row."""
+
+    def __init__(self) -> None:
+        self._period, self._told = -1, 0
+
+    def tells(self, seconds: float) -> bool:
+        """Whether one that begins at this moment is told of."""
+        period = int(seconds / PERIOD)
+        if period != self._period:
+            self._period, self._told = period, 0
+        self._told += 1
+        return self._told <= BURST
+
+
+class Lanes:
+    """The last stretches of each lane; `who` is what the lanes are called, `clock` whose seconds theirs are."""
+
+    def __init__(self, who: str, clock: str) -> None:
+        self.who, self._clock = who, clock
+        self._lanes: dict[int, deque[Stretch]] = {}
+
+    def add(self, stretch: Stretch) -> None:
+        """Keep a stretch, if its lane is one that is shown."""
+        if stretch.lane < MOST_LANES:
+            self._lanes.setdefault(stretch.lane, deque(maxlen=2 * BURST)).append(stretch)
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def picture(self, names: Sequence[str] = (), count: int = 0) -> Picture | None:
+        """The lanes over the last messages that stand in a row; None before there are any.
+
+        `names` are those of the lanes, `count` is how many there are, shown or not.
+        """
+        rows = {lane: _in_a_row(list(kept)) for lane, kept in sorted(self._lanes.copy().items())}
+        if not any(rows.values()):
+            return None
+        newest = max((kept for kept in rows.values() if kept), key=lambda kept: kept[-1].done)
+        lanes = {lane: [it for it in kept if it.done > newest[0].begun] for lane, kept in rows.items()}  # of this time
+        every = [stretch for kept in lanes.values() for stretch in kept]
+        zero = min(stretch.begun for stretch in every)
+        shown = [names[lane] if lane < len(names) else f"{self.who} {lane}" for lane in lanes]
+        bars = [bar for row, kept in enumerate(lanes.values()) for stretch in kept for bar in _bars(row, stretch, zero)]
+        return gantt(
+            [bar for bar in sorted(bars, key=lambda bar: _ORDER.index(bar.kind)) if bar.end > bar.start],
+            shown,
+            title=self._title(max(map(len, lanes.values())), max(count, len(lanes)), len(lanes)),
+            note=self._note(every),
+            alt=f"When {len(lanes)} {self.who}s computed, waited and communicated",
+        )
+
+    def _title(self, messages: int, count: int, shown: int) -> str:
+        some = "" if shown == count else f" ({shown} of {count:,} {self.who}s)"
+        return f"The {self.who}s' last {messages} messages{some}"
+
+    def _note(self, stretches: Sequence[Stretch]) -> str:
+        note = "predicted by the virtual clock" if self._clock == "virtual" else "measured"
+        if any(stretch.overlapped for stretch in stretches):
+            note += "; of DDP's overlapped exchange, what sticks out"
+        if any(stretch.met is None for stretch in stretches):
+            note += "; to communicate is to ask and to wait for the answer"
+        return note
+
+
+_ORDER = ("compute", "wait", "communicate")
+
+
+def _bars(row: int, it: Stretch, zero: float) -> list[Bar]:
+    compute = Bar(row, it.begun - zero, it.arrived - zero)
+    if it.met is None:
+        return [compute, Bar(row, it.arrived - zero, it.done - zero, None, "communicate")]
+    return [
+        compute,
+        Bar(row, it.arrived - zero, it.met - zero, None, "wait"),
+        Bar(row, it.met - zero, it.done - zero, None, "communicate"),
+    ]
+
+
+def _in_a_row(kept: list[Stretch]) -> list[Stretch]:
+    """The last ones of the longest row of successive stretches, of several such rows the last."""
+    best: list[Stretch] = []
+    row: list[Stretch] = kept[:1]
+    for before, now in pairwise(kept):
+        if now.number != before.number + 1:
+            best, row = (row if len(row[-_SHOWN:]) >= len(best[-_SHOWN:]) else best), []
+        row.append(now)
+    return (row if len(row[-_SHOWN:]) >= len(best[-_SHOWN:]) else best)[-_SHOWN:]

@@ -1,0 +1,69 @@
+"""Board: a run in the files that TensorBoard reads, written by torch's SummaryWriter."""
+
+from __future__ import annotations
+
+import json
+from math import isnan
+from pathlib import Path
+from time import time
+from typing import TYPE_CHECKING
+
+from labkit.errors import MissingPackage
+from labkit.history.rows import Event, News, Row
+
+if TYPE_CHECKING:
+    from labkit.history.history import History
+
+
+_EACH = 16  # peers whose own curves are written
+_FLUSH = 2  # seconds after which TensorBoard sees what is new
+
+
+class Board:
+    """The rows and events of a run in `folder`: what `history` has, and what is taken until the board is closed.
+
+    Raises MissingPackage where tensorboard is not installed.
+    """
+
+    def __init__(self, folder: str | Path, history: History) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingPackage(
+                "torch writes for TensorBoard with the help of its package, which is not installed: pip install "
+                "tensorboard."
+            ) from error
+        self._writer = SummaryWriter(str(folder), flush_secs=_FLUSH)
+        self._began = time() - history.seconds
+        settings = json.dumps(history.settings | {"versions": history.versions}, indent=2)
+        self._text("settings", "\n".join(f"    {line}" for line in settings.splitlines()), 0, 0.0)
+        known: list[News] = [*history.rows, *history.events]
+        for news in known:
+            self.take(news)
+
+    def take(self, news: News) -> None:
+        """Write a row's losses, accuracies, bytes and learning rate, or an event's words."""
+        if isinstance(news, Event):
+            self._text("events", news.text, news.round, news.seconds)
+        elif isinstance(news, Row):
+            self._curves("loss", news.loss, news.losses if news.peers is None else (), news)
+            if news.accuracy is not None and news.accuracies is not None:
+                self._curves("accuracy", news.accuracy, news.accuracies, news)
+            self._curves("bytes sent per peer", news.bytes, (), news)
+            if news.learning_rate is not None:
+                self._curves("learning rate", news.learning_rate, (), news)
+
+    def close(self) -> None:
+        """Write what is left, and end."""
+        self._writer.close()
+
+    def _curves(self, what: str, mean: float, each: tuple[float, ...], row: Row) -> None:
+        points = {what: mean}
+        if 1 < len(each) <= _EACH:
+            points |= {f"{what}/peer {k}": value for k, value in enumerate(each)}
+        for tag, value in points.items():
+            if not isnan(value):
+                self._writer.add_scalar(tag, value, row.round, self._began + row.seconds)
+
+    def _text(self, tag: str, text: str, round: int, seconds: float) -> None:
+        self._writer.add_text(tag, text, round, self._began + seconds)

@@ -1,0 +1,1 @@
+"""Plots: pictures of bars, lanes, curves and frontiers, drawn by matplotlib."""

@@ -1,0 +1,105 @@
+"""Text: tables, plurals, bytes and seconds as people write them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+@dataclass(frozen=True, repr=False)
+class Table:
+    """Rows of words below a `head`.
+
+    >>> Table(["round", "loss"], [["1", "2.30"], ["10", "0.51"]])
+    round  loss
+        1  2.30
+       10  0.51
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __repr__(self) -> str:
+        lines = [self.head, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{escape(word)}</th>" for word in self.head)
+        rows = ("".join(f"<td>{escape(word)}</td>" for word in row) for row in self.rows)
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def remaining(seconds: float) -> str:
+    """How long it still takes, as people say it.
+
+    >>> remaining(0.4), remaining(75), remaining(7500)
+    ('1 s left', '1 min 15 s left', '2 h 5 min left')
+    """
+    whole = max(1, round(seconds))
+    if whole < 60:
+        return f"{whole} s left"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s left"
+    return f"{whole // 3600} h {whole % 3600 // 60} min left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people write them, in the unit that reads best.
+
+    >>> duration(0.0123), duration(9.666), duration(12345)
+    ('12.3 ms', '9.67 s', '12,300 s')
+    """
+    scale, unit = unit_for(seconds)
+    rounded = float(f"{seconds * scale:.3g}")
+    return f"{rounded:,.0f} {unit}" if rounded >= 100 else f"{rounded:g} {unit}"
+
+
+def unit_for(seconds: float) -> tuple[float, str]:
+    """By what to multiply seconds of this size, and the unit that makes."""
+    if seconds >= 0.1 or seconds == 0:
+        return 1.0, "s"
+    return (1e3, "ms") if seconds >= 1e-4 else (1e6, "µs")
+
+
+def amount(nbytes: float) -> str:
+    """Bytes as people write them, in the unit that reads best (powers of ten, as of a link's bandwidth).
+
+    >>> amount(19_240), amount(5e6), amount(0)
+    ('19.2 kB', '5 MB', '0 B')
+    """
+    scale, unit = next((pair for pair in _UNITS if nbytes >= 0.9995 * pair[0]), (1.0, "B"))
+    return f"{float(f'{nbytes / scale:.3g}'):g} {unit}"
+
+
+def some(number: int, noun: str) -> str:
+    """How many there are of something.
+
+    >>> some(1, "worker"), some(10_000, "worker")
+    ('1 worker', '10,000 workers')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def name_all(things: Sequence[Any] | NDArray[Any], most: int = 12) -> str:
+    """Name every thing, or the first `most` of them and how many more there are.
+
+    >>> name_all(range(3)), name_all(range(1000), most=2)
+    ('0, 1, 2', '0, 1 and 998 more')
+    """
+    named = ", ".join(short(thing) for thing in things[:most])
+    return named if len(things) <= most else f"{named} and {len(things) - most:,} more"
+
+
+def short(thing: Any) -> str:
+    """A thing in at most sixty characters."""
+    text = repr(thing.item() if isinstance(thing, np.generic) else thing)
+    return text if len(text) <= 60 else text[:57] + "..."

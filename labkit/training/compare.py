@@ -1,0 +1,269 @@
+"""compare: several algorithms on the same data, seed and budget; accuracy against bytes against seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import nan
+from typing import Any, Unpack, cast
+
+import torch
+
+from labkit.algorithms import Algorithm
+from labkit.costs.pareto import pareto
+from labkit.data import Dataset
+from labkit.engines.clock import Timed, seconds_per_step
+from labkit.engines.control import Wish
+from labkit.engines.experiment import Engine, Experiment
+from labkit.errors import LabkitError, SettingError
+from labkit.history.history import History
+from labkit.history.rows import News, Stretch
+from labkit.plots.frontier import Trail, draw
+from labkit.plots.panel import Picture
+from labkit.text import amount, duration
+from labkit.training.background import Background
+from labkit.training.plan import Models, Settings, evaluated, plan, require_whole
+from labkit.training.run import blank, carry_out
+
+_OWN = ("algorithm", "model", "optimizer", "loss", "public", "shards", "on")  # what an entry may set for itself
+
+
+def compare(
+    algorithms: Mapping[str, Algorithm | Sequence[Algorithm] | Mapping[str, Any]],
+    model: Models | Sequence[Models],
+    dataset: Dataset,
+    *,
+    steps: int = 200,
+    **settings: Unpack[Settings],
+) -> Comparison:
+    """Train by each of the named algorithms in turn, with the same data, seed and budget; returns at once.
+
+    The budget is `steps` gradient steps per peer: an algorithm that takes `every` of them in a round has steps / every
+    rounds, rounded down, but at least one; where only a share of the peers takes part, as many more rounds as it takes
+    until a peer has taken so many steps on average. `settings` are those of `labkit.train`. A value of `algorithms`
+    may also be a dict with an "algorithm" and what else is different for it: "model", "optimizer", "loss", "public",
+    "shards" or "on".
+
+    Raises SettingError, ModelError, DataError or LabClosed, naming the entry, before anything runs.
+
+    >>> import labkit as lk, torch
+    >>> some = {"every step": lk.algorithms.AllReduce(), "every 8 steps": lk.algorithms.LocalSGD(8)}
+    >>> done = lk.compare(some, lambda: torch.nn.Linear(64, 10), lk.data.load("digits"), steps=80).result()
+    >>> done.histories["every step"].bytes / done.histories["every 8 steps"].bytes
+    8.0
+    """
+    require_whole("steps", steps)
+    if not isinstance(algorithms, Mapping) or not algorithms:
+        raise SettingError(
+            'There is nothing to compare: give algorithms by name, such as {"DDP": lk.algorithms.AllReduce()}.'
+        )
+    entries = {
+        name: _entry(name, given, {"model": model, **settings}, dataset, steps) for name, given in algorithms.items()
+    }
+    peers = {name: entry.experiment.peers for name, entry in entries.items()}
+    if len(set(peers.values())) > 1:
+        listed = ", ".join(f"{name!r} {count}" for name, count in peers.items())
+        raise SettingError(f"The entries have different numbers of peers ({listed}): give peers=… for all of them.")
+    return Comparison(entries, steps)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One algorithm's training, planned; and what decides how long one of its steps takes."""
+
+    engine: Engine
+    experiment: Experiment
+    work: tuple[int, ...]
+
+    @property
+    def steps(self) -> float:
+        """Gradient steps that a peer takes in all, on average."""
+        return self.experiment.rounds * self.experiment.steps_per_round
+
+
+def _entry(name: str, given: Any, common: Mapping[str, Any], dataset: Dataset, steps: int) -> Entry:
+    """One entry with as many rounds as the budget pays for."""
+    own = dict(given) if isinstance(given, Mapping) else {"algorithm": given}
+    if unknown := set(own) - set(_OWN):
+        raise SettingError(
+            f"{name!r} sets {', '.join(sorted(unknown))} for itself: an entry may have {', '.join(_OWN)}, and all "
+            "else is the same for everyone."
+        )
+    if "algorithm" not in own:
+        raise SettingError(f'{name!r} has no algorithm: give {{"algorithm": lk.algorithms.AllReduce(), …}}.')
+    both = {**common, **own}
+    model, algorithm = both.pop("model"), both.pop("algorithm")
+    work = tuple(id(part) for part in (model, both.get("optimizer"), both.get("loss")))
+    try:
+        engine, experiment = plan(model, dataset, algorithm, **cast(Any, both), rounds=1)
+    except LabkitError as error:
+        raise named(error, name) from error
+    rounds = max(1, int(steps / experiment.steps_per_round + 1e-9))
+    seldom = common.get("evaluate_every") or evaluated(rounds)
+    return Entry(engine, replace(experiment, rounds=rounds, evaluate_every=seldom), work)
+
+
+class Comparison(Background):
+    """Several trainings, one after the other: `.result()` to wait, `.stop()`, `.plot()`, `.frontier()`, `.histories`.
+
+    As the last line of a cell it draws itself and keeps the picture live. `histories` has each algorithm's History by
+    name, as far as it has come; `errors` what made one fail, the others go on. `steps` is the budget.
+    """
+
+    def __init__(self, entries: Mapping[str, Entry], steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.histories: dict[str, History] = {name: blank(it.engine, it.experiment) for name, it in entries.items()}
+        self.errors: dict[str, BaseException] = {}
+        self._entries = dict(entries)
+        self._now = next(iter(entries))
+        self._step_seconds: dict[tuple[Any, ...], float] = {}
+        self._start()
+
+    def result(self, timeout: float | None = None) -> Comparison:
+        """Wait for the end and return the comparison itself, or raise TimeoutError after `timeout` s.
+
+        Raises what made an entry fail, once the others are through; their histories are kept. An interrupt stops it.
+        """
+        self._wait(timeout)
+        return self
+
+    def frontier(self, against: str = "bytes") -> tuple[str, ...]:
+        """The names that no other beats in accuracy for no more "bytes" (or "seconds"), the cheapest first.
+
+        Raises SettingError for another cost.
+        """
+        if against not in ("bytes", "seconds"):
+            raise SettingError(f'against={against!r} is no cost here: give "bytes" or "seconds".')
+        ends = {name: it.final for name, it in self.histories.items() if it.rows}
+        gains = [nan if row.accuracy is None else row.accuracy for row in ends.values()]
+        best = pareto([getattr(row, against) for row in ends.values()], gains)
+        return tuple(list(ends)[k] for k in best)
+
+    def plot(self) -> Picture:
+        """Accuracy against bytes per peer and against seconds: each algorithm's curve and end, and the frontiers."""
+        histories = self.histories.values()
+        return draw(
+            [_trail(name, history) for name, history in self.histories.items()],
+            title=self._title,
+            bytes_are=" or ".join(dict.fromkeys(_ledger(history) for history in histories)),
+            seconds_are=" or ".join(dict.fromkeys(_clock(history) for history in histories)),
+        )
+
+    # -- as any work in the background
+
+    def _work(self) -> None:
+        for name, entry in self._entries.items():
+            self._now = name
+            if self._control.wish is Wish.STOP:
+                return
+            try:
+                engine = self._on_one_clock(entry)
+                carry_out(engine, entry.experiment, self.histories[name], partial(self._heard, name), self._control)
+            except Exception as error:  # noqa: BLE001  kept for result(); the others are worth having
+                self.errors[name] = named(error, name)
+        if self.errors:
+            raise next(iter(self.errors.values()))
+
+    def _heard(self, name: str, news: News) -> None:
+        self.histories[name].take(news)
+        if not isinstance(news, Stretch):
+            self._notify(news)
+
+    def _on_one_clock(self, entry: Entry) -> Engine:
+        """The entry's engine; a virtual clock that measures a step does so once, for all whose steps are the same."""
+        engine = entry.engine
+        if not isinstance(engine, Timed) or engine.clock == "wall" or engine.step_seconds is not None:
+            return engine
+        device = torch.device(getattr(engine, "device", "cpu"))
+        key = (*entry.work, device)
+        if key not in self._step_seconds:
+            self._step_seconds[key] = seconds_per_step(entry.experiment, device)
+        return replace(engine, step_seconds=self._step_seconds[key])
+
+    @property
+    def total(self) -> int:
+        return sum(entry.experiment.rounds for entry in self._entries.values())
+
+    @property
+    def progress(self) -> int:
+        return sum(len(history.rows) for history in self.histories.values())
+
+    @property
+    def stopped(self) -> bool:
+        return self.progress < self.total
+
+    @property
+    def status(self) -> str:
+        if self.state == "failed":
+            return f"failed: {self.error}"
+        at, entry, history = list(self._entries).index(self._now), self._entries[self._now], self.histories[self._now]
+        where = (
+            f"{self._now} ({at + 1} of {len(self._entries)}) · round {len(history.rows)} of {entry.experiment.rounds}"
+        )
+        return self.state if self.done else f"{self.state} · {where}"
+
+    @property
+    def still(self) -> str:
+        return repr(self) if self.done else f"Comparison of {self._title}: {', '.join(self._entries)}"
+
+    def picture(self) -> Picture:
+        return self.plot()
+
+    @property
+    def _title(self) -> str:
+        experiment, count = next(iter(self._entries.values())).experiment, len(self._entries)
+        algorithms = f"{count} algorithm{'s' * (count != 1)}"
+        return f"{algorithms} on {experiment.dataset.name}, {experiment.peers} peers, {self.steps} steps each"
+
+    def __repr__(self) -> str:
+        lines = [f"Comparison of {self._title}, {self.state}", *_table(self._entries, self.histories, self.frontier())]
+        for name, entry in self._entries.items():
+            if abs(entry.steps - self.steps) > 1e-9:
+                per = entry.experiment.steps_per_round
+                rounds = f"{entry.experiment.rounds} round{'s' * (entry.experiment.rounds != 1)} of {per:g}"
+                lines.append(f"{name}: {self.steps} steps are not whole rounds, {rounds} make {entry.steps:g}")
+        return "\n".join([*lines, *(f"{name} failed: {error}" for name, error in self.errors.items())])
+
+
+def named(error: BaseException, name: str) -> BaseException:
+    """The error with the entry's name: before the sentence of labkit's own, as a note on any other."""
+    if isinstance(error, LabkitError):
+        wrapped = type(error)(f"{name!r}: {error}")
+        wrapped.__cause__ = error
+        return wrapped
+    error.add_note(f"This is of the entry {name!r} of a comparison.")
+    return error
+
+
+def _trail(name: str, history: History) -> Trail:
+    tested = [(row.accuracy, row.bytes, row.seconds) for row in history.rows if row.accuracy is not None]
+    accuracy, sent, seconds = zip(*tested, strict=True) if tested else ((), (), ())
+    return Trail(name, accuracy, sent, seconds)
+
+
+def _ledger(history: History) -> str:
+    return "by formula" if history.ledger == "formula" else "measured"
+
+
+def _clock(history: History) -> str:
+    if history.clock == "virtual":
+        return "virtual clock"
+    return "measured" if history.engine == "cluster" else "measured, on one machine"
+
+
+def _table(entries: Mapping[str, Entry], histories: Mapping[str, History], best: Sequence[str]) -> list[str]:
+    """A line for each algorithm; seconds only where they are virtual: measured ones differ each time."""
+    virtual = any(history.clock == "virtual" for history in histories.values())
+    rows = [["", "rounds", "accuracy", "sent per peer", *["time"] * virtual, "frontier"]]
+    for name, history in histories.items():
+        figures = ["–", "–", *["–"] * virtual]
+        if history.rows:
+            accuracy = history.final.accuracy
+            time = duration(history.seconds) if history.clock == "virtual" else "–"
+            figures = ["–" if accuracy is None else f"{accuracy:.1%}", amount(history.bytes), *[time] * virtual]
+        rows.append([name, str(entries[name].experiment.rounds), *figures, "●" if name in best else ""])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+    return ["  ".join(row).rstrip() for row in padded]

@@ -1,0 +1,336 @@
+"""Planning: what the user gives becomes an experiment and the engine that carries it out, or is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from numbers import Integral
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from labkit.algorithms import Algorithm, AllReduce
+from labkit.algorithms.base import asynchronous, check, every, participation, policy, same_batches, starts_apart
+from labkit.algorithms.base import epochs as passes
+from labkit.checks import whole
+from labkit.cluster.lab import Lab
+from labkit.data import IID, Dataset, Replicated, Sharding, Tensors
+from labkit.data.batches import Indices
+from labkit.data.streamed import Share, Streamed
+from labkit.engines.cluster import Cluster
+from labkit.engines.experiment import Engine, Experiment, Schedule
+from labkit.engines.simulator import Simulator
+from labkit.errors import DataError, ModelError, SettingError
+from labkit.tasks.split import Partition
+from labkit.training.requirements import (
+    require_apart,
+    require_clip,
+    require_fit,
+    require_no_statistics,
+    require_precision,
+    require_schedule,
+    require_trainable,
+    rounds_of,
+)
+
+_EVALUATIONS, _SELDOM = 25, 50  # test accuracies in a run, and rounds between two at most, unless the caller says
+_APART = 1_000_003  # between the seeds of two peers that start apart, so that runs of neighbouring seeds share none
+
+Models = nn.Module | Callable[[], nn.Module]
+Optimizers = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+
+class Settings(TypedDict, total=False):
+    """The settings that `train` has besides model, data, algorithm and the number of rounds; see there."""
+
+    peers: int | None
+    batch_size: int
+    seed: int
+    on: Lab | Engine | None
+    optimizer: Optimizers | Sequence[Optimizers] | None
+    loss: Criterion
+    shards: Sharding | Partition | None
+    public: Dataset | Tensor | None
+    evaluate_every: int | None
+    schedule: Schedule | None
+    precision: str | None
+    clip: float | None
+
+
+def plan(
+    model: Models | Sequence[Models],
+    dataset: Dataset,
+    algorithm: Algorithm | Sequence[Algorithm] | None = None,
+    *,
+    rounds: int | None = None,
+    peers: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    on: Lab | Engine | None = None,
+    optimizer: Optimizers | Sequence[Optimizers] | None = None,
+    loss: Criterion = nn.functional.cross_entropy,
+    shards: Sharding | Partition | None = None,
+    public: Dataset | Tensor | None = None,
+    evaluate_every: int | None = None,
+    schedule: Schedule | None = None,
+    precision: str | None = None,
+    clip: float | None = None,
+    epochs: int | None = None,
+) -> tuple[Engine, Experiment]:
+    """The engine and the experiment that `labkit.train` describes by these settings.
+
+    Raises SettingError, ModelError, DataError or LabClosed for what cannot be carried out.
+    """
+    engine = _engine(on)
+    algorithms = tuple(_algorithm(it) for it in _each(algorithm))
+    lists = {"model": model, "algorithm": algorithm, "optimizer": optimizer}
+    peers = require_whole("peers", _peers(peers, lists, shards, on))
+    batch_size = require_whole("batch_size", batch_size)
+    rounds = None if rounds is None else require_whole("rounds", rounds)
+    epochs = None if epochs is None else require_whole("epochs", epochs)
+    seed = whole(seed, "seed", SettingError, least=0)
+    if not isinstance(dataset, Dataset):
+        raise DataError(
+            f"{type(dataset).__name__} is not a dataset of labkit: load one with lk.data.load(name), or make one with "
+            "lk.data.from_tensors(x, y), or of a torch dataset with lk.data.from_torch(train, test)."
+        )
+    _require_agreement(algorithms, peers)
+    seen = None if public is None else _public(public, dataset)
+    dealing = dealing_of(shards, algorithms[0])
+    dealt = shares_of(dataset, peers, dealing, algorithms[0], epochs, seed, batch_size)
+    rounds = rounds_of(rounds, epochs, algorithms, dealt, batch_size)
+    seldom = evaluated(rounds) if evaluate_every is None else require_whole("evaluate_every", evaluate_every)
+    optimizers = tuple(_each(optimizer if optimizer is not None else partial(torch.optim.SGD, lr=0.1)))
+    models, kinds = built(_each(model), peers, seed, apart=starts_apart(algorithms[0]))
+    if starts_apart(algorithms[0]):
+        require_apart(models, algorithms[0])
+    require_trainable(models, optimizers, stacked=isinstance(engine, Simulator))
+    require_schedule(schedule, optimizers, algorithms)
+    if participation(algorithms[0]) is not None or asynchronous(algorithms[0]):
+        require_no_statistics(models)
+    for first in dict(zip(reversed(kinds or (0,)), reversed(models), strict=False)).values():
+        require_fit(first, dataset, loss)
+    experiment = Experiment(
+        models=models,
+        dataset=dataset,
+        algorithms=algorithms,
+        shards=dealt,
+        rounds=rounds,
+        batch_size=batch_size,
+        seed=seed,
+        optimizers=optimizers,
+        loss=loss,
+        evaluate_every=seldom,
+        kinds=kinds,
+        common_order=bool(getattr(dealing, "common_order", False)),
+        public=seen,
+        sharding=repr(IID() if dealing is None else dealing),
+        schedule=schedule,
+        precision=require_precision(precision, algorithms),
+        clip=require_clip(clip, algorithms),
+        epochs=epochs,
+    )
+    return engine, experiment
+
+
+def evaluated(rounds: int) -> int:
+    """After how many rounds each the models of a run are tested, unless its caller says."""
+    return min(_SELDOM, max(1, rounds // _EVALUATIONS))
+
+
+def _each(one: Any) -> list[Any]:
+    """What is given for each peer: the list, or the one for all."""
+    return list(one) if _lists(one) else [one]
+
+
+def _lists(given: Any) -> bool:
+    """Whether there is one thing for each peer."""
+    return isinstance(given, Sequence) and not isinstance(given, str)
+
+
+def _peers(peers: int | None, lists: dict[str, Any], shards: Any, on: Any) -> int:
+    """How many peers there are; lists of one thing for each of them must say the same."""
+    given = {name: len(each) for name, each in lists.items() if _lists(each)}
+    if peers is None:
+        known = [*given.values(), *([len(shards)] if isinstance(shards, Partition) else [])]
+        lab = on.lab if isinstance(on, Cluster) else on
+        peers = known[0] if known else len(lab.workers) if isinstance(lab, Lab) else 4
+    for name, count in given.items():
+        if count != peers:
+            raise SettingError(f"{name} lists {count} for {peers} peers: give one for each peer, or one for all.")
+    return peers
+
+
+def _require_agreement(algorithms: tuple[Algorithm, ...], peers: int) -> None:
+    """What holds for the whole run is the same in all peers' algorithms, and somebody takes part."""
+    for setting in (every, participation, starts_apart, same_batches, asynchronous, policy):
+        if len({setting(algorithm) for algorithm in algorithms}) > 1:
+            raise SettingError(
+                f"The peers' algorithms differ in {setting.__name__}: what holds for the whole run must be the same "
+                "for all of them."
+            )
+    share = participation(algorithms[0])
+    if share is not None and not (0 < share <= 1):
+        raise SettingError(f"participation={share!r} is no share of the peers: give a number above 0, up to 1.")
+    if share is not None and round(share * peers) < 1:
+        raise SettingError(
+            f"participation={share!r} of {peers} peers selects nobody: give at least {1 / peers:.3g}, or more peers."
+        )
+    for algorithm in {id(it): it for it in algorithms}.values():
+        check(algorithm, peers if share is None else round(share * peers))
+
+
+def _engine(on: Lab | Engine | None) -> Engine:
+    if on is None:
+        return Simulator()
+    if isinstance(on, Lab):
+        on.require_open()
+        return Cluster(on)
+    if callable(getattr(on, "run", None)):
+        return on
+    raise SettingError(
+        f"on={on!r} is no place to train: give a lab from lk.connect(), lk.Simulator(), or nothing for a simulator."
+    )
+
+
+def _public(public: Any, dataset: Dataset) -> Tensor:
+    """The inputs that all peers may see, of the shape of the dataset's own."""
+    inputs = public.x if isinstance(public, Tensors) else public
+    if not isinstance(inputs, Tensor) or not len(inputs) or inputs.shape[1:] != dataset.shape:
+        given = f"a tensor of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise DataError(
+            f"public={given} holds no inputs like those of {dataset.name}, of shape {tuple(dataset.shape)}: give "
+            "a tensor or a dataset with at least one, for example private, public = dataset.hold_out(0.2)."
+        )
+    return inputs
+
+
+def _algorithm(algorithm: Algorithm | None) -> Algorithm:
+    chosen = AllReduce() if algorithm is None else algorithm
+    if isinstance(chosen, type) or not callable(getattr(chosen, "round", None)):
+        raise SettingError(
+            f"{chosen!r} is not an algorithm: give an instance such as lk.algorithms.AllReduce(), or an object with "
+            "a round(peer, batches) generator."
+        )
+    return chosen
+
+
+def require_whole(name: str, value: Any) -> int:
+    """A setting that is a whole number above zero, as an int; SettingError where it is not."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise SettingError(f"{name}={value!r} is not a whole number of at least 1: give {name}=1 or more.")
+    return int(value)
+
+
+def built(
+    models: Sequence[Models], peers: int, seed: int, apart: bool
+) -> tuple[tuple[nn.Module, ...], tuple[int, ...]]:
+    """The modules to start from, one for all peers or one for each, and the number of each peer's architecture.
+
+    Functions make modules whose weights follow from the seed, and where peers start `apart` from their number too.
+    """
+    if len(models) == 1:
+        if not apart:
+            return (_module(models[0], seed),), ()
+        return tuple(_module(models[0], seed + _APART * k) for k in range(peers)), (0,) * peers
+    kinds = tuple(next(k for k, other in enumerate(models) if other is mine) for mine in models)
+    if len(set(kinds)) == 1 and not apart:
+        return (_module(models[0], seed),), ()
+    return tuple(_module(mine, seed + _APART * k * apart) for k, mine in enumerate(models)), kinds
+
+
+def _module(model: Models, seed: int) -> nn.Module:
+    """One module: as it was given, or made by its function with the seed."""
+    if isinstance(model, nn.Module):
+        return model
+    if not callable(model):
+        raise ModelError(f"{type(model).__name__} is not a torch module: give an nn.Module, or a function making one.")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = model()
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"The model function returned {type(module).__name__}: let it return an nn.Module.")
+    return module
+
+
+# -- Dealing: which training examples each peer has, out of what the user says about shards.
+
+
+def dealing_of(shards: Sharding | Partition | None, algorithm: Algorithm) -> Sharding | Partition | None:
+    """How the examples are dealt; whoever talks about single examples needs everybody to see the same ones."""
+    deals = isinstance(shards, Partition) or callable(getattr(shards, "deal", None))
+    if shards is not None and (isinstance(shards, type) or not deals):
+        raise SettingError(
+            f"shards={shards!r} does not say how examples are dealt: give lk.data.Dirichlet(0.3), another way of "
+            "lk.data, or a Partition of the examples' numbers."
+        )
+    if not same_batches(algorithm):
+        return shards
+    if shards is not None and not getattr(shards, "common_order", False):
+        raise SettingError(
+            f"{type(algorithm).__name__} compares what peers make of the same batches: leave shards away, or give "
+            "lk.data.Replicated()."
+        )
+    return Replicated() if shards is None else shards
+
+
+def shares_of(
+    dataset: Dataset,
+    peers: int,
+    dealing: Sharding | Partition | None,
+    algorithm: Algorithm,
+    epochs: int | None,
+    seed: int,
+    batch_size: int,
+) -> Sequence[Indices | Share]:
+    """What each peer has: examples by number, or its turns at a stream. Raises DataError or SettingError."""
+    if isinstance(dataset, Streamed):
+        return dataset.shares(peers, dealing, _counts(algorithm, epochs))
+    return _numbered(dataset, peers, dealing, seed, batch_size)
+
+
+def _counts(algorithm: Algorithm, epochs: int | None) -> bool:
+    """Whether it matters how many examples a peer has: for the end of an epoch, or as its weight."""
+    asks = participation(algorithm) is not None or passes(algorithm) is not None or same_batches(algorithm)
+    return epochs is not None or asks
+
+
+def _numbered(
+    dataset: Dataset, peers: int, shards: Sharding | Partition | None, seed: int, batch_size: int
+) -> Sequence[Indices]:
+    """Each peer's training examples; a partition of the user's own is taken as it is, broken or not."""
+    if isinstance(shards, Partition):
+        dealt: Sequence[Indices] = [_numbers(part) for part in shards]
+    else:
+        dealt = dataset.shards(peers, shards, seed).indices
+    if len(dealt) != peers:
+        raise SettingError(f"shards has {len(dealt)} parts for {peers} peers: give one part for each peer.")
+    if any(len(part) and not 0 <= part.min() <= part.max() < len(dataset) for part in dealt):
+        raise DataError(
+            f"shards names examples that {dataset.name} does not have: its training examples are numbered "
+            f"0 to {len(dataset) - 1}."
+        )
+    sizes = [len(part) for part in dealt]
+    if 0 in sizes:
+        raise DataError(f"The shard of peer {sizes.index(0)} is empty: give every peer at least one example.")
+    if sum(sizes) < peers * batch_size:
+        raise DataError(
+            f"{dataset.name} has {len(dataset)} training examples, so the shards of {peers} peers hold "
+            f"{sum(sizes) / peers:.3g} on average, less than one batch of {batch_size}: take fewer peers, or "
+            f"batch_size={max(1, sum(sizes) // peers)}."
+        )
+    return dealt
+
+
+def _numbers(part: Any) -> Indices:
+    """The examples' numbers that a part of a partition holds."""
+    given = np.asarray(part)
+    if len(given) and given.dtype.kind not in "iu":
+        raise DataError(
+            f"shards holds {part[0]!r}, which is no example's number: split the numbers of the training examples, as "
+            "lk.split(len(dataset), parts=4) does."
+        )
+    return given.astype(np.int64)

@@ -1,0 +1,233 @@
+"""Run: the handle of a training that goes on in the background."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from numbers import Real
+from pathlib import Path
+from time import monotonic
+
+from labkit.engines.control import Control
+from labkit.engines.experiment import Engine, Experiment
+from labkit.engines.optimizer_step import words
+from labkit.errors import LabkitError, SettingError, let_go
+from labkit.history.history import History
+from labkit.history.lanes import MOST_LANES, Lanes
+from labkit.history.rows import News, Report, Row, Stretch
+from labkit.history.tensorboard import Board
+from labkit.plots.panel import Picture
+from labkit.text import amount, remaining
+from labkit.training.background import Background
+from labkit.training.settings import learning_rate, samples_per_round, settings, versions
+
+
+class Run(Background):
+    """A training under way: `.history` so far, `.result()` to wait, `.pause()`, `.resume()`, `.stop()`.
+
+    `.learning_rate` may be assigned while it goes on; `.tensorboard(folder)` lets TensorBoard follow it. As the last
+    line of a cell it draws itself and keeps the picture live.
+    """
+
+    def __init__(self, engine: Engine, experiment: Experiment) -> None:
+        super().__init__()
+        self.history = blank(engine, experiment)
+        self.rounds = experiment.rounds
+        self._engine, self._experiment = engine, experiment
+        self._throughput, self._samples = Throughput(), samples_per_round(experiment)
+        self._lanes = Lanes("rank" if engine.name == "cluster" else "peer", engine.clock)
+        self._asked: float | None = None  # the learning rate that was asked for, until a row has it
+        self._heeded: float = math.inf  # the round from which it holds
+        self._boards: list[Board] = []
+        self._telling = threading.Lock()
+        self._start()
+
+    def result(self, timeout: float | None = None) -> History:
+        """Wait for the end and return the History; raise what made the run fail, or TimeoutError after `timeout` s.
+
+        An interrupt (Ctrl-C, or the notebook's stop button) stops the run too.
+        """
+        self._wait(timeout)
+        return self.history
+
+    def pause(self) -> None:
+        super().pause()
+        self._throughput.forget()  # how fast it was says nothing of how fast it goes on
+
+    def tensorboard(self, folder: str | Path) -> None:
+        """Write what there is, and from now on what comes, as TensorBoard reads it: `tensorboard --logdir folder`.
+
+        Raises MissingPackage where tensorboard is not installed.
+        """
+        with self._telling:
+            board = Board(folder, self.history)
+            if self.done:
+                board.close()
+            else:
+                self._boards.append(board)
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate now; assign another while the run goes on, and all peers heed it from the same round on.
+
+        It is that of the first peer's optimiser, and assigned it is everyone's. A schedule goes on from the new rate as
+        if it had led there. In an asynchronous run each worker heeds it as it hears of it, and so does a server that
+        steps the run's optimiser.
+
+        Raises SettingError for what is no number from 0 on, and when the run has ended.
+        """
+        if self._asked is not None:
+            return self._asked
+        last = self.history.rows[-1].learning_rate if self.history.rows else None
+        return learning_rate(self._experiment) if last is None else last
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 <= rate < math.inf:
+            raise SettingError(f"learning_rate={rate!r} is no learning rate: give a number from 0 on, such as 0.01.")
+        if self.done:
+            raise SettingError(
+                "The run has ended, so its learning rate cannot change any more: train again with another optimizer."
+            )
+        self._asked, self._heeded = float(rate), math.inf
+        self._control.set_rate(float(rate))
+
+    # -- as any work in the background
+
+    def _work(self) -> None:
+        try:
+            carry_out(self._engine, self._experiment, self.history, self._heard, self._control)
+        finally:
+            with self._telling:
+                for board in self._boards:
+                    board.close()
+
+    def _heard(self, news: News) -> None:
+        if isinstance(news, Stretch):
+            self._lanes.add(news)
+            return
+        with self._telling:
+            self.history.take(news)
+            for board in self._boards:
+                board.take(news)
+        if isinstance(news, Row):
+            self._throughput.note(news.round)
+            if news.round >= self._heeded and news.learning_rate is not None:
+                self._asked = None
+        elif self._asked is not None and news.text == words(self._asked):
+            self._heeded = news.round
+        self._notify()
+
+    @property
+    def total(self) -> int:
+        return self.rounds
+
+    @property
+    def progress(self) -> int:
+        return len(self.history.rows)
+
+    @property
+    def stopped(self) -> bool:
+        return self.history.stopped
+
+    @property
+    def status(self) -> str:
+        if self.state == "failed":
+            return f"failed: {self.error}"
+        rows = self.history.rows
+        said = [self.state, f"round {len(rows)} of {self.rounds}"]
+        rate = self._throughput.rate
+        if rate is not None and self.state == "running":
+            said.append(remaining((self.rounds - len(rows)) / rate))
+        if rows:
+            said.append(f"loss {rows[-1].loss:.3f}")
+            if (accuracy := self.history.final.accuracy) is not None:
+                said.append(f"accuracy {accuracy:.1%}")
+            if rate is not None:
+                said.append(f"{rate * self._samples:,.0f} samples/s")
+            said.append(f"{amount(rows[-1].bytes)} sent per peer")
+        return " · ".join(said)
+
+    @property
+    def still(self) -> str:
+        return f"Run: {self.history.algorithm}, {self.history.peers} peers, {self.rounds} rounds"
+
+    def picture(self) -> Picture:
+        """The learning curves so far."""
+        return self.history.picture(rounds=self.rounds)
+
+    def lanes(self) -> Picture | None:
+        """When each worker, or peer on a virtual clock, computed, waited and communicated at last; None if unknown.
+
+        The lanes are named with the last loss and accuracy of their peers, where each has one of its own.
+        """
+        row, count = self.history.rows[-1] if self.history.rows else None, self.history.peers
+        if row is None or row.peers is not None or (self._lanes.who == "rank" and len(self._lanes) != count):
+            return self._lanes.picture()
+        tested = next((it.accuracies for it in reversed(self.history.rows) if it.accuracies is not None), ())
+        each = len(tested) == count
+        names = [
+            f"{self._lanes.who} {k} · loss {loss:.2f}" + (f" · {tested[k]:.0%}" if each else "")
+            for k, loss in enumerate(row.losses[:MOST_LANES])
+        ]
+        return self._lanes.picture(names, count)
+
+    def __repr__(self) -> str:
+        if self.state == "failed":
+            cause = self.error if isinstance(self.error, LabkitError) else repr(self.error)
+            return f"Run failed: {cause}"
+        done = len(self.history.rows)
+        return f"Run {self.state}: {self.history.algorithm}, {self.history.peers} peers, round {done} of {self.rounds}"
+
+
+def blank(engine: Engine, experiment: Experiment) -> History:
+    """The history of an experiment before its first round."""
+    algorithm = ", ".join(dict.fromkeys(type(it).__name__ for it in experiment.algorithms))
+    history = History(algorithm, engine.name, experiment.peers, engine.clock, engine.ledger)
+    history.settings, history.versions = settings(engine, experiment), dict(versions())
+    return history
+
+
+def carry_out(engine: Engine, experiment: Experiment, history: History, report: Report, control: Control) -> None:
+    """Carry out the experiment; `report` puts what is new into the history, which gets what there is at the end."""
+    try:
+        outcome = engine.run(experiment, report, control)
+    except Exception as error:
+        if engine.name != "lockstep":  # whose frames are for debuggers to look into
+            let_go(error)
+        raise
+    history.models, history.timeline, history.staleness = outcome.models, outcome.timeline, outcome.staleness
+    history.stopped = len(history.rows) < experiment.rounds
+
+
+_WINDOW = 5.0  # seconds that "now" means, or the last two notes where those lie further apart
+_GRAIN = 0.05  # seconds between two notes that are kept: rows come several at a time
+
+
+class Throughput:
+    """Rounds a second, from the moments at which rows came in."""
+
+    def __init__(self) -> None:
+        self._notes: deque[tuple[float, int]] = deque()  # when, and how many rounds were finished
+
+    def note(self, rounds: int) -> None:
+        """So many rounds are finished now."""
+        now = monotonic()
+        if len(self._notes) > 1 and now - self._notes[-2][0] < _GRAIN:
+            self._notes.pop()
+        self._notes.append((now, rounds))
+        while len(self._notes) > 2 and now - self._notes[0][0] > _WINDOW:
+            self._notes.popleft()
+
+    def forget(self) -> None:
+        """Count anew, as after a pause."""
+        self._notes.clear()
+
+    @property
+    def rate(self) -> float | None:
+        """Rounds a second; None where nobody can say yet."""
+        notes = list(self._notes)
+        if len(notes) < 2 or notes[-1][0] <= notes[0][0] or notes[-1][1] <= notes[0][1]:
+            return None
+        return (notes[-1][1] - notes[0][1]) / (notes[-1][0] - notes[0][0])

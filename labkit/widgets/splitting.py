@@ -1,0 +1,187 @@
+"""Split widget, 𝒯 = ∪ 𝒯ᵢ: cut work into parts, break the partition, and see what training makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import ipywidgets as widgets
+
+from labkit.cards.judges import Verdict, judge_partition, named
+from labkit.errors import PartitionError, SettingError
+from labkit.plots.bars import Picture, ownership
+from labkit.tasks.split import Partition
+from labkit.tasks.split import split as cut
+from labkit.widgets.consequence import ORDERS, Effect, train_on
+from labkit.widgets.pictures import columns
+from labkit.widgets.view import Frame, View, braces, chain, lines
+
+WAYS = ("block", "cyclic", "weighted", "random")
+DAMAGES = ("nothing", "lose an item", "lose a part", "repeat an item")
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """A partition, perhaps broken; whether 𝒯 = ∪ 𝒯ᵢ holds; and what training on it gives."""
+
+    partition: Partition
+    verdict: Verdict
+    effect: Effect
+
+    @property
+    def latex(self) -> str:
+        """The union with the actual sets, and the sizes that betray what is lost or repeated."""
+        partition, found = self.partition, self.partition.check()
+        n, sizes = len(partition.items), partition.sizes
+        union = rf"\bigcup_{{i=0}}^{{{len(partition) - 1}}} \mathcal{{T}}_i"
+        sets = chain([braces(mine) for mine in partition.indices], r"\cup", most=4)
+        whole = rf"= \mathcal{{T}} \setminus {braces(found.lost)}" if found.lost else r"= \mathcal{T}"
+        joined = chain([str(size) for size in sizes], "+")
+        equal = "=" if sum(sizes) == n else r"\ne"
+        rows = [
+            rf"{union} &= {sets} {whole}",
+            rf"\textstyle\sum_i |\mathcal{{T}}_i| &= {joined} = {sum(sizes)} {equal} {n} = |\mathcal{{T}}|",
+        ]
+        holders = sorted({part for item in found.repeated for part in partition.owners(item)})
+        if len(holders) > 1:
+            a, b = holders[:2]
+            rows.append(
+                rf"\mathcal{{T}}_{{{a}}} \cap \mathcal{{T}}_{{{b}}} &= {braces(found.repeated)} \ne \varnothing"
+            )
+        return lines(*rows)
+
+    @property
+    def sentence(self) -> str:
+        """What is lost or repeated, and what that does to training."""
+        effect, hit = self.effect, self.effect.hardest_hit
+        reached = f"A classifier trained on what the workers hold reads {effect.accuracy:.1%} of unseen digits"
+        if self.verdict:
+            return f"Holds: {self.verdict.sentence}. {reached}, exactly as if one worker held all the data."
+        before, after = effect.whole_by_class[hit], effect.by_class[hit]
+        worst = f", and digit {hit} suffers most: {before:.0%} before, {after:.0%} now" if after < before else ""
+        return (
+            f"Broken: {self.verdict.sentence}{self._of_digits()}. {reached} ({effect.whole:.1%} with all){worst}. "
+            f"The first gradient is off by {effect.bias:.0%}."
+        )
+
+    def _of_digits(self) -> str:
+        found = self.partition.check()
+        broken = {digit for item in (*found.lost, *found.repeated) for digit in self.effect.digits[item]}
+        return f" ({named(sorted(broken), 'digit')})" if len(broken) <= 5 else ""
+
+
+def compute(
+    items: int = 20,
+    parts: int = 4,
+    how: str = "block",
+    weight: float = 1.0,
+    order: str = "sorted",
+    damage: str = "nothing",
+    which: int = 0,
+    copies: int = 9,
+    seed: int = 0,
+) -> Splitting:
+    """Split `items` packets of digits into `parts`, damage the partition, and train on what the workers then hold.
+
+    `weight` is the share of part 0 beside 1 for each other part (only how="weighted"); `order` deals the digits into
+    the packets sorted or shuffled; `damage` is one of `DAMAGES` and strikes item or part `which`; a repeated item is
+    held `copies` more times, by the parts after its owner in turn. Raises PartitionError and SettingError for what
+    cannot be.
+
+    >>> compute(items=10, parts=2, damage="lose an item", which=3).verdict
+    ✗ item 3 is in no part
+    """
+    weights = [weight, *[1.0] * (parts - 1)] if how == "weighted" else None
+    partition = cut(items, parts, how, weights=weights, seed=seed)
+    partition = _damaged(partition, damage, which, copies)
+    return Splitting(partition, judge_partition(partition, None), train_on(partition.indices, items, order))
+
+
+def _damaged(partition: Partition, damage: str, which: int, copies: int) -> Partition:
+    if damage == "nothing":
+        return partition
+    if damage == "lose a part":
+        if not 0 <= which < len(partition):
+            raise PartitionError(f"there is no part {which} to lose: the parts are 0 to {len(partition) - 1}.")
+        kept = tuple(mine[:0] if i == which else mine for i, mine in enumerate(partition.indices))
+        return Partition(partition.items, kept, "broken")
+    if damage == "lose an item":
+        return partition.without(which)
+    if damage == "repeat an item":
+        owner = partition.owner(which)
+        for copy in range(1, copies + 1):
+            partition = partition.repeating(which, (owner + copy) % len(partition))
+        return partition
+    raise SettingError(f"damage={damage!r} is unknown: choose one of {', '.join(DAMAGES)}.")
+
+
+def split(
+    items: int = 20, parts: int = 4, how: str = "block", *, order: str = "sorted", damage: str = "nothing"
+) -> View:
+    """Sliders over a partition of real handwritten digits: break it, and watch what training loses.
+
+    The items are packets of training examples; a linear classifier is trained on the union of what the workers hold.
+
+    >>> view = split(items=10, parts=2)
+    >>> view.controls["damage"].value = "lose an item"
+    >>> "item 0 is in no part" in view.sentence.value
+    True
+    """
+    controls = {
+        "items": widgets.IntSlider(
+            items, 1, 60, description="items", tooltip="How many packets the digits are cut into"
+        ),
+        "parts": widgets.IntSlider(parts, 1, 12, description="parts", tooltip="One part for each worker"),
+        "how": widgets.Dropdown(options=WAYS, value=how, description="how", tooltip="Who gets which items"),
+        "weight": widgets.FloatSlider(
+            2.0,
+            min=0.0,
+            max=5.0,
+            step=0.25,
+            description="weight 0",
+            tooltip="Share of part 0 where each other part has 1",
+        ),
+        "order": widgets.Dropdown(
+            options=ORDERS, value=order, description="digits", tooltip="Sorted: neighbouring items hold the same digit"
+        ),
+        "damage": widgets.Dropdown(
+            options=DAMAGES, value=damage, description="break it", tooltip="What goes wrong when the items are dealt"
+        ),
+        "which": widgets.IntSlider(0, 0, items - 1, description="which", tooltip="The item or part that is struck"),
+        "copies": widgets.IntSlider(9, 1, 30, description="copies", tooltip="How many times more the item is held"),
+        "seed": widgets.IntSlider(0, 0, 20, description="seed", tooltip="Another seed, another shuffle"),
+    }
+
+    def adjust() -> None:
+        now = {name: control.value for name, control in controls.items()}
+        controls["which"].max = max(0, (now["parts"] if now["damage"] == "lose a part" else now["items"]) - 1)
+        controls["weight"].disabled = now["how"] != "weighted"
+        controls["seed"].disabled = now["how"] != "random"
+        controls["which"].disabled = now["damage"] == "nothing"
+        controls["copies"].disabled = now["damage"] != "repeat an item"
+
+    return View("split", controls, _frame, pictures=2, adjust=adjust)
+
+
+def _frame(**settings: object) -> Frame:
+    made = compute(**settings)  # type: ignore[arg-type]
+    partition, effect = made.partition, made.effect
+    labels = list(map(str, partition.items))
+    owners = ownership(partition.indices, len(labels), labels=labels, title="Who holds what", alt=repr(partition))
+    bars = _accuracies(effect.by_class, effect.whole_by_class)
+    return Frame((owners, bars), made.latex, made.sentence, ok=bool(made.verdict))
+
+
+@lru_cache(maxsize=8)
+def _accuracies(by_class: tuple[float, ...], whole: tuple[float, ...]) -> Picture:
+    """Every true partition trains alike: their picture is drawn once."""
+    return columns(
+        by_class,
+        whole,
+        list(map(str, range(len(by_class)))),
+        names=("what the workers hold", "all the data"),
+        xlabel="digit",
+        ylabel="accuracy",
+        title="What a classifier trained on it can read",
+        note="measured on unseen digits",
+    )

@@ -1,0 +1,134 @@
+"""`lab.launch` when a worker, a client or the scheduler dies: known within seconds, and the others go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch.distributed as dist
+
+import labkit as lk
+from labkit.cluster.lab import Lab
+from labkit.errors import GangError, LabClosed, WorkerLost
+from tests.cluster.kernels import kernel
+from tests.cluster.ranks import Clock, add, exchange_for_ever, pids, works
+from tests.cluster.stock import stock_lab
+
+
+@pytest.fixture(scope="module")
+def mortal() -> Iterator[Lab]:
+    """A cluster whose workers may be killed."""
+    with stock_lab(2) as lab:
+        yield lab
+
+
+def test_a_killed_rank_is_named_within_a_second_and_its_siblings_are_free(mortal: Lab) -> None:
+    gang = mortal.launch(exchange_for_ever)
+    pid = {it["rank"]: it["pid"] for it in (gang.events.get(timeout=30), gang.events.get(timeout=30))}
+    os.kill(pid[1], signal.SIGKILL)
+    with Clock(2), pytest.raises(WorkerLost, match=rf"rank 1 with worker {gang.workers[1]} was lost"):
+        gang.result()
+    assert gang.lost == {1: gang.workers[1]}
+    assert works(mortal)  # which waits for the worker to be back
+    assert pid[0] in pids(mortal)
+
+
+def test_a_rank_that_never_leaves_its_own_code_gets_a_new_worker(mortal: Lab) -> None:
+    def hang() -> None:
+        if dist.get_rank() == 0:
+            time.sleep(1000)
+        raise LookupError("no more data")
+
+    before = {worker.name: worker.pid for worker in mortal.workers}
+    gang = mortal.launch(hang)
+    with (
+        Clock(8),
+        pytest.raises(GangError, match=r"rank 1 on worker \S+ failed: LookupError: no more data"),
+    ):
+        gang.result()
+    assert works(mortal)
+    after = {worker.name: worker.pid for worker in mortal.workers}
+    assert sum(before[name] != after[name] for name in before) == 1
+
+
+def test_closing_the_lab_ends_its_gangs(mortal: Lab) -> None:
+    with lk.connect(mortal.client.scheduler.address) as other:
+        gang = other.launch(exchange_for_ever)
+        gang.events.get(timeout=30)
+        other.close()
+        with Clock(2), pytest.raises(LabClosed, match=r"call lk\.connect"):
+            gang.result()
+        with pytest.raises(LabClosed):
+            other.launch(add)
+    assert works(mortal)  # its ranks have made room
+
+
+# -- clients and schedulers die
+
+HOST = """
+    from distributed import LocalCluster
+    cluster = LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None)  # room for a second gang's ranks
+    print(cluster.scheduler_address)
+    input()
+"""
+
+CLIENT = """
+    import time, torch, torch.distributed as dist
+    import labkit as lk
+    from labkit.cluster.gang import rank
+
+    def exchange():
+        rank.tell({{}})
+        while True:
+            dist.all_reduce(torch.ones(10))
+
+    def hang():
+        rank.tell({{}})
+        time.sleep(1000)
+
+    def add():
+        total = torch.tensor(dist.get_rank() + 1.0)
+        dist.all_reduce(total)
+        return total.item()
+
+    lab = lk.connect("{address}")
+    {program}
+"""
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A cluster in a process of its own."""
+    with kernel(HOST) as host:
+        yield host.hear()
+
+
+@pytest.mark.parametrize(("endless", "limit"), [("exchange", 6), ("hang", 15)])
+def test_ranks_end_within_seconds_of_their_clients_death(address: str, endless: str, limit: float) -> None:
+    program = f"gang = lab.launch({endless}); gang.events.get(timeout=60); print('running'); gang.result()"
+    with kernel(CLIENT.format(address=address, program=program)) as client, lk.connect(address) as lab:
+        assert client.hear() == "running"
+        client.process.kill()
+        with Clock(limit):
+            assert works(lab)
+
+
+def test_two_clients_at_once_queue_for_the_workers(address: str) -> None:
+    program = "print([lab.launch(add, ranks=2).result(timeout=60) for _ in range(8)] == [[3.0, 3.0]] * 8)"
+    text = CLIENT.format(address=address, program=program)
+    with kernel(text) as first, kernel(text) as second:
+        assert [first.hear(), second.hear()] == ["True", "True"]
+
+
+def test_a_scheduler_that_dies_is_noticed() -> None:
+    with kernel(HOST) as host, lk.connect(host.hear()) as lab:
+        gang = lab.launch(exchange_for_ever)
+        gang.events.get(timeout=60)
+        host.process.kill()
+        with Clock(5), pytest.raises(LabClosed, match=r"its scheduler is gone|was closed"):
+            gang.result()
+        with Clock(12), pytest.raises(LabClosed):
+            lab.launch(add).result()

@@ -1,0 +1,73 @@
+"""Several gangs, and gangs beside maps, on the same workers."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from labkit.cluster.gang.launch import Gang
+from labkit.cluster.lab import Lab
+from labkit.errors import GangError
+from tests.cluster.ranks import add, nap
+
+
+def overlap(first: list[tuple[float, float]], second: list[tuple[float, float]]) -> bool:
+    return max(first[0][0], second[0][0]) < min(first[0][1], second[0][1])
+
+
+def test_gangs_that_need_the_same_workers_queue(lab: Lab) -> None:
+    gangs: list[Gang] = [lab.launch(nap, 0.2) for _ in range(3)]
+    times = [gang.result() for gang in gangs]
+    assert not any(overlap(times[i], times[j]) for i, j in ((0, 1), (1, 2), (0, 2)))
+    assert [min(it)[0] for it in times] == sorted(min(it)[0] for it in times)
+
+
+def test_gangs_that_find_room_run_side_by_side(lab: Lab) -> None:
+    gangs = [lab.launch(nap, 0.5, ranks=1) for _ in range(2)]
+    times = [gang.result() for gang in gangs]
+    assert overlap(*times)
+    assert gangs[0].workers != gangs[1].workers
+
+
+def test_tasks_of_a_map_only_delay_a_launch(lab: Lab) -> None:
+    job = lab.map(time.sleep, [0.2] * 8)
+    assert lab.launch(add, 0).result() == [3.0, 3.0]
+    assert job.result() == [None] * 8
+
+
+def test_a_launch_that_does_not_find_its_workers_in_time_names_the_busy_one(lab: Lab) -> None:
+    job = lab.map(time.sleep, [2.5])
+    time.sleep(0.3)
+    with pytest.raises(
+        GangError, match=r"1 of 2 ranks started within 0\.5 s: .* worker tcp://\S+ is busy with 1 other"
+    ):
+        lab.launch(add, 0, timeout=0.5).result()
+    assert job.result() == [None]  # its worker was not restarted
+    assert lab.launch(add, 0).result() == [3.0, 3.0]
+
+
+def test_a_launch_behind_another_says_who_holds_the_workers(lab: Lab) -> None:
+    first = lab.launch(nap, 1.5)
+    with pytest.raises(GangError, match=r"0 of 2 ranks started within 0\.3 s, because .* held by 1 other launch"):
+        lab.launch(add, 0, timeout=0.3).result()
+    first.result()
+
+
+def test_a_launch_can_be_stopped_while_it_waits_for_its_turn(lab: Lab) -> None:
+    first, second = lab.launch(nap, 1.0), lab.launch(add, 0)
+    second.stop()
+    assert second.wait(0.5)
+    assert not first.done
+    first.result()
+    assert lab.launch(add, 0).result() == [3.0, 3.0]
+
+
+def test_a_rank_that_dask_starts_a_second_time_is_refused(lab: Lab) -> None:
+    gang = lab.launch(nap, 0.5)
+    while not gang.started:
+        time.sleep(0.01)
+    call = lab.client.scheduler.labkit_gang_arrive
+    assert "second time" in lab.client.sync(call, gang=gang._driver.gang, rank=1, door=None)["refused"]
+    gang.result()
+    assert "has left" in lab.client.sync(call, gang=gang._driver.gang, rank=1, door=None)["refused"]

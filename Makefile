@@ -5,9 +5,10 @@ BROWSER ?= default
 VENV    := .venv
 RUN     := $(VENV)/bin/python -m
 READY   := $(VENV)/ready
+QUICK   := not claims and not soak
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check notebooks bench
+.PHONY: help lab test claims soak check notebooks bench
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,8 +17,14 @@ lab: $(READY)  ## open the lessons in JupyterLab (PORT=8888 BROWSER=none)
 	@$(RUN) labkit lab --browser=$(BROWSER) $(if $(PORT),--port=$(PORT))
 
 test: $(READY)  ## run every test, notebooks and browser included
-	$(RUN) pytest -m "not alone" -n auto --dist worksteal
-	$(RUN) pytest -m alone
+	$(RUN) pytest -m "not alone and $(QUICK)" -n auto --dist worksteal --durations=40
+	$(RUN) pytest -m "alone and $(QUICK)" --durations=40
+
+claims: $(READY)  ## what each algorithm is for, shown over many seeds: minutes
+	$(RUN) pytest -m claims -n auto --dist worksteal
+
+soak: $(READY)  ## many kills and long runs: minutes
+	$(RUN) pytest -m soak
 
 check: $(READY)  ## format, lint, types, import layers, short files, lessons as saved: seconds
 	$(RUN) ruff format --check

@@ -11,8 +11,8 @@ import torch
 import labkit as lk
 from labkit.algorithms import ADPSGD, AllReduce, Independent
 from labkit.errors import ExchangeError, SettingError
-from tests.engines.asynchronous import STILL, UNIT, FromApart, Number
 from tests.engines.experiments import MOMENTUM, SGD, difference, parameters, result
+from tests.engines.made_for_asynchrony import STILL, UNIT, FromApart, Number
 
 UNEVEN = {"speeds": [1.0, 3.0, 0.6, 1.7, 1.1], "step_seconds": 1.0}
 

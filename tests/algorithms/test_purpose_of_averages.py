@@ -47,7 +47,7 @@ from tests.engines.experiments import mlp, parameters
 SKEWS = [lk.data.ByLabel(2), lk.data.Dirichlet(0.1, least=16)]
 
 
-@pytest.mark.slow
+@pytest.mark.claims
 @pytest.mark.parametrize("skew", SKEWS, ids=repr)
 def test_scaffold_beats_fed_avg_on_strong_skew(skew):
     """Three of ten clients a round, 20 steps each; FedProx, stated beside it, is about as good as FedAvg here."""
@@ -57,13 +57,13 @@ def test_scaffold_beats_fed_avg_on_strong_skew(skew):
     assert abs(prox.mean - avg.mean) < 0.04, f"{scaffold}; {avg}; {prox}"
 
 
-@pytest.mark.slow
+@pytest.mark.claims
 def test_fed_dyn_beats_fed_avg_on_strong_skew():
     settings = {"peers": 10, "rounds": 30, "shards": lk.data.ByLabel(2), "optimizer": sgd(0.3)}
     require_better(*(Figures(it(20, participation=0.3), 3, **settings) for it in (FedDyn, FedAvg)), points=5)
 
 
-@pytest.mark.slow
+@pytest.mark.claims
 @pytest.mark.parametrize("adaptive", [FedAvgM, FedAdam, FedYogi])
 def test_a_servers_momentum_and_scaling_help_on_strong_skew(adaptive):
     settings = {"peers": 10, "rounds": 30, "shards": lk.data.ByLabel(2)}
@@ -101,7 +101,7 @@ def test_fed_nova_ends_near_the_optimum_of_all_where_fed_avg_leans_to_who_steps_
     assert ends == [pytest.approx(0.846, abs=0.01), pytest.approx(0.500, abs=0.01)]
 
 
-@pytest.mark.slow
+@pytest.mark.claims
 def test_fed_df_mends_averages_of_clients_that_have_gone_far_apart():
     """40 epochs on Dirichlet(0.1) shards between two averages."""
     skew = lk.data.Dirichlet(0.1, least=16)
@@ -113,7 +113,7 @@ def test_fed_df_mends_averages_of_clients_that_have_gone_far_apart():
 # -- communicate less
 
 
-@pytest.mark.slow
+@pytest.mark.claims
 def test_diloco_is_within_a_point_of_all_reduce_at_a_fiftieth_of_the_bytes():
     """The paper's outer settings and inner optimiser, 1,500 steps of four workers."""
     adamw = {"optimizer": partial(torch.optim.AdamW, lr=3e-3), "peers": 4}

@@ -43,7 +43,7 @@ from tests.algorithms.figures import (
 from tests.engines.experiments import mlp
 
 
-@pytest.mark.slow
+@pytest.mark.claims
 def test_mutual_learners_are_no_worse_than_independent_ones_on_average():
     """Four convolutional networks on 100 digits; six seeds, the same starts and batches for both.
 
@@ -77,7 +77,7 @@ def test_an_ensemble_is_better_than_its_members():
     assert fmean(gains) > 0.01, gains
 
 
-@pytest.mark.slow
+@pytest.mark.claims
 def test_co_teaching_survives_wrong_labels_where_plain_training_learns_them_by_heart():
     """Half of the labels are wrong; the same starts and batches for all, accuracies are those of single networks."""
     plain, pair, plus = [], [], []
@@ -91,7 +91,7 @@ def test_co_teaching_survives_wrong_labels_where_plain_training_learns_them_by_h
     assert fmean(plus) >= fmean(plain) + 0.03, figures
 
 
-@pytest.mark.slow
+@pytest.mark.claims
 def test_codistillation_helps_and_tolerates_stale_teachers():
     """Two networks with 200 digits each; a teacher that is up to 100 steps old is as good as one of the step before."""
     settings = {"dataset": few(400), "model": partial(perceptron, 64), "peers": 2}
@@ -102,7 +102,7 @@ def test_codistillation_helps_and_tolerates_stale_teachers():
     assert min(fresh.mean, stale.mean) > alone.mean and stale.mean > fresh.mean - 0.005, f"{stale}; {fresh}; {alone}"
 
 
-@pytest.mark.slow
+@pytest.mark.claims
 def test_fed_md_lets_different_architectures_help_each_other():
     """Four architectures that never see each other's weights or data; only logits on public inputs travel."""
     models = [partial(perceptron, 16), partial(perceptron, 64), convolution, partial(nn.Linear, 64, 10)]

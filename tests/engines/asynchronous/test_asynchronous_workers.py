@@ -22,8 +22,8 @@ from labkit.engines.asynchronous.connections import Seat
 from labkit.engines.cluster import Cluster
 from labkit.errors import DivergenceError, ExchangeError, GangError, WorkerLost
 from labkit.exchange import Push
-from tests.engines.asynchronous import FOREVER, SERVED, STILL, UNIT, FromApart, Number, Wrong
 from tests.engines.experiments import MOMENTUM, SGD, difference, mlp, parameters, result
+from tests.engines.made_for_asynchrony import FOREVER, SERVED, STILL, UNIT, FromApart, Number, Wrong
 
 pytestmark = pytest.mark.alone
 

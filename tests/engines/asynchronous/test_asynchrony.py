@@ -18,7 +18,6 @@ from labkit.algorithms import ADPSGD, Compressed, FedBuff, LocalSGD, ParameterSe
 from labkit.engines.asynchronous.staleness_gate import Pace
 from labkit.errors import DivergenceError, ExchangeError, ModelError, SettingError
 from labkit.exchange import Push, TopK
-from tests.engines.asynchronous import FOREVER, SERVED, Wrong
 from tests.engines.experiments import (
     ADAM,
     MOMENTUM,
@@ -31,6 +30,7 @@ from tests.engines.experiments import (
     result,
     sequences,
 )
+from tests.engines.made_for_asynchrony import FOREVER, SERVED, Wrong
 
 TOLERANCE = 1e-5
 ALGORITHMS = [

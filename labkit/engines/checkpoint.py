@@ -77,8 +77,8 @@ def kept(peers: Peers) -> Part:
     return {
         "members": list(peers.members),
         "model": {name: tensor.detach() for name, tensor in peers.tensors.items()},
-        "descent": peers.descent.state_dict(),
-        "state": peers.state.kept(),
+        "optimizer_step": peers.optimizer_step.state_dict(),
+        "state": peers.state.snapshot(),
         "rated": peers.rated,
     }
 
@@ -93,7 +93,7 @@ def restore(peers: Peers, parts: Sequence[Part]) -> None:
     with torch.no_grad():
         for name, tensor in peers.tensors.items():
             tensor.copy_(own["model"][name])
-    peers.descent.load_state_dict(own["descent"])
+    peers.optimizer_step.load_state_dict(own["optimizer_step"])
     peers.rated = own["rated"]
     peers.state.load(moved(own["state"], next(iter(peers.tensors.values())).device))
 

@@ -15,17 +15,17 @@ from torch import Tensor
 from labkit.costs.link import Link
 from labkit.engines.batches import Examples, Stream
 from labkit.engines.experiment import Experiment
-from labkit.engines.local_peers import Cohort
+from labkit.engines.local_peers import LocalPeers
 from labkit.engines.peer import OnePeer, Place
-from labkit.engines.shared_state import Commons
+from labkit.engines.shared_state import SharedState
 from labkit.errors import SettingError
 from labkit.exchange import Message
 from labkit.history.lanes import MOST_LANES, Bursts
-from labkit.history.rows import Report, Stretch
+from labkit.history.rows import Interval, Report
 from labkit.tasks.sync import BSP, Timeline
 from labkit.tree import Tree
 
-_MOST_STRETCHES = 2_000_000  # of all peers together; a longer run keeps no timeline
+_MOST_INTERVALS = 2_000_000  # of all peers together; a longer run keeps no timeline
 
 
 class Clock:
@@ -44,7 +44,7 @@ class Clock:
         self.seconds_per_step = step / torch.tensor(given, dtype=torch.float64)  # [n]
         self.link = link or Link()
         self._times = torch.zeros(peers, dtype=torch.float64)
-        self._stretches = Stretches(peers)
+        self._intervals = Intervals(peers)
 
     def at(self, peers: Tensor) -> Tensor:
         """The times of these peers, [m]."""
@@ -60,7 +60,7 @@ class Clock:
         start = self._times[present]
         self._times[present] = start + steps * self.seconds_per_step[present]
         if len(present) == len(self._times) and steps.any():
-            self._stretches.add(start.numpy(), self._times.numpy().copy())
+            self._intervals.add(start.numpy(), self._times.numpy().copy())
 
     def exchange(self, present: Tensor, message: Message) -> None:
         """Those present send `message` (one peer's, not stacked) and receive their replies."""
@@ -71,11 +71,11 @@ class Clock:
         self._times[present] = self._times.max()
 
     def timeline(self) -> Timeline | None:
-        """The stretches that all peers worked, from message to message; None where some were not always there."""
-        return self._stretches.timeline("predicted")
+        """The intervals that all peers worked, from message to message; None where some were not always there."""
+        return self._intervals.timeline("predicted")
 
 
-class Stretches:
+class Intervals:
     """When each of n peers began and ended its work between one message and the next."""
 
     def __init__(self, peers: int) -> None:
@@ -84,14 +84,14 @@ class Stretches:
         self._ends: list[np.ndarray] = []
 
     def add(self, start: np.ndarray, end: np.ndarray) -> None:
-        """One stretch of every peer, [n] seconds each."""
-        if self._peers * len(self._starts) < _MOST_STRETCHES:
+        """One interval of every peer, [n] seconds each."""
+        if self._peers * len(self._starts) < _MOST_INTERVALS:
             self._starts.append(start)
             self._ends.append(end)
 
     def timeline(self, kind: str) -> Timeline | None:
-        """All of them as a Timeline [n, stretches]."""
-        if not self._starts or self._peers * len(self._starts) >= _MOST_STRETCHES:
+        """All of them as a Timeline [n, intervals]."""
+        if not self._starts or self._peers * len(self._starts) >= _MOST_INTERVALS:
             return None
         start, finish = np.stack(self._starts, axis=1), np.stack(self._ends, axis=1)
         return Timeline(start, finish, BSP(), kind, "peer")
@@ -99,8 +99,8 @@ class Stretches:
 
 def seconds_per_step(experiment: Experiment, device: torch.device) -> float:
     """Seconds of one peer's local step on this machine: the median of nine, after one to warm up."""
-    commons = Commons.of(experiment.models[0] if experiment.alike else None, device)
-    peer = OnePeer(experiment, 0, Place(device, commons))
+    shared_state = SharedState.of(experiment.models[0] if experiment.alike else None, device)
+    peer = OnePeer(experiment, 0, Place(device, shared_state))
     stream, taken = Stream(Examples(experiment.dataset, device), experiment.indices(0)), []
     for batch, _ in zip(stream, range(10), strict=False):
         begun = perf_counter()
@@ -149,17 +149,17 @@ class Timed:
 class Meter:
     """Counts what the peers send, and lets the clock, if there is one, know of steps and messages."""
 
-    def __init__(self, cohort: Cohort, clock: Clock | None, report: Report) -> None:
-        self._cohort, self._clock, self._report = cohort, clock, report
+    def __init__(self, local: LocalPeers, clock: Clock | None, report: Report) -> None:
+        self._local, self._clock, self._report = local, clock, report
         self._number, self._bursts = 0, Bursts()
         self.sent = 0.0  # bytes of all peers together
         self.wall = 0.0  # seconds of this machine, evaluations left out
 
     def begin(self) -> None:
         """A round begins."""
-        self._present = torch.as_tensor(self._cohort.present)
+        self._present = torch.as_tensor(self._local.present)
         self._counted = torch.zeros(len(self._present), dtype=torch.int64)
-        if self._clock is not None and self._cohort.comes_and_goes:
+        if self._clock is not None and self._local.comes_and_goes:
             self._clock.gather(self._present)
 
     def meet(self, message: Message) -> None:
@@ -175,14 +175,14 @@ class Meter:
 
     def end(self) -> None:
         """Count the work after the last message of the round."""
-        if self._clock is not None and (self._cohort.work > self._counted).any():
+        if self._clock is not None and (self._local.work > self._counted).any():
             self._lap(self._clock, None)
 
     def _lap(self, clock: Clock, message: Message | None) -> None:
         """Those present take the steps that were not counted yet, and exchange a message, if there is one."""
         self._number += 1
         tells, few = self._bursts.tells(perf_counter()), self._present[:MOST_LANES]
-        work, begun = self._cohort.work, clock.at(few)
+        work, begun = self._local.work, clock.at(few)
         clock.compute(self._present, work - self._counted)
         self._counted = work
         arrived, met = clock.at(few), clock.at(self._present).max() if tells else None
@@ -193,4 +193,4 @@ class Meter:
         done = clock.at(few)
         each = torch.stack([few, begun, arrived, torch.minimum(met, done), done], dim=1)  # float64 [m, 5]
         for lane, *moments in each.tolist():
-            self._report(Stretch(int(lane), self._number, *moments))
+            self._report(Interval(int(lane), self._number, *moments))

@@ -136,13 +136,13 @@ def _model(experiment: Experiment, states: list[dict[str, Any]], peer: int) -> n
 
 def _timeline(experiment: Experiment, blocks: list[range], results: list[Result]) -> Timeline | None:
     """When each peer worked, from message to message; the peers of one worker work together."""
-    each = [np.array(result.stretches).reshape(-1, 2) for result in results]
+    each = [np.array(result.intervals).reshape(-1, 2) for result in results]
     if asynchronous(experiment.algorithm):  # stopped, they have not all done as many rounds
         each = [own[: min(map(len, each))] for own in each]
     if experiment.present < experiment.peers or not len(each[0]) or any(len(it) != len(each[0]) for it in each):
         return None
     waits = policy(experiment.algorithm) if asynchronous(experiment.algorithm) else BSP()
-    rows = np.repeat(np.stack(each), [len(block) for block in blocks], axis=0)  # [n, stretches, 2]
+    rows = np.repeat(np.stack(each), [len(block) for block in blocks], axis=0)  # [n, intervals, 2]
     return Timeline.measured(rows[..., 0], rows[..., 1], waits, "peer")
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from labkit.engines.experiment import Experiment
-from labkit.engines.rounds import Talk, conduct
-from labkit.engines.shared_state import Commons
+from labkit.engines.rounds import MessageGenerator, conduct
+from labkit.engines.shared_state import SharedState
 from labkit.exchange import Message
 from labkit.tree import Tree
 
@@ -28,7 +28,7 @@ def classes(net: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def agreed(
-    predict: Callable[..., Talk],
+    predict: Callable[..., MessageGenerator],
     blocks: Sequence[Peers],
     inputs: Tensor,
     answer: Callable[[list[Message]], Sequence[Tree]],
@@ -39,8 +39,8 @@ def agreed(
         with ExitStack() as stack:
             for peers in blocks:
                 stack.enter_context(peers.evaluating())
-            talks: list[Any] = [predict(peers, x.expand(*(1,) * peers.lead, *x.shape)) for peers in blocks]
-            logits = conduct(talks, answer)[0]  # of one block: what they agree on is the same for all
+            generators: list[Any] = [predict(peers, x.expand(*(1,) * peers.lead, *x.shape)) for peers in blocks]
+            logits = conduct(generators, answer)[0]  # of one block: what they agree on is the same for all
         pieces.append(logits.argmax(-1).reshape(-1, *logits.shape[blocks[0].lead : -1])[:1])
     return torch.cat(pieces, dim=1)
 
@@ -58,11 +58,11 @@ def trained(model: nn.Module) -> nn.Module:
     return model
 
 
-def server_model(experiment: Experiment, commons: Commons) -> nn.Module:
-    """The model that a server's clients share, where the commons are."""
+def server_model(experiment: Experiment, shared_state: SharedState) -> nn.Module:
+    """The model that a server's clients share, where the shared_state are."""
     model = experiment.fresh_model()
     named = dict(model.named_parameters())
-    params = commons.values["params"]
+    params = shared_state.values["params"]
     assert isinstance(params, dict)
     with torch.no_grad():
         for name, p in params.items():

@@ -1,4 +1,4 @@
-"""Cohort: the peers that one process holds, in blocks that run one generator each, driven from barrier to barrier."""
+"""LocalPeers: the peers that one process holds, in blocks that run one generator each."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from labkit.engines.checkpoint import Part, kept, moved, restore
 from labkit.engines.evaluation import accuracies, agreed, classes, server_model, trained
 from labkit.engines.experiment import Experiment, require_finite
 from labkit.engines.peer import Exchanged, OnePeer, Peers, Place
-from labkit.engines.rounds import Talk, answered, conduct
-from labkit.engines.shared_state import Commons
+from labkit.engines.rounds import MessageGenerator, answered, conduct
+from labkit.engines.shared_state import SharedState
 from labkit.engines.stacked.block_size import block_key, block_size
 from labkit.engines.stacked.peers import StackedPeers
 from labkit.exchange import Message
@@ -36,12 +36,12 @@ class Block:
     at: Tensor
 
 
-class Cohort:
+class LocalPeers:
     """Those of the peers `members` that take part: each by itself, or in stacks of at most `most` peers of one kind.
 
     Peers live as long as the run; a server's clients are made anew for each round. Where none of the members takes
-    part in a round, one of them goes through it as a ghost, whose messages are left out: its process still has to
-    receive the replies, by which it keeps up what all peers share.
+    part in a round, one of them goes through it as a stand-in, whose messages are left out: its process still
+    has to receive the replies, by which it keeps up what all peers share.
 
     They go on from a checkpoint, given the `parts` of it that the members are in.
     """
@@ -56,13 +56,13 @@ class Cohort:
         parts: Sequence[Part] = (),
     ) -> None:
         self._experiment, self._members = experiment, members
-        self.commons = Commons.of(experiment.models[0] if experiment.alike else None, device)
-        self._place = Place(device, self.commons, {} if experiment.served else None)
+        self.shared_state = SharedState.of(experiment.models[0] if experiment.alike else None, device)
+        self._place = Place(device, self.shared_state, {} if experiment.served else None)
         self._examples = Examples(experiment.dataset, device, alone=len(members) == 1)
         self._most, self._single = most, single
         self._skeletons: dict[Any, nn.Module] = {}  # by kind
         self._streams: dict[int, Any] = {}  # by client: its batches, or how many of them it was dealt
-        self._ghost = False
+        self._stand_in = False
         self.present: Sequence[int] = members
         if parts:
             self._go_on(parts)
@@ -78,32 +78,32 @@ class Cohort:
         if self._experiment.served:
             chosen = self._experiment.participants(number)
             self.present = [k for k in chosen if k in self._members] if self.comes_and_goes else self._members
-            self._ghost = not self.present
+            self._stand_in = not self.present
             self._blocks = self._made(self.present or self._members[:1])
             self._order = self._order_of(self._blocks)
         for block in self._blocks:
             block.peers.begin(number)
 
-    def heed(self, rates: Sequence[float], number: int, seconds: float) -> list[Event]:
+    def adopt(self, rates: Sequence[float], number: int, seconds: float) -> list[Event]:
         """Let the peers take over what was asked for last of these learning rates; what is to be told of it."""
-        return self._place.rate.heed(rates, number, seconds)
+        return self._place.rate.adopt(rates, number, seconds)
 
     def round(self, answer: Answer) -> None:
         """Run the round, the messages at each barrier being answered by `answer`, one reply for each block."""
-        conduct(self._talks(), answer)
+        conduct(self._generators(), answer)
 
     def barriers(self, answer: Answer) -> Iterator[tuple[list[Message], Sequence[Tree]]]:
         """The same, stopping at every barrier for whoever wants to see the messages there and the replies to them."""
-        return answered(self._talks(), answer)
+        return answered(self._generators(), answer)
 
-    def _talks(self) -> list[Talk]:
+    def _generators(self) -> list[MessageGenerator]:
         own = self._experiment.algorithm_of
         return [own(block.peers.members[0]).round(block.peers, block.stream) for block in self._blocks]
 
     def end(self) -> None:
         """Take over what the round has written to the memories, once its losses were looked at."""
-        self.commons.commit([block.peers.shared for block in self._blocks])
-        if self._experiment.served and not self._ghost:
+        self.shared_state.commit([block.peers.shared for block in self._blocks])
+        if self._experiment.served and not self._stand_in:
             for block in self._blocks:
                 block.peers.state.put_back()
             self._put_back_streams()
@@ -114,12 +114,12 @@ class Cohort:
         def answer_all(messages: list[Message]) -> list[Tree]:
             stacked = messages if self._single is None else [message.lift() for message in messages]
             one = type(stacked[0]).join(stacked, self._order)
-            if not self._ghost:
+            if not self._stand_in:
                 reply = answer(one)
                 return [_part(reply, block) for block in self._blocks]
             reply = answer(one.none())
             filled = tree.map(lambda leaf: leaf if len(leaf) else leaf.new_zeros(1, *leaf.shape[1:]), reply)
-            return [_part(filled, block) for block in self._blocks]  # the ghost is one block, of one peer
+            return [_part(filled, block) for block in self._blocks]  # the stand-in is one block, of one peer
 
         return answer_all
 
@@ -135,10 +135,10 @@ class Cohort:
 
     # -- checkpoints
 
-    def kept(self) -> Part:
+    def checkpoint(self) -> Part:
         """All that decides how these peers go on, between two rounds."""
         return {
-            "commons": self.commons.values,
+            "shared_state": self.shared_state.values,
             "archive": self._place.archive or {},
             "blocks": [] if self._experiment.served else [kept(block.peers) for block in self._blocks],
             "streams": self._places(),
@@ -147,7 +147,7 @@ class Cohort:
 
     def _go_on(self, parts: Sequence[Part]) -> None:
         """Take over what is not the peers' own; they find the rest when they are made."""
-        self.commons.load(moved(parts[0]["commons"], self._place.device))
+        self.shared_state.load(moved(parts[0]["shared_state"], self._place.device))
         self._place.rate.version, self._place.rate.value = parts[0]["rate"]
         for part in parts:
             self._streams |= {k: place for k, place in part["streams"].items() if k in self._members}
@@ -190,7 +190,7 @@ class Cohort:
         """
         steps = self._in_order([block.peers.steps for block in self._blocks])
         each = [torch.tensor(block.peers.mean_losses(), dtype=torch.float64) for block in self._blocks]
-        if self._ghost:
+        if self._stand_in:
             return ()
         losses = self._in_order(each).tolist()
         took = [at for at, count in enumerate(steps.tolist()) if count]
@@ -200,10 +200,10 @@ class Cohort:
     def accuracies(self, inputs: Tensor, targets: Tensor, answer: Answer) -> tuple[float, ...]:
         """The share of targets [N] that each peer gets right given inputs [N, …], or the one of all together.
 
-        A server's clients have one model; an algorithm with a `predict` generator lets the peers talk about it.
+        A server's clients have one model; an algorithm with a `predict` generator lets the peers generator about it.
         """
         if self._experiment.served:
-            return accuracies(classes(server_model(self._experiment, self.commons), inputs).unsqueeze(0), targets)
+            return accuracies(classes(server_model(self._experiment, self.shared_state), inputs).unsqueeze(0), targets)
         predict = getattr(self._experiment.algorithm, "predict", None)
         if predict is None:
             return accuracies(self._in_order([block.peers.predicted(inputs) for block in self._blocks]), targets)
@@ -212,7 +212,7 @@ class Cohort:
     def model(self, peer: int) -> nn.Module:
         """The trained model of a member, or the one that its server has."""
         if self._experiment.served:
-            return trained(server_model(self._experiment, self.commons))
+            return trained(server_model(self._experiment, self.shared_state))
         block = next(block for block in self._blocks if peer in block.peers.members)
         return block.peers.model(block.peers.members.index(peer))
 

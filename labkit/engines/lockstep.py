@@ -16,7 +16,7 @@ from labkit.engines.asynchronous.simulate import run_events
 from labkit.engines.clock import Meter, Timed
 from labkit.engines.control import Control
 from labkit.engines.experiment import Experiment, Outcome
-from labkit.engines.local_peers import Cohort
+from labkit.engines.local_peers import LocalPeers
 from labkit.engines.peer import OnePeer
 from labkit.engines.rounds import exhaust
 from labkit.exchange import Message
@@ -57,31 +57,29 @@ class Lockstep(Timed):
         device = torch.device(self.device)
         test_x, test_y = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)
         clock = self.virtual(experiment, device)
-        cohort = Cohort(experiment, range(experiment.peers), device, single=OnePeer)
-        meter, start = Meter(cohort, clock, report), perf_counter()
+        local = LocalPeers(experiment, range(experiment.peers), device, single=OnePeer)
+        meter, start = Meter(local, clock, report), perf_counter()
         torch.manual_seed(experiment.seed)
         for number in range(1, experiment.rounds + 1):
             if not control.proceed():
                 break
-            for event in cohort.heed(control.rates, number, perf_counter() - start if clock is None else clock.seconds):
+            for event in local.adopt(control.rates, number, perf_counter() - start if clock is None else clock.seconds):
                 report(event)
-            cohort.begin(number)
+            local.begin(number)
             meter.begin()
-            for messages, replies in cohort.barriers(_answer):
+            for messages, replies in local.barriers(_answer):
                 meter.meet(messages[0])
-                yield Meeting(number, tuple(cohort.present), messages, replies)
+                yield Meeting(number, tuple(local.present), messages, replies)
             meter.end()
-            losses = cohort.mean_losses(number)
-            cohort.end()
+            losses = local.mean_losses(number)
+            local.end()
             tested = experiment.evaluates(number)
-            accuracies = cohort.accuracies(test_x, test_y, _answer) if tested else None
+            accuracies = local.accuracies(test_x, test_y, _answer) if tested else None
             seconds = perf_counter() - start if clock is None else clock.seconds
             report(
-                Row(
-                    number, losses, accuracies, meter.sent / experiment.peers, seconds, cohort.who, cohort.learning_rate
-                )
+                Row(number, losses, accuracies, meter.sent / experiment.peers, seconds, local.who, local.learning_rate)
             )
-        return Outcome(experiment.models_of(cohort.model), None if clock is None else clock.timeline())
+        return Outcome(experiment.models_of(local.model), None if clock is None else clock.timeline())
 
 
 def _answer(messages: list[Message]) -> Sequence[Tree]:

@@ -1,4 +1,4 @@
-"""Descent: how an optimiser takes a step, with loss scaling, clipping and a schedule where they are asked for."""
+"""OptimizerStep: how an optimiser takes a step, with loss scaling, clipping and a schedule where they are asked for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from labkit.history.rows import Event
 _TINY = 1e-6  # torch.nn.utils.clip_grad_norm_ keeps away from a division by zero with it
 
 
-class Descent:
+class OptimizerStep:
     """The optimiser of one peer, or with `lead` = 1 of K stacked ones, and what goes with it from step to step.
 
     The schedule moves on after each step that was taken: with loss scaling, a step whose gradients overflowed is not.
@@ -114,7 +114,7 @@ class LearningRate:
         self.value: float | None = None
         self.version = 0
 
-    def heed(self, rates: Sequence[float], round: int, seconds: float) -> list[Event]:
+    def adopt(self, rates: Sequence[float], round: int, seconds: float) -> list[Event]:
         """Hold from round `round` on what was asked for last of `rates`; what is to be told, if that is new."""
         if len(rates) <= self.version:
             return []

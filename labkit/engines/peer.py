@@ -16,8 +16,8 @@ from torch.func import functional_call, vmap
 from labkit.algorithms.base import Batch
 from labkit.engines.evaluation import classes, trained
 from labkit.engines.experiment import PRECISIONS, Experiment
-from labkit.engines.optimizer_step import Descent, LearningRate
-from labkit.engines.shared_state import Commons, Shared, State
+from labkit.engines.optimizer_step import LearningRate, OptimizerStep
+from labkit.engines.shared_state import Shared, SharedState, State
 
 Exchanged = Callable[[], tuple[float, float]]
 
@@ -30,7 +30,7 @@ class Place:
     """
 
     device: torch.device
-    commons: Commons
+    shared_state: SharedState
     archive: dict[int, dict[str, Any]] | None = None
     rate: LearningRate = field(default_factory=LearningRate)
 
@@ -54,7 +54,7 @@ class Peers(ABC):
         self.number, self.rated, self._counted = 0, 0, 0
         self._experiment, self._place = experiment, place
         self._named = named
-        self.descent = Descent(experiment, ids[0], list(named.values()), self.lead)
+        self.optimizer_step = OptimizerStep(experiment, ids[0], list(named.values()), self.lead)
         self._dtype = None if experiment.precision is None else PRECISIONS[experiment.precision]
         self._criterion = experiment.loss
         self._losses: list[Tensor] = []
@@ -64,7 +64,7 @@ class Peers(ABC):
     def begin(self, number: int) -> None:
         """Get ready for round `number`."""
         self.number, self._counted = number, 0
-        self.shared = self._place.commons.view(self.lead)
+        self.shared = self._place.shared_state.view(self.lead)
         self._public = None
         if self.rated < self._place.rate.version and self._place.rate.value is not None:
             self.rated, self.learning_rate = self._place.rate.version, self._place.rate.value
@@ -72,11 +72,11 @@ class Peers(ABC):
     @property
     def learning_rate(self) -> float:
         """The optimiser's, as it is now; a schedule goes on from what is assigned."""
-        return float(self.descent.optimizer.param_groups[0]["lr"])
+        return float(self.optimizer_step.optimizer.param_groups[0]["lr"])
 
     @learning_rate.setter
     def learning_rate(self, rate: float) -> None:
-        self.descent.set_learning_rate(rate)
+        self.optimizer_step.set_learning_rate(rate)
 
     @property
     def exchanged(self) -> Exchanged | None:
@@ -138,14 +138,14 @@ class Peers(ABC):
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
         """∇loss by parameter name; zero where a parameter had no part in it."""
         named = self._named
-        scaled = self.descent.scaled(loss.sum())
+        scaled = self.optimizer_step.scaled(loss.sum())
         found = torch.autograd.grad(scaled, list(named.values()), allow_unused=True, materialize_grads=True)
-        return dict(zip(named, self.descent.unscaled(found), strict=True))
+        return dict(zip(named, self.optimizer_step.unscaled(found), strict=True))
 
     def apply(self, gradients: dict[str, Tensor]) -> None:
         """One step of the optimiser with these gradients."""
         for name, p in self._named.items():
-            gradient = self.descent.scaled(gradients[name])
+            gradient = self.optimizer_step.scaled(gradients[name])
             p.grad = gradient if gradient.shape == p.shape else gradient.expand_as(p).contiguous()
         self._update()
 
@@ -157,10 +157,10 @@ class Peers(ABC):
         self._update()
 
     def _backward(self, loss: Tensor) -> None:
-        self.descent.scaled(loss.sum()).backward()  # type: ignore[no-untyped-call]
+        self.optimizer_step.scaled(loss.sum()).backward()  # type: ignore[no-untyped-call]
 
     def _update(self) -> None:
-        self.descent.step()
+        self.optimizer_step.step()
 
     # -- local work
 

@@ -10,22 +10,22 @@ from labkit.exchange import Message
 from labkit.tree import Tree
 
 T = TypeVar("T")
-Talk = Generator[Message, Any, Any]  # a peer's round, or its part in a prediction
+MessageGenerator = Generator[Message, Any, Any]  # a peer's round, or its part in a prediction
 
 
-def together(talks: Sequence[Talk]) -> Generator[list[Message], Sequence[Tree], list[Any]]:
+def together(generators: Sequence[MessageGenerator]) -> Generator[list[Message], Sequence[Tree], list[Any]]:
     """Run all generators from barrier to barrier: yields the messages met at each, is sent the replies to them.
 
     Returns what the generators return. Raises ExchangeError when they do not all yield the same kind of message, or not
     all stop together.
     """
-    replies: Sequence[Tree | None] = [None] * len(talks)
-    returned: list[Any] = [None] * len(talks)
+    replies: Sequence[Tree | None] = [None] * len(generators)
+    returned: list[Any] = [None] * len(generators)
     while True:
         met: list[Message | None] = []
-        for k, (talk, reply) in enumerate(zip(talks, replies, strict=True)):
+        for k, (generator, reply) in enumerate(zip(generators, replies, strict=True)):
             try:
-                met.append(talk.send(reply))
+                met.append(generator.send(reply))
             except StopIteration as end:
                 met.append(None)
                 returned[k] = end.value
@@ -42,10 +42,10 @@ def together(talks: Sequence[Talk]) -> Generator[list[Message], Sequence[Tree], 
 
 
 def answered(
-    talks: Sequence[Talk], answer: Callable[[list[Message]], Sequence[Tree]]
+    generators: Sequence[MessageGenerator], answer: Callable[[list[Message]], Sequence[Tree]]
 ) -> Generator[tuple[list[Message], Sequence[Tree]], None, list[Any]]:
     """Run all generators, answering the messages met at each barrier; yields both before the replies are delivered."""
-    barriers = together(talks)
+    barriers = together(generators)
     replies: Sequence[Tree] | None = None
     while True:
         try:
@@ -57,9 +57,9 @@ def answered(
         yield messages, replies
 
 
-def conduct(talks: Sequence[Talk], answer: Callable[[list[Message]], Sequence[Tree]]) -> list[Any]:
+def conduct(generators: Sequence[MessageGenerator], answer: Callable[[list[Message]], Sequence[Tree]]) -> list[Any]:
     """Run all generators to their ends, answering the messages met at each barrier; what they return."""
-    return exhaust(answered(talks, answer))
+    return exhaust(answered(generators, answer))
 
 
 def exhaust(steps: Generator[Any, None, T]) -> T:

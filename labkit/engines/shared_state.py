@@ -1,4 +1,4 @@
-"""Memory: what peers remember between rounds, each for itself or all in common."""
+"""SharedState and State: what peers remember between rounds, all in common or each for itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from labkit.tree import Tree
 Digest = dict[str, tuple[float, float]]
 
 
-class Commons:
+class SharedState:
     """What all peers hold in common; it changes between rounds only, to what everybody wrote alike."""
 
     def __init__(self, values: dict[str, Tree]) -> None:
@@ -24,7 +24,7 @@ class Commons:
         self._versions = _versions(values)
 
     @classmethod
-    def of(cls, model: nn.Module | None, device: torch.device) -> Commons:
+    def of(cls, model: nn.Module | None, device: torch.device) -> SharedState:
         """What peers share before the first round: the parameters of the model that all of them start from, if any."""
         if model is None:
             return cls({})
@@ -75,24 +75,24 @@ class Commons:
 
 
 class Shared(MutableMapping[str, Tree]):
-    """One peer's view of the commons in one round: it sees at once what it writes, the others in the next round.
+    """One peer's view of the shared_state in one round: it sees at once what it writes, the others in the next round.
 
-    The commons hold no peer dimension; `lead` = 1 shows them with a leading dimension of one.
+    The shared_state hold no peer dimension; `lead` = 1 shows them with a leading dimension of one.
     """
 
-    def __init__(self, commons: Commons, lead: int) -> None:
-        self._commons, self._lead = commons, lead
+    def __init__(self, shared_state: SharedState, lead: int) -> None:
+        self._state, self._lead = shared_state, lead
         self._seen: dict[str, Tree] = {}
         self.written: dict[str, Tree] = {}
 
     def __getitem__(self, name: str) -> Tree:
         if name not in self._seen:
-            if name == "params" and name not in self._commons.values:
+            if name == "params" and name not in self._state.values:
                 raise ExchangeError(
                     "The peers start from different models, so there are no parameters that all of them share: give "
                     "one model for all, or exchange predictions instead of parameters."
                 )
-            value = self._commons.values[name]
+            value = self._state.values[name]
             self._seen[name] = tree.map(lambda leaf: leaf.unsqueeze(0), value) if self._lead else value
         return self._seen[name]
 
@@ -110,10 +110,10 @@ class Shared(MutableMapping[str, Tree]):
         raise ExchangeError(f"shared[{name!r}] cannot be deleted: peers share what they have exchanged.")
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**self._commons.values, **self.written})
+        return iter({**self._state.values, **self.written})
 
     def __len__(self) -> int:
-        return len({**self._commons.values, **self.written})
+        return len({**self._state.values, **self.written})
 
 
 class State(MutableMapping[str, Tree]):
@@ -176,7 +176,7 @@ class State(MutableMapping[str, Tree]):
     def __len__(self) -> int:
         return len(list(iter(self)))
 
-    def kept(self) -> dict[str, Tree]:
+    def snapshot(self) -> dict[str, Tree]:
         """All of it by name, for `load`; what an archive holds is not here."""
         return dict(self._values)
 

@@ -17,7 +17,7 @@ from labkit.engines.asynchronous.simulate import run_events
 from labkit.engines.clock import Meter, Timed
 from labkit.engines.control import Control
 from labkit.engines.experiment import Experiment, Outcome
-from labkit.engines.local_peers import Cohort
+from labkit.engines.local_peers import LocalPeers
 from labkit.engines.peer import OnePeer
 from labkit.errors import SettingError
 from labkit.history.rows import Report, Row
@@ -55,26 +55,26 @@ class Simulator(Timed):
             fleet = partial(InWaves, most=self.block) if experiment.stackable else OneByOne
             return run_events(experiment, fleet, clock, report, control, device)
         single = None if experiment.stackable else OnePeer
-        cohort = Cohort(experiment, range(experiment.peers), device, most=self.block, single=single)
-        meter = Meter(cohort, clock, report)
-        answer, predict = cohort.joined(meter.answer), cohort.joined(lambda message: message.stacked())
+        local = LocalPeers(experiment, range(experiment.peers), device, most=self.block, single=single)
+        meter = Meter(local, clock, report)
+        answer, predict = local.joined(meter.answer), local.joined(lambda message: message.stacked())
         with torch.random.fork_rng():
             torch.manual_seed(experiment.seed)
             for number in range(1, experiment.rounds + 1):
                 if not control.proceed():
                     break
-                for event in cohort.heed(control.rates, number, meter.wall if clock is None else clock.seconds):
+                for event in local.adopt(control.rates, number, meter.wall if clock is None else clock.seconds):
                     report(event)
                 begun = perf_counter()
-                cohort.begin(number)
+                local.begin(number)
                 meter.begin()
-                cohort.round(answer)
+                local.round(answer)
                 meter.end()
-                losses = cohort.mean_losses(number)
-                cohort.end()
+                losses = local.mean_losses(number)
+                local.end()
                 meter.wall += perf_counter() - begun
                 tested = experiment.evaluates(number)
-                accuracies = cohort.accuracies(test_x, test_y, predict) if tested else None
+                accuracies = local.accuracies(test_x, test_y, predict) if tested else None
                 seconds = meter.wall if clock is None else clock.seconds
                 report(
                     Row(
@@ -83,8 +83,8 @@ class Simulator(Timed):
                         accuracies,
                         meter.sent / experiment.peers,
                         seconds,
-                        cohort.who,
-                        cohort.learning_rate,
+                        local.who,
+                        local.learning_rate,
                     )
                 )
-        return Outcome(experiment.models_of(cohort.model), None if clock is None else clock.timeline())
+        return Outcome(experiment.models_of(local.model), None if clock is None else clock.timeline())

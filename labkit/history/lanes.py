@@ -6,17 +6,17 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
 
-from labkit.history.rows import Stretch
+from labkit.history.rows import Interval
 from labkit.plots.bars import Bar, gantt
 from labkit.plots.panel import Picture
 
 MOST_LANES = 16  # shown, and told of
-PERIOD, BURST = 0.25, 32  # of the stretches that begin in a period of so many seconds, so many are told of
+PERIOD, BURST = 0.25, 32  # of the intervals that begin in a period of so many seconds, so many are told of
 _SHOWN = 16  # messages in a picture
 
 
 class Bursts:
-    """Which of the stretches of one lane are told of: in every period the first ones, so that some stand in a row."""
+    """Which of the intervals of one lane are told of: in every period the first ones, so that some stand in a row."""
 
     def __init__(self) -> None:
         self._period, self._told = -1, 0
@@ -31,16 +31,16 @@ class Bursts:
 
 
 class Lanes:
-    """The last stretches of each lane; `who` is what the lanes are called, `clock` whose seconds theirs are."""
+    """The last intervals of each lane; `who` is what the lanes are called, `clock` whose seconds theirs are."""
 
     def __init__(self, who: str, clock: str) -> None:
         self.who, self._clock = who, clock
-        self._lanes: dict[int, deque[Stretch]] = {}
+        self._lanes: dict[int, deque[Interval]] = {}
 
-    def add(self, stretch: Stretch) -> None:
-        """Keep a stretch, if its lane is one that is shown."""
-        if stretch.lane < MOST_LANES:
-            self._lanes.setdefault(stretch.lane, deque(maxlen=2 * BURST)).append(stretch)
+    def add(self, interval: Interval) -> None:
+        """Keep an interval, if its lane is one that is shown."""
+        if interval.lane < MOST_LANES:
+            self._lanes.setdefault(interval.lane, deque(maxlen=2 * BURST)).append(interval)
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -55,10 +55,12 @@ class Lanes:
             return None
         newest = max((kept for kept in rows.values() if kept), key=lambda kept: kept[-1].done)
         lanes = {lane: [it for it in kept if it.done > newest[0].begun] for lane, kept in rows.items()}  # of this time
-        every = [stretch for kept in lanes.values() for stretch in kept]
-        zero = min(stretch.begun for stretch in every)
+        every = [interval for kept in lanes.values() for interval in kept]
+        zero = min(interval.begun for interval in every)
         shown = [names[lane] if lane < len(names) else f"{self.who} {lane}" for lane in lanes]
-        bars = [bar for row, kept in enumerate(lanes.values()) for stretch in kept for bar in _bars(row, stretch, zero)]
+        bars = [
+            bar for row, kept in enumerate(lanes.values()) for interval in kept for bar in _bars(row, interval, zero)
+        ]
         return gantt(
             [bar for bar in sorted(bars, key=lambda bar: _ORDER.index(bar.kind)) if bar.end > bar.start],
             shown,
@@ -71,11 +73,11 @@ class Lanes:
         some = "" if shown == count else f" ({shown} of {count:,} {self.who}s)"
         return f"The {self.who}s' last {messages} messages{some}"
 
-    def _note(self, stretches: Sequence[Stretch]) -> str:
+    def _note(self, intervals: Sequence[Interval]) -> str:
         note = "predicted by the virtual clock" if self._clock == "virtual" else "measured"
-        if any(stretch.overlapped for stretch in stretches):
+        if any(interval.overlapped for interval in intervals):
             note += "; of DDP's overlapped exchange, what sticks out"
-        if any(stretch.met is None for stretch in stretches):
+        if any(interval.met is None for interval in intervals):
             note += "; to communicate is to ask and to wait for the answer"
         return note
 
@@ -83,7 +85,7 @@ class Lanes:
 _ORDER = ("compute", "wait", "communicate")
 
 
-def _bars(row: int, it: Stretch, zero: float) -> list[Bar]:
+def _bars(row: int, it: Interval, zero: float) -> list[Bar]:
     compute = Bar(row, it.begun - zero, it.arrived - zero)
     if it.met is None:
         return [compute, Bar(row, it.arrived - zero, it.done - zero, None, "communicate")]
@@ -94,10 +96,10 @@ def _bars(row: int, it: Stretch, zero: float) -> list[Bar]:
     ]
 
 
-def _in_a_row(kept: list[Stretch]) -> list[Stretch]:
-    """The last ones of the longest row of successive stretches, of several such rows the last."""
-    best: list[Stretch] = []
-    row: list[Stretch] = kept[:1]
+def _in_a_row(kept: list[Interval]) -> list[Interval]:
+    """The last ones of the longest row of successive intervals, of several such rows the last."""
+    best: list[Interval] = []
+    row: list[Interval] = kept[:1]
     for before, now in pairwise(kept):
         if now.number != before.number + 1:
             best, row = (row if len(row[-_SHOWN:]) >= len(best[-_SHOWN:]) else best), []

@@ -45,7 +45,7 @@ class Event(NamedTuple):
     text: str
 
 
-class Stretch(NamedTuple):
+class Interval(NamedTuple):
     """One lane's time from one message to the next, in seconds since the start of the run.
 
     It computed from `begun` until it had `arrived` at the barrier, where the last one came when they `met`; by `done`
@@ -62,5 +62,5 @@ class Stretch(NamedTuple):
     overlapped: bool = False
 
 
-News = Row | Event | Stretch
+News = Row | Event | Interval
 Report = Callable[[News], None]

@@ -18,7 +18,7 @@ from labkit.engines.control import Wish
 from labkit.engines.experiment import Engine, Experiment
 from labkit.errors import LabkitError, SettingError
 from labkit.history.history import History
-from labkit.history.rows import News, Stretch
+from labkit.history.rows import Interval, News
 from labkit.plots.frontier import Trail, draw
 from labkit.plots.panel import Picture
 from labkit.text import amount, duration
@@ -168,7 +168,7 @@ class Comparison(Background):
 
     def _heard(self, name: str, news: News) -> None:
         self.histories[name].take(news)
-        if not isinstance(news, Stretch):
+        if not isinstance(news, Interval):
             self._notify(news)
 
     def _on_one_clock(self, entry: Entry) -> Engine:

@@ -15,7 +15,7 @@ from labkit.engines.optimizer_step import words
 from labkit.errors import LabkitError, SettingError, let_go
 from labkit.history.history import History
 from labkit.history.lanes import MOST_LANES, Lanes
-from labkit.history.rows import News, Report, Row, Stretch
+from labkit.history.rows import Interval, News, Report, Row
 from labkit.history.tensorboard import Board
 from labkit.plots.panel import Picture
 from labkit.text import amount, remaining
@@ -104,7 +104,7 @@ class Run(Background):
                     board.close()
 
     def _heard(self, news: News) -> None:
-        if isinstance(news, Stretch):
+        if isinstance(news, Interval):
             self._lanes.add(news)
             return
         with self._telling:

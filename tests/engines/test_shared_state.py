@@ -10,7 +10,7 @@ import torch
 
 import labkit as lk
 from labkit import tree
-from labkit.engines.shared_state import Commons, State
+from labkit.engines.shared_state import SharedState, State
 from labkit.engines.stacked import block_size as blocks
 from labkit.errors import ExchangeError
 from labkit.exchange import Mean
@@ -60,18 +60,18 @@ def test_what_only_one_peer_knows_cannot_be_shared(on):
 
 
 def test_what_a_round_shares_others_see_in_the_next_round_and_the_writer_at_once():
-    commons = Commons({"x": torch.tensor([1.0])})
-    writer, reader = commons.view(0), commons.view(0)
+    shared_state = SharedState({"x": torch.tensor([1.0])})
+    writer, reader = shared_state.view(0), shared_state.view(0)
     writer["x"] = torch.tensor([2.0])
     assert writer["x"] == 2 and reader["x"] == 1
-    commons.commit([writer])
-    assert commons.view(0)["x"] == 2
-    assert commons.view(1)["x"].shape == (1, 1)
+    shared_state.commit([writer])
+    assert shared_state.view(0)["x"] == 2
+    assert shared_state.view(1)["x"].shape == (1, 1)
 
 
 def test_memories_hold_copies_because_parameters_change_as_the_peer_steps():
     p = torch.ones(2)
-    state, shared = State(0), Commons({}).view(0)
+    state, shared = State(0), SharedState({}).view(0)
     state["p"] = shared["p"] = p
     p.zero_()
     assert state["p"].sum() == 2 and shared["p"].sum() == 2

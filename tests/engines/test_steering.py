@@ -126,21 +126,21 @@ def test_lanes_show_who_computes_longer_and_who_waits(lab, ddp):
     run.result(60)
     lanes = {lane: [it for it in kept if it.arrived < it.done] for lane, kept in run._lanes._lanes.items()}
     assert set(lanes) == {0, 1} and min(map(len, lanes.values())) >= 10
-    for stretch in (it for kept in lanes.values() for it in kept):
-        assert stretch.begun <= stretch.arrived <= stretch.met <= stretch.done
-        assert stretch.overlapped is (ddp is not None)
+    for interval in (it for kept in lanes.values() for it in kept):
+        assert interval.begun <= interval.arrived <= interval.met <= interval.done
+        assert interval.overlapped is (ddp is not None)
     waited, computed = ({lane: [f(it) for it in kept] for lane, kept in lanes.items()} for f in (wait, compute))
     assert median(waited[0]) > 0.7 * NAP > 0.3 * NAP > median(waited[1])
     assert median(computed[1]) > NAP > 0.7 * NAP > median(computed[0])
     assert run.lanes().alt == "When 2 ranks computed, waited and communicated"
 
 
-def wait(stretch):
-    return stretch.met - stretch.arrived
+def wait(interval):
+    return interval.met - interval.arrived
 
 
-def compute(stretch):
-    return stretch.arrived - stretch.begun
+def compute(interval):
+    return interval.arrived - interval.begun
 
 
 def median(values):

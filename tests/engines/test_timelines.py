@@ -32,7 +32,7 @@ def test_a_real_run_overlays_its_prediction(lab, algorithm):
     real, predicted = (result(on, algorithm).timeline for on in (lab, CLOCK))
     assert isinstance(real, Timeline) and isinstance(predicted, Timeline)
     assert (real.kind, predicted.kind) == ("measured", "predicted")
-    assert real.start.shape == predicted.start.shape == (2, 6)  # a stretch of steps in each round
+    assert real.start.shape == predicted.start.shape == (2, 6)  # an interval of steps in each round
     for one, other in ((real, predicted), (predicted, real)):
         picture = one.plot(beside=other)
         assert picture.alt == "Timeline of 2 peers and 6 steps, BSP(), measured; below it the predicted one"

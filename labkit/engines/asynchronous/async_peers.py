@@ -16,7 +16,7 @@ from labkit.engines.evaluation import classes
 from labkit.engines.experiment import Experiment
 from labkit.engines.optimizer_step import LearningRate
 from labkit.engines.peer import OnePeer, Place
-from labkit.engines.shared_state import Commons
+from labkit.engines.shared_state import SharedState
 from labkit.engines.stacked.block_size import block_key, block_size
 from labkit.engines.stacked.peers import StackedPeers
 from labkit.errors import ExchangeError
@@ -61,21 +61,21 @@ class OneByOne:
         self._experiment = experiment
         self._peers = [OnePeer(experiment, k, place) for k in everybody]
         self._streams = [Stream(examples, experiment.indices(k)) for k in everybody]
-        self._talks: dict[int, Generator[Any, Any, None]] = {}
+        self._generators: dict[int, Generator[Any, Any, None]] = {}
 
     def begin(self, peer: int, number: int) -> None:
         self._peers[peer].begin(number)
 
     def ask(self, peer: int) -> Asked:
         one = self._peers[peer]
-        talk = self._experiment.algorithm_of(peer).round(one, self._streams[peer])
-        request = require_request(next(talk, None), self._experiment.algorithm_of(peer))
-        self._talks[peer] = talk
+        generator = self._experiment.algorithm_of(peer).round(one, self._streams[peer])
+        request = require_request(next(generator, None), self._experiment.algorithm_of(peer))
+        self._generators[peer] = generator
         return Asked(request, one.mean_losses()[0])
 
     def answer(self, peer: int, reply: Params) -> None:
         one, reply = self._peers[peer], tree.map(torch.clone, reply)
-        end(self._talks.pop(peer), reply, one, self._experiment.algorithm_of(peer))
+        end(self._generators.pop(peer), reply, one, self._experiment.algorithm_of(peer))
 
     def classes(self, params: list[Params], inputs: Tensor) -> Tensor:
         device, fresh = inputs.device, self._experiment.fresh_model
@@ -144,16 +144,16 @@ class InWaves:
         wave.params = {name: rows[ids] for name, rows in self._rows.items()}
         wave.begin_rounds([self._begun[k] for k in ids])
         self._memories.load(wave)
-        talk = algorithm.round(wave, StackedStream(self._examples, [self._indices[k] for k in ids]))
-        request = require_request(next(talk, None), algorithm)
+        generator = algorithm.round(wave, StackedStream(self._examples, [self._indices[k] for k in ids]))
+        request = require_request(next(generator, None), algorithm)
         self._memories.keep(wave)
         for k, own, loss in zip(ids, request.split(), wave.mean_losses(), strict=True):
             self._asked[k] = Asked(own, loss)
         if not self._checked:  # what a round does after its request is left out below; so let it do nothing
             before = tree.map(torch.clone, wave.params)  # the requests may hold them
-            end(talk, tree.map(torch.zeros_like, before), wave, algorithm)
+            end(generator, tree.map(torch.zeros_like, before), wave, algorithm)
             wave.params, self._checked = before, True
-        talk.close()
+        generator.close()
 
     def _wave(self, ids: list[int]) -> Wave:
         kind = self._experiment.kind(ids[0])
@@ -187,10 +187,10 @@ def require_request(met: Message | None, algorithm: object) -> Request:
     return met
 
 
-def end(talk: Generator[Any, Any, None], reply: Params, peer: Any, algorithm: object) -> None:
+def end(generator: Generator[Any, Any, None], reply: Params, peer: Any, algorithm: object) -> None:
     """Run the rest of an asynchronous round; ExchangeError where it does more than to take the reply over."""
     try:
-        talk.send(cast(Tree, reply))
+        generator.send(cast(Tree, reply))
     except StopIteration:
         if all(torch.equal(p, reply[name]) for name, p in peer.params.items()):
             return
@@ -202,7 +202,7 @@ def end(talk: Generator[Any, Any, None], reply: Params, peer: Any, algorithm: ob
 
 def _place(experiment: Experiment, device: torch.device) -> Place:
     """Where the peers live, with an archive of what each keeps in peer.state."""
-    return Place(device, Commons.of(experiment.models[0] if experiment.alike else None, device), {})
+    return Place(device, SharedState.of(experiment.models[0] if experiment.alike else None, device), {})
 
 
 # -- Waves: peers that are stacked for one round, in other company every time, and what they take along.
@@ -220,13 +220,13 @@ class Wave(StackedPeers):
     @property
     def optimizer_state(self) -> dict[str, dict[str, Any]]:
         """What the optimiser keeps, by name of the parameter: of each peer [K, …], or one number for all."""
-        state = self.descent.optimizer.state
+        state = self.optimizer_step.optimizer.state
         return {name: state[p] for name, p in self._named.items() if p in state}
 
     @optimizer_state.setter
     def optimizer_state(self, kept: dict[str, dict[str, Any]]) -> None:
         for name, values in kept.items():
-            self.descent.optimizer.state[self._named[name]] = values
+            self.optimizer_step.optimizer.state[self._named[name]] = values
 
 
 class Memories:

@@ -91,7 +91,7 @@ class Decentral:
             replies.append(mine)
         return tree.map(lambda *rows: torch.stack(rows), *replies)
 
-    def heed(self, rate: float) -> None:
+    def adopt(self, rate: float) -> None:
         """Nothing is kept here that has a learning rate."""
 
     def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[Part]:

@@ -31,7 +31,7 @@ class Desk(Protocol):
     def params(self, peer: int) -> Params:
         """The parameters by which the peer is judged."""
 
-    def heed(self, rate: float) -> None:
+    def adopt(self, rate: float) -> None:
         """Take this learning rate, if one is kept here."""
 
 
@@ -62,7 +62,7 @@ class ServerDesk:
         self._settle()
         return staleness
 
-    def heed(self, rate: float) -> None:
+    def adopt(self, rate: float) -> None:
         if hasattr(self.server, "learning_rate"):  # of the run's own optimiser, where the server has it
             self.server.learning_rate = rate
 
@@ -122,7 +122,7 @@ class PairDesk:
     def params(self, peer: int) -> Params:
         return {name: rows[peer] for name, rows in self._rows.items()}
 
-    def heed(self, rate: float) -> None:
+    def adopt(self, rate: float) -> None:
         """The peers have optimisers of their own."""
 
 

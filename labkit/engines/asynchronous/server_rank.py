@@ -100,10 +100,10 @@ class Central:
         """Push, and receive the server's weights [1, …]."""
         return cast(Push, require(request, Push)).ask(self._line, self._like)
 
-    def heed(self, rate: float) -> None:
+    def adopt(self, rate: float) -> None:
         """The server's optimiser takes this learning rate."""
         if self._office is not None:
-            self._office.desk.heed(rate)
+            self._office.desk.adopt(rate)
 
     def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[Part]:
         """This rank's peers have finished a round; the parts of rows that are known by now."""

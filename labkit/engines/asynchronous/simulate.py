@@ -19,10 +19,10 @@ from labkit.engines.evaluation import accuracies, classes
 from labkit.engines.experiment import Experiment, Outcome, require_finite
 from labkit.exchange import Request
 from labkit.history.lanes import MOST_LANES, Bursts
-from labkit.history.rows import Report, Row, Stretch
+from labkit.history.rows import Interval, Report, Row
 from labkit.tasks.sync import Timeline
 
-_MOST_STRETCHES = 2_000_000  # of all peers together; a longer run keeps no timeline
+_MOST_INTERVALS = 2_000_000  # of all peers together; a longer run keeps no timeline
 
 
 class Events:
@@ -65,7 +65,7 @@ class Events:
         for k in range(self._experiment.peers):
             self._begin(k, 0.0)
         while self._queue and control.proceed():
-            self._heed(control.rates)
+            self._adopt(control.rates)
             now, k, request = heappop(self._queue)
             if request is None:
                 self._ask(k, now)
@@ -76,15 +76,15 @@ class Events:
 
     # -- events
 
-    def _heed(self, rates: Sequence[float]) -> None:
-        for event in self._fleet.rate.heed(rates, self._pace.slowest + 1, self._now(self._queue[0][0])):
-            self._desk.heed(rates[-1])
+    def _adopt(self, rates: Sequence[float]) -> None:
+        for event in self._fleet.rate.adopt(rates, self._pace.slowest + 1, self._now(self._queue[0][0])):
+            self._desk.adopt(rates[-1])
             self._report(event)
 
     def _begin(self, k: int, now: float) -> None:
         if self._virtual and self._starts[k] and k < MOST_LANES and self._bursts[k].tells(perf_counter()):
             begun = self._starts[k][-1]
-            self._report(Stretch(k, self._pace.done[k], begun, begun + self._seconds[k], None, now))
+            self._report(Interval(k, self._pace.done[k], begun, begun + self._seconds[k], None, now))
         self._starts[k].append(now)
         self._fleet.begin(k, self._pace.done[k] + 1)
         heappush(self._queue, (now + self._seconds[k], k, None))
@@ -145,7 +145,7 @@ class Events:
 
     def _timeline(self) -> Timeline | None:
         rounds, peers = self._pace.slowest, self._experiment.peers
-        if not (self._virtual and rounds) or rounds * peers > _MOST_STRETCHES:
+        if not (self._virtual and rounds) or rounds * peers > _MOST_INTERVALS:
             return None
         start = np.array([own[:rounds] for own in self._starts])
         return Timeline(start, start + np.array(self._seconds)[:, None], policy(self._experiment.algorithm), who="peer")

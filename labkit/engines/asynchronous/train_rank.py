@@ -22,11 +22,11 @@ from labkit.engines.asynchronous.connections import Seat
 from labkit.engines.asynchronous.pair_rank import Decentral
 from labkit.engines.asynchronous.server_rank import Central
 from labkit.engines.control import Wish
-from labkit.engines.distributed.reporting import MOST_STRETCHES, Part, Reports, Stopwatch
+from labkit.engines.distributed.reporting import MOST_INTERVALS, Part, Reports, Stopwatch
 from labkit.engines.distributed.steering import HEED, wish, wished_rates
 from labkit.engines.distributed.train_rank import Result
 from labkit.engines.experiment import Experiment
-from labkit.engines.local_peers import Cohort
+from labkit.engines.local_peers import LocalPeers
 from labkit.engines.peer import OnePeer
 from labkit.exchange import Message, Request
 from labkit.history.rows import Event
@@ -39,7 +39,7 @@ class Side(Protocol):
     def answer(self, number: int, request: Request) -> Tree:
         """The reply to the stacked requests of this rank's peers, at the end of round `number`."""
 
-    def heed(self, rate: float) -> None:
+    def adopt(self, rate: float) -> None:
         """Take this learning rate, if one is kept here."""
 
     def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[Part]:
@@ -60,24 +60,24 @@ def train_apart(
     device = torch.device(on or ("cuda" if "nccl" in dist.get_backend_config() else "cpu"))
     seat = Seat(experiment, blocks, dist.get_rank(), device, patience)
     alone = max(map(len, blocks)) == 1 or not experiment.stackable
-    cohort = Cohort(experiment, seat.members, device, single=OnePeer if alone else None)
+    local = LocalPeers(experiment, seat.members, device, single=OnePeer if alone else None)
     with ExitStack() as stack:
         side: Side = (Central if central(experiment.algorithm) else Decentral)(seat, stack)
         seat.start()
-        watch = Stopwatch(lambda: 0, seat.began)
+        watch = Stopwatch(lambda: 0, seat.began, dist.get_rank())
         reports = Reports(watch, every)
         try:
-            for news in _rounds(seat, cohort, side, watch):
+            for news in _rounds(seat, local, side, watch):
                 reports.add(news)
         except ConnectionError:
             seat.explain()
             raise
         reports.flush()
         states, staleness = side.result()
-        return Result(states, watch.stretches[:MOST_STRETCHES], staleness)
+        return Result(states, watch.intervals[:MOST_INTERVALS], staleness)
 
 
-def _rounds(seat: Seat, cohort: Cohort, side: Side, watch: Stopwatch) -> Iterator[Part | Event]:
+def _rounds(seat: Seat, local: LocalPeers, side: Side, watch: Stopwatch) -> Iterator[Part | Event]:
     """All rounds of this rank's peers, until the last of the others has finished too."""
     with torch.random.fork_rng():
         torch.manual_seed(seat.experiment.seed + seat.members.start)
@@ -85,17 +85,17 @@ def _rounds(seat: Seat, cohort: Cohort, side: Side, watch: Stopwatch) -> Iterato
             if not _proceed():
                 break
             rates = wished_rates()
-            for event in cohort.heed(rates, number, seat.seconds):
-                side.heed(rates[-1])
+            for event in local.adopt(rates, number, seat.seconds):
+                side.adopt(rates[-1])
                 yield event
-            begun, asked = _round(seat, cohort, side, number)
-            watch.stretches.append((begun, asked))
-            watch.lap(begun, asked, seat.seconds)
-            yield from side.finish(number, cohort.mean_losses(number))
+            begun, asked = _round(seat, local, side, number)
+            watch.intervals.append((begun, asked))
+            watch.interval(begun, asked, seat.seconds)
+            yield from side.finish(number, local.mean_losses(number))
     yield from side.leave()
 
 
-def _round(seat: Seat, cohort: Cohort, side: Side, number: int) -> tuple[float, float]:
+def _round(seat: Seat, local: LocalPeers, side: Side, number: int) -> tuple[float, float]:
     """One round of this rank's peers; when they began to compute, and had what they asked with."""
     begun, asked = seat.seconds, []
 
@@ -103,11 +103,11 @@ def _round(seat: Seat, cohort: Cohort, side: Side, number: int) -> tuple[float, 
         asked.append(seat.seconds)
         return side.answer(number, require_request(message if len(asked) == 1 else None, seat.experiment.algorithm))
 
-    cohort.begin(number)
-    cohort.round(cohort.joined(answer))
+    local.begin(number)
+    local.round(local.joined(answer))
     if not asked:
         require_request(None, seat.experiment.algorithm)
-    cohort.end()
+    local.end()
     return begun, asked[0]
 
 

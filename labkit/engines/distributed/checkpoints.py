@@ -19,7 +19,7 @@ import torch.distributed as dist
 from labkit.cluster.gang.launch import Gang
 from labkit.cluster.gang.rank import fetch, keep, signals, tell
 from labkit.engines.checkpoint import Part, blocks_of, packed, size, unpacked
-from labkit.engines.local_peers import Cohort
+from labkit.engines.local_peers import LocalPeers
 from labkit.errors import SettingError
 
 PERIOD = 4.0  # seconds between two checkpoints, where the user does not say how many rounds
@@ -88,8 +88,10 @@ class Saver:
     Without a folder at most one is on its way to the notebook, which signals what it has got.
     """
 
-    def __init__(self, keeping: Keeping, cohort: Cohort, members: range, device: torch.device, start: int, like: str):
-        self._every, self._cohort, self._members, self._device = keeping.every, cohort, members, device
+    def __init__(
+        self, keeping: Keeping, local: LocalPeers, members: range, device: torch.device, start: int, like: str
+    ):
+        self._every, self._local, self._members, self._device = keeping.every, local, members, device
         self._rank, self._ranks, self._like = dist.get_rank(), dist.get_world_size(), like
         self._folder = None if keeping.folder is None else Folder(keeping.folder)
         self._since, self._from, self._next = perf_counter(), start, start + 1
@@ -103,7 +105,7 @@ class Saver:
         if self._every is not None and self._folder is not None:
             return True
         waits = self._sent is not None and self._folder is None and signals().get("safe", -1) < self._sent
-        mine = [perf_counter() - self._since, self._cost, float(size(self._cohort.kept())), float(waits)]
+        mine = [perf_counter() - self._since, self._cost, float(size(self._local.checkpoint())), float(waits)]
         agreed = torch.tensor(mine, dtype=torch.float64, device=self._device)
         dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
         lasted, cost, most, on_its_way = agreed.tolist()
@@ -120,7 +122,7 @@ class Saver:
     def save(self, number: int, sent: float) -> None:
         """Save how things are after round `number`, by when the rank had sent so many bytes, and tell the notebook."""
         begun = perf_counter()
-        data = packed(self._cohort.kept() | self._about(sent))
+        data = packed(self._local.checkpoint() | self._about(sent))
         if self._folder is None:
             keep({number: data})
             self._sent = number

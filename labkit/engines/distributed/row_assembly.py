@@ -8,12 +8,12 @@ from typing import Any
 
 from labkit.cluster.gang.launch import Gang
 from labkit.engines.control import Control, Wish
-from labkit.engines.distributed.reporting import Lap, Part
-from labkit.history.rows import Event, News, Report, Row, Stretch
+from labkit.engines.distributed.reporting import Part
+from labkit.history.rows import Event, Interval, News, Report, Row
 
 _POLL = 0.05  # seconds between two looks at the gang
 _PATIENCE = 5.0  # seconds a round may take to heed Stop before its group is closed under it
-_UNMATCHED = 256  # laps that some ranks have told of, and others may not yet
+_UNMATCHED = 256  # intervals that some ranks have told of, and others may not yet
 
 
 def watch(gang: Gang, rows: Rows, report: Report, control: Control) -> None:
@@ -35,24 +35,24 @@ def watch(gang: Gang, rows: Rows, report: Report, control: Control) -> None:
 
 @dataclass
 class Rows:
-    """Puts what each rank tells of a round when it likes together to rows in order, and its laps to stretches."""
+    """Puts together what each rank tells of a round when it likes: rows in order, and the intervals of all."""
 
     ranks: int
     peers: int
     together: bool  # whether the peers are tested as one
     meet: bool = True  # whether the ranks meet at barriers
     _parts: dict[int, dict[int, Part]] = field(default_factory=dict)
-    _laps: dict[int, dict[int, Lap]] = field(default_factory=dict)
+    _unmet: dict[int, dict[int, Interval]] = field(default_factory=dict)
 
     def complete(self, told: list[dict[str, Any]]) -> list[News]:
-        """What happened, and the rows and stretches to which `told` brought the last missing part."""
+        """What happened, and the rows and intervals to which `told` brought the last missing part."""
         for note in told:
             for part in (Part(*fields) for fields in note.get("parts", ())):
                 self._parts.setdefault(part.round, {})[note["rank"]] = part
         ready = sorted(number for number, parts in self._parts.items() if len(parts) == self.ranks)
         rows = [self._row([parts for _, parts in sorted(self._parts.pop(number).items())]) for number in ready]
         events = [Event(*fields) for note in told if note["rank"] == 0 for fields in note.get("events", ())]
-        return [*events, *rows, *self._stretches(told)]
+        return [*events, *rows, *self._intervals(told)]
 
     def _row(self, parts: list[Part]) -> Row:
         tested = parts[0].accuracies is not None
@@ -67,24 +67,21 @@ class Rows:
             parts[0].learning_rate,
         )
 
-    def _stretches(self, told: list[dict[str, Any]]) -> list[Stretch]:
-        """Everyone's laps to the same message: they have met when the last one has arrived."""
-        laps = [(note["rank"], Lap(*fields)) for note in told for fields in note.get("laps", ())]
+    def _intervals(self, told: list[dict[str, Any]]) -> list[Interval]:
+        """Everyone's intervals up to the same message: they have met when the last one has arrived."""
+        each = [Interval(*fields) for note in told for fields in note.get("intervals", ())]
         if not self.meet:
-            return [Stretch(rank, lap.number, lap.begun, lap.arrived, None, lap.done) for rank, lap in laps]
-        for rank, lap in laps:
-            self._laps.setdefault(lap.number, {})[rank] = lap
-        whole = sorted(number for number, each in self._laps.items() if len(each) == self.ranks)
-        found = [met_at_last(self._laps.pop(number)) for number in whole]
-        for number in sorted(self._laps)[:-_UNMATCHED]:  # somebody has not kept these
-            del self._laps[number]
-        return [stretch for each in found for stretch in each]
+            return each
+        for interval in each:
+            self._unmet.setdefault(interval.number, {})[interval.lane] = interval
+        whole = sorted(number for number, each in self._unmet.items() if len(each) == self.ranks)
+        found = [met_at_last(self._unmet.pop(number)) for number in whole]
+        for number in sorted(self._unmet)[:-_UNMATCHED]:  # somebody has not kept these
+            del self._unmet[number]
+        return [interval for each in found for interval in each]
 
 
-def met_at_last(laps: dict[int, Lap]) -> list[Stretch]:
-    """The stretches of all ranks up to one message, by rank."""
-    met = max(lap.arrived for lap in laps.values())
-    return [
-        Stretch(rank, lap.number, lap.begun, lap.arrived, min(met, lap.done), lap.done, lap.overlapped)
-        for rank, lap in sorted(laps.items())
-    ]
+def met_at_last(intervals: dict[int, Interval]) -> list[Interval]:
+    """The intervals of all ranks up to one message, by rank."""
+    met = max(interval.arrived for interval in intervals.values())
+    return [interval._replace(met=min(met, interval.done)) for _, interval in sorted(intervals.items())]

@@ -20,7 +20,7 @@ from labkit.engines.distributed.data_parallel import DDP, DataParallelPeer, data
 from labkit.engines.distributed.reporting import Part, Reports, Stopwatch
 from labkit.engines.distributed.steering import Steering
 from labkit.engines.experiment import Experiment
-from labkit.engines.local_peers import Answer, Cohort
+from labkit.engines.local_peers import Answer, LocalPeers
 from labkit.engines.peer import OnePeer
 from labkit.errors import ExchangeError
 from labkit.exchange import Message
@@ -32,10 +32,10 @@ _ROUND_TRIPS = 5  # when ranks meet again and again, and nothing depends on who 
 
 
 class Result(NamedTuple):
-    """What one rank has at the end: its peers' parameters, and when each stretch of its work began and ended."""
+    """What one rank has at the end: its peers' parameters, and when each interval of its work began and ended."""
 
     states: list[dict[str, Tensor]]
-    stretches: list[tuple[float, float]]  # seconds since all ranks began together
+    intervals: list[tuple[float, float]]  # seconds since all ranks began together
     staleness: list[list[int]] | None = None  # of asynchronous peers, what `labkit.history.history.History` says
 
 
@@ -62,16 +62,16 @@ def train_rank(
     if course.ddp is not None and data_parallel(experiment, blocks, device, course.ddp):
         experiment, single = overlapping(experiment), partial(DataParallelPeer, group=group, ddp=course.ddp)
     parts = [] if resumption is None else resumption.read(experiment.peers, members)
-    cohort = Cohort(experiment, members, device, single=single, parts=parts)
+    local = LocalPeers(experiment, members, device, single=single, parts=parts)
     group.sent = sent_by(parts, members)
     start, lasted = (0, 0.0) if resumption is None else (resumption.number, resumption.elapsed(device))
     test_x, test_y = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)
     evaluates = group.rank == 0 or not experiment.served  # a server's model is tested once
-    watch = Stopwatch(lambda: int(cohort.work.sum()), common_moment(_ROUND_TRIPS) - lasted)
-    steering, saver = Steering(device, start + 1), Saver(course.keeping, cohort, members, device, start, like)
+    watch = Stopwatch(lambda: int(local.work.sum()), common_moment(_ROUND_TRIPS) - lasted, group.rank)
+    steering, saver = Steering(device, start + 1), Saver(course.keeping, local, members, device, start, like)
     reports = Reports(watch, course.report_every)
     everybody = Group(group.blocks)  # predictions are no part of what training sends
-    predict = cohort.joined(lambda message: message.collective(everybody))
+    predict = local.joined(lambda message: message.collective(everybody))
     with torch.random.fork_rng():
         torch.manual_seed(experiment.seed + members.start)
         if parts:
@@ -79,30 +79,30 @@ def train_rank(
         for number in range(start + 1, experiment.rounds + 1):
             if not steering.proceed(number):
                 break
-            for event in cohort.heed(steering.rates, number, watch.seconds):
+            for event in local.adopt(steering.rates, number, watch.seconds):
                 reports.add(event)
-            cohort.begin(number)
+            local.begin(number)
             group.blocks = _present(experiment, blocks, number)
-            answer = cohort.joined(watch.timed(lambda message: message.collective(group)))
+            answer = local.joined(watch.timed(lambda message: message.collective(group)))
             watch.begin()
-            cohort.round(_compared(answer, stacked=single is None) if number == start + 1 else answer)
-            watch.end(cohort.exchanged)
+            local.round(_compared(answer, stacked=single is None) if number == start + 1 else answer)
+            watch.end(local.exchanged)
             if number == start + 1:
                 _compare("nothing more in its round")
-            losses = cohort.mean_losses(number)
-            cohort.end()
+            losses = local.mean_losses(number)
+            local.end()
             if number == start + 1:
-                cohort.commons.require_same(_said_by_all(cohort.commons.digest()))
+                local.shared_state.require_same(_said_by_all(local.shared_state.digest()))
             tested = evaluates and experiment.evaluates(number)
-            accuracies = cohort.accuracies(test_x, test_y, predict) if tested else None
-            seconds, rate = watch.seconds, cohort.learning_rate
-            reports.add(Part(number, losses, accuracies, group.sent, seconds, cohort.who, rate))
+            accuracies = local.accuracies(test_x, test_y, predict) if tested else None
+            seconds, rate = watch.seconds, local.learning_rate
+            reports.add(Part(number, losses, accuracies, group.sent, seconds, local.who, rate))
             if saver.due(number):
                 reports.flush()  # before the checkpoint: rounds that nobody goes through again must have been reported
                 saver.save(number, group.sent)
     reports.flush()
     keepers = members[: 1 if group.rank == 0 else 0] if experiment.served else members
-    return Result([dict(cohort.model(k).state_dict()) for k in keepers], watch.stretches)
+    return Result([dict(local.model(k).state_dict()) for k in keepers], watch.intervals)
 
 
 def _present(experiment: Experiment, blocks: list[range], number: int) -> tuple[int, ...]:

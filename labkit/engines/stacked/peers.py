@@ -50,7 +50,7 @@ class StackedPeers(Peers):
         self.ids = torch.tensor(ids)
         self.examples = torch.tensor([float(experiment.examples(k)) for k in ids], device=place.device)
         super().__init__(experiment, ids, place, _start(experiment, ids, place))
-        require_elementwise(self.descent.optimizer)
+        require_elementwise(self.optimizer_step.optimizer)
         self._forward = StackedModel(skeleton, [*self._named, *self._buffers])
         self._mean_loss, self._each_loss = stacked_loss(experiment.loss), stacked_losses(experiment.loss)
         self._active: NDArray[np.bool_] | None = None  # who still has local work to do in this round; None: everybody
@@ -103,10 +103,10 @@ class StackedPeers(Peers):
 
     def _update(self) -> None:
         if self._active is None:
-            self.descent.step()
+            self.optimizer_step.step()
             return
         before = [(leaf, leaf.detach().clone()) for leaf in self._rows()]
-        self.descent.step()
+        self.optimizer_step.step()
         active = torch.from_numpy(self._active).to(self._place.device)
         with torch.no_grad():
             for leaf, old in before:
@@ -115,7 +115,7 @@ class StackedPeers(Peers):
     def _rows(self) -> list[Tensor]:
         """Everything that an optimiser's step changes and that has a row for each peer."""
         params = list(self._named.values())
-        kept = [value for state in self.descent.optimizer.state.values() for value in state.values()]
+        kept = [value for state in self.optimizer_step.optimizer.state.values() for value in state.values()]
         return params + [it for it in kept if isinstance(it, Tensor) and it.dim() and len(it) == len(self)]
 
     # -- local work
@@ -175,7 +175,7 @@ class StackedPeers(Peers):
 
 def _start(experiment: Experiment, ids: Sequence[int], place: Place) -> dict[str, Tensor]:
     """The parameters [K, …] that the peers start from: what all share, or each its own model's."""
-    common: Any = place.commons.values.get("params")
+    common: Any = place.shared_state.values.get("params")
     if common is not None:
         return {n: p.expand(len(ids), *p.shape).clone().requires_grad_() for n, p in common.items()}
     each = [dict(experiment.model_of(k).named_parameters()) for k in ids]

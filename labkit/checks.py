@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -17,17 +17,60 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
-def whole(value: Any, name: str, error: type[LabkitError], least: int = 1) -> int:
-    """Return `value` as an int of at least `least`; text, fractions, truth values and smaller numbers raise `error`."""
+def whole(
+    value: Any, name: str, error: type[LabkitError] = SettingError, least: int = 1, most: int | None = None
+) -> int:
+    """Return `value` as an int from `least` to `most`; text, fractions, truth values and other numbers raise `error`.
+
+    >>> whole(np.int64(3), "every")
+    3
+    >>> whole(True, "every")
+    Traceback (most recent call last):
+    labkit.errors.SettingError: every is True, which is no whole number; give an int of at least 1.
+    """
+    bounds = f"at least {least}" if most is None else f"{least} to {most}"
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = None
     if number is None:
-        raise error(f"{name} is {value!r}, which is no whole number; give an int of at least {least}.")
-    if number < least:
-        raise error(f"{name} is {number}; give at least {least}.")
+        raise error(f"{name} is {value!r}, which is no whole number; give an int of {bounds}.")
+    if number < least or (most is not None and number > most):
+        raise error(f"{name} is {number}; give {bounds}.")
     return number
+
+
+def number(
+    value: Any,
+    name: str,
+    error: type[LabkitError] = SettingError,
+    least: float = 0.0,
+    most: float | None = None,
+    *,
+    above: bool = False,
+    below: bool = False,
+    unit: str = "a number",
+) -> float:
+    """Return `value` as a float from `least` to `most`; text, truth values, NaN and other numbers raise `error`.
+
+    `above` leaves out `least`, `below` leaves out `most`. Infinity is in range where `most` is math.inf.
+
+    >>> number(0, "participation", most=1, above=True)
+    Traceback (most recent call last):
+    labkit.errors.SettingError: participation is 0; give a number above 0 up to 1.
+    """
+    real = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    fits = least <= real if most is None else least <= real <= most
+    if not fits or (most is None and real == math.inf) or (above and real == least) or (below and real == most):
+        low = f"above {least:g}" if above else f"from {least:g}"
+        if most is None or most == math.inf:
+            high = "" if above else " on"
+        elif below:
+            high = f", below {most:g}" if above else f" on, below {most:g}"
+        else:
+            high = f" up to {most:g}" if above else f" to {most:g}"
+        raise error(f"{name} is {value!r}; give {unit} {low}{high}.")
+    return real
 
 
 def numbers(values: Any, name: str, error: type[LabkitError]) -> Floats:
@@ -36,17 +79,6 @@ def numbers(values: Any, name: str, error: type[LabkitError]) -> Floats:
         return np.array(values if hasattr(values, "__array__") else list(values), dtype=np.float64)
     except (TypeError, ValueError):
         raise error(f"{name} {short(values)} cannot be read as numbers; give one number for each.") from None
-
-
-def finite_seconds(value: Any, name: str) -> float:
-    """Return one duration in seconds; ScheduleError unless it is a finite number, not negative."""
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise ScheduleError(f"{name} is {value!r}; give seconds as a finite number, not negative.")
-    return seconds
 
 
 def worker_speeds(speeds: Any, workers: int) -> Floats:
@@ -63,40 +95,6 @@ def worker_speeds(speeds: Any, workers: int) -> Floats:
     return pace
 
 
-def generator(seed: Any, error: type[LabkitError]) -> np.random.Generator:
+def generator(seed: Any, error: type[LabkitError] = SettingError) -> np.random.Generator:
     """Return numpy's generator for a whole, non-negative seed."""
     return np.random.default_rng(whole(seed, "seed", error, least=0))
-
-
-# -- Checks of the settings that algorithms share.
-
-
-def at_least_one(value: int, name: str) -> None:
-    """Raise SettingError unless `value` is a whole number of at least one."""
-    _whole(value, name, 1)
-
-
-def whole_from_zero(value: int, name: str) -> None:
-    """Raise SettingError unless `value` is a whole number of at least zero."""
-    _whole(value, name, 0)
-
-
-def _whole(value: int, name: str, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise SettingError(f"{name}={value!r} is not a whole number of at least {least}: give {name}={least} or more.")
-
-
-def number(value: float, name: str, least: float = 0.0, most: float = math.inf, *, above: bool = False) -> None:
-    """Raise SettingError unless `value` is a finite number from `least` to `most`; `above` leaves `least` out."""
-    real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not real or not least <= value <= most or (above and value == least):
-        low = f"above {least:g}" if above else f"from {least:g}"
-        high = " on" if most == math.inf and not above else f" up to {most:g}" if most < math.inf else ""
-        raise SettingError(f"{name}={value!r} is out of range: give a number {low}{high}.")
-
-
-def below_one(value: float, name: str) -> None:
-    """Raise SettingError unless `value` is a number from 0 to 1, without 1, as the β of a running average is."""
-    number(value, name, 0.0, 1.0)
-    if value == 1:
-        raise SettingError(f"{name}=1 never lets anything new in: give a number from 0 on, below 1.")

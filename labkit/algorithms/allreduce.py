@@ -12,7 +12,6 @@ from torch import Tensor
 from labkit import tree
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.checks import whole
-from labkit.errors import SettingError
 from labkit.exchange import Mean
 from labkit.exchange.collectives import form
 
@@ -35,7 +34,7 @@ class AllReduce:
 
     def __post_init__(self) -> None:
         form(self.form)
-        whole(self.accumulate, "accumulate", SettingError)
+        whole(self.accumulate, "accumulate")
 
     @property
     def every(self) -> int:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from labkit.algorithms.base import Peer
 from labkit.algorithms.wrapper import Exchange, Wrapper, change, restored
-from labkit.checks import number
+from labkit.checks import number, whole
 from labkit.errors import ExchangeError, SettingError
 from labkit.exchange import Mean
 from labkit.exchange.randomness import normal
@@ -47,9 +46,9 @@ class Byzantine(Wrapper):
             )
         number(self.scale, "scale")
         named = isinstance(self.peers, Iterable) and not isinstance(self.peers, str) and tuple(self.peers)
-        if not named or not all(isinstance(peer, Integral) and peer >= 0 for peer in named):
+        if not named:
             raise SettingError(f"peers={self.peers!r} names no peers: give their numbers from 0, such as peers=(0, 1).")
-        object.__setattr__(self, "peers", tuple(int(peer) for peer in named))
+        object.__setattr__(self, "peers", tuple(whole(peer, "one of peers", least=0) for peer in named))
 
     def exchange(self, mean: Mean, peer: Peer, index: int) -> Exchange:
         if max(self.peers) >= peer.peers:

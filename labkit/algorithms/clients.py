@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from labkit import tree
-from labkit.checks import at_least_one, number
+from labkit.checks import number, whole
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Clients:
     participation: float = 1.0
 
     def __post_init__(self) -> None:
-        at_least_one(self.every, "every")
+        whole(self.every, "every")
         if self.epochs is not None:
-            at_least_one(self.epochs, "epochs")
-        number(self.participation, "participation", 0.0, 1.0, above=True)
+            whole(self.epochs, "epochs")
+        number(self.participation, "participation", most=1, above=True)
 
 
 def scaled(factor: float | Tensor, x: dict[str, Tensor]) -> dict[str, Tensor]:

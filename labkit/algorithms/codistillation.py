@@ -11,7 +11,7 @@ import torch
 
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.predictions import cross_entropy
-from labkit.checks import at_least_one, number, whole_from_zero
+from labkit.checks import number, whole
 from labkit.exchange import Permute
 
 
@@ -32,9 +32,9 @@ class Codistillation:
     warmup: int = 1
 
     def __post_init__(self) -> None:
-        at_least_one(self.every, "every")
+        whole(self.every, "every")
         number(self.weight, "weight")
-        whole_from_zero(self.warmup, "warmup")
+        whole(self.warmup, "warmup", least=0)
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         teacher = (yield Permute(peer.params)) if peer.number > self.warmup else None

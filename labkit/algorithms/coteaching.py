@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.checks import at_least_one, number
+from labkit.checks import number, whole
 from labkit.exchange import Permute, pairs
 
 
@@ -29,8 +29,8 @@ class CoTeaching:
     ramp: int = 10
 
     def __post_init__(self) -> None:
-        number(self.forget, "forget", 0.0, 1.0)
-        at_least_one(self.ramp, "ramp")
+        number(self.forget, "forget", most=1)
+        whole(self.ramp, "ramp")
 
     def check(self, peers: int) -> None:
         """Refuse a number of peers that does not make pairs."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.coteaching import CoTeaching
-from labkit.checks import whole_from_zero
+from labkit.checks import whole
 from labkit.exchange import Permute, pairs
 
 
@@ -24,7 +24,7 @@ class CoTeachingPlus(CoTeaching):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole_from_zero(self.warmup, "warmup")
+        whole(self.warmup, "warmup", least=0)
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         if self.epoch(peer) < self.warmup:

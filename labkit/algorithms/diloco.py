@@ -10,7 +10,7 @@ import torch
 
 from labkit import tree
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.checks import at_least_one, below_one, number
+from labkit.checks import number, whole
 from labkit.exchange import Mean
 
 
@@ -29,9 +29,9 @@ class DiLoCo:
     nesterov: bool = True
 
     def __post_init__(self) -> None:
-        at_least_one(self.every, "every")
+        whole(self.every, "every")
         number(self.outer_lr, "outer_lr", above=True)
-        below_one(self.momentum, "momentum")
+        number(self.momentum, "momentum", most=1, below=True)
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         start = peer.params = peer.shared["params"]

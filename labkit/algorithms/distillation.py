@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.predictions import cross_entropy
-from labkit.checks import at_least_one, number
+from labkit.checks import number, whole
 from labkit.errors import ModelError
 
 
@@ -35,8 +35,8 @@ class Distillation:
                 f"teacher is a {type(self.teacher).__name__}: give a trained module, such as run.result().models[0]."
             )
         number(self.temperature, "temperature", above=True)
-        number(self.weight, "weight", 0.0, 1.0)
-        at_least_one(self.every, "every")
+        number(self.weight, "weight", most=1)
+        whole(self.every, "every")
         object.__setattr__(self, "teacher", copy.deepcopy(self.teacher).eval())
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from labkit import tree
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.checks import at_least_one, number
+from labkit.checks import number, whole
 from labkit.exchange import Mean, Message
 
 
@@ -29,10 +29,10 @@ class EASGD:
     alpha: float | None = None
 
     def __post_init__(self) -> None:
-        at_least_one(self.every, "every")
-        number(self.beta, "beta", 0.0, 1.0, above=True)
+        whole(self.every, "every")
+        number(self.beta, "beta", most=1, above=True)
         if self.alpha is not None:
-            number(self.alpha, "alpha", 0.0, 1.0)
+            number(self.alpha, "alpha", most=1)
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         alpha = self.beta / peer.present if self.alpha is None else self.alpha

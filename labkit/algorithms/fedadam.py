@@ -11,7 +11,7 @@ from torch import Tensor
 from labkit import tree
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.clients import Clients
-from labkit.checks import below_one, number
+from labkit.checks import number
 from labkit.exchange import Mean
 
 
@@ -31,8 +31,8 @@ class FedAdam(Clients):
     def __post_init__(self) -> None:
         super().__post_init__()
         number(self.server_lr, "server_lr", above=True)
-        below_one(self.beta1, "beta1")
-        below_one(self.beta2, "beta2")
+        number(self.beta1, "beta1", most=1, below=True)
+        number(self.beta2, "beta2", most=1, below=True)
         number(self.tau, "tau", above=True)
 
     def second_moment(self, v: Tensor, change: Tensor) -> Tensor:

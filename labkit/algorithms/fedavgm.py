@@ -10,7 +10,7 @@ import torch
 from labkit import tree
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.clients import Clients
-from labkit.checks import below_one, number
+from labkit.checks import number
 from labkit.exchange import Mean
 
 
@@ -26,7 +26,7 @@ class FedAvgM(Clients):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        below_one(self.momentum, "momentum")
+        number(self.momentum, "momentum", most=1, below=True)
         number(self.server_lr, "server_lr", above=True)
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:

@@ -13,7 +13,7 @@ from torch import Tensor
 from labkit import tree
 from labkit.algorithms.asynchrony import OptimizerFactory, require_policy
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.checks import at_least_one, number
+from labkit.checks import number, whole
 from labkit.exchange import Push
 from labkit.tasks.sync import ASP, BSP, SSP
 
@@ -39,8 +39,8 @@ class FedBuff:
     policy: BSP | SSP | ASP = ASP()  # noqa: RUF009
 
     def __post_init__(self) -> None:
-        at_least_one(self.buffer, "buffer")
-        at_least_one(self.every, "every")
+        whole(self.buffer, "buffer")
+        whole(self.every, "every")
         number(self.server_lr, "server_lr", above=True)
         require_policy(self.policy)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.clients import Clients
 from labkit.algorithms.predictions import cross_entropy
-from labkit.checks import at_least_one, number
+from labkit.checks import number, whole
 from labkit.exchange import Mean
 from labkit.exchange.randomness import key
 
@@ -34,7 +34,7 @@ class FedDF(Clients):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self.public, "public")
+        whole(self.public, "public")
         number(self.server_lr, "server_lr", above=True)
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:

@@ -11,7 +11,7 @@ import torch
 
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.predictions import mean
-from labkit.checks import at_least_one, whole_from_zero
+from labkit.checks import whole
 from labkit.exchange import Mean
 
 
@@ -32,9 +32,9 @@ class FedMD:
     warmup: int = 2
 
     def __post_init__(self) -> None:
-        at_least_one(self.every, "every")
-        at_least_one(self.public, "public")
-        whole_from_zero(self.warmup, "warmup")
+        whole(self.every, "every")
+        whole(self.public, "public")
+        whole(self.warmup, "warmup", least=0)
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         inputs = list(islice(peer.public, self.public)) if peer.number > self.warmup else []

@@ -11,7 +11,7 @@ import torch
 from labkit import tree
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.clients import Clients, scaled
-from labkit.checks import below_one
+from labkit.checks import number
 from labkit.exchange import Mean
 
 
@@ -30,7 +30,7 @@ class FedNova(Clients):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        below_one(self.momentum, "momentum")
+        number(self.momentum, "momentum", most=1, below=True)
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         start = peer.params = peer.shared["params"]

@@ -9,7 +9,7 @@ from itertools import islice
 from numpy.typing import ArrayLike
 
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.checks import at_least_one
+from labkit.checks import whole
 from labkit.exchange import Mix, Topology
 from labkit.exchange.topologies import choose
 
@@ -27,7 +27,7 @@ class Gossip:
     every: int = 1
 
     def __post_init__(self) -> None:
-        at_least_one(self.every, "every")
+        whole(self.every, "every")
         if not isinstance(self.topology, str | Topology):
             object.__setattr__(self, "topology", Topology.of(self.topology))
 

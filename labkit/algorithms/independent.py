@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.checks import at_least_one
+from labkit.checks import whole
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Independent:
     every: int = 1
 
     def __post_init__(self) -> None:
-        at_least_one(self.every, "every")
+        whole(self.every, "every")
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         for batch in islice(batches, self.every):

@@ -10,7 +10,7 @@ import torch
 
 from labkit import tree
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.checks import at_least_one
+from labkit.checks import whole
 from labkit.exchange import Mean
 
 
@@ -24,7 +24,7 @@ class LocalSGD:
     every: int = 8
 
     def __post_init__(self) -> None:
-        at_least_one(self.every, "every")
+        whole(self.every, "every")
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         start = tree.map(torch.clone, peer.params)  # for wrappers that act on the change since then

@@ -8,7 +8,7 @@ from itertools import islice
 
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.localsgd import LocalSGD
-from labkit.checks import whole_from_zero
+from labkit.checks import whole
 from labkit.exchange import Mean
 
 
@@ -24,7 +24,7 @@ class PostLocalSGD(LocalSGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole_from_zero(self.warmup, "warmup")
+        whole(self.warmup, "warmup", least=0)
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         if peer.number > self.warmup:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import ClassVar
 
 from labkit.algorithms.base import Peer, means_are_updates
 from labkit.algorithms.wrapper import Exchange, Wrapper, change, require_finite, restored
+from labkit.checks import number
 from labkit.errors import SettingError
 from labkit.exchange import Mean
-from labkit.exchange.privacy import clip, epsilon, gaussian, require_noise
+from labkit.exchange.privacy import clip, epsilon, gaussian
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,8 @@ class Private(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_noise(self.noise)
-        if not (isinstance(self.clip, Real) and self.clip > 0 and math.isfinite(self.clip)):
-            raise SettingError(f"clip={self.clip!r} is no length to clip to: give a number above 0, such as clip=1.0.")
+        number(self.noise, "noise")
+        number(self.clip, "clip", above=True)
         if not means_are_updates(self.innermost):
             raise SettingError(
                 f"{type(self.innermost).__name__} also exchanges means that are no updates, which clipping would "

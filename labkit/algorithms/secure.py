@@ -9,6 +9,7 @@ from torch import Tensor
 
 from labkit.algorithms.base import Peer
 from labkit.algorithms.wrapper import Exchange, Wrapper, change, require_finite, restored
+from labkit.checks import whole
 from labkit.errors import ExchangeError, SettingError
 from labkit.exchange import Gather, Mean, ModularSum
 from labkit.exchange.secure import from_fixed, masks, to_fixed
@@ -34,9 +35,9 @@ class Secure(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         count = self.neighbours
-        if count is not None and (not isinstance(count, int) or count < 2 or count % 2):
+        if count is not None and whole(count, "neighbours", least=2) % 2:
             raise SettingError(
-                f"neighbours={count!r} is not an even number of at least 2, one half on either side: give "
+                f"neighbours={count} is not an even number of at least 2, one half on either side: give "
                 "neighbours=20, say, or None for all."
             )
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from labkit.checks import number
 from labkit.cluster.machine import gpu_memory, size, visible_gpus
 from labkit.cluster.page import counted, lab_page, view_of
 from labkit.cluster.preparation import leave_random_alone
@@ -172,10 +173,10 @@ class Lab:
         comes back is as fast as ever. Waiting takes no longer than before, and processes that the worker starts are not
         slowed. Raises SettingError for a worker that this kernel did not start.
         """
-        from labkit.cluster.sabotage import Brake, factor_of, process_of
+        from labkit.cluster.sabotage import MOST, Brake, process_of
 
         self.require_open()
-        factor, pid = factor_of(factor), process_of(self, worker)
+        factor, pid = number(factor, "factor", least=1, most=MOST), process_of(self, worker)
         if pid in self._brakes:
             self._brakes.pop(pid).release()
         if factor > 1:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, cast
 
 from dask.utils import parse_bytes
 from distributed import Security
 
+from labkit.checks import number, whole
 from labkit.errors import MissingPackage, SettingError
 
 
@@ -26,23 +26,22 @@ class Request:
     def of(cls, workers: Any, threads: Any, memory: Any, security: Any, timeout: Any) -> Request:
         """A request made of what the user typed; raises SettingError, or MissingPackage for certificates."""
         for name, count in (("workers", workers), ("threads", threads)):
-            if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-                raise SettingError(f"{name}={count!r} is not a number of {name}: give a whole number from 1 up.")
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
-            raise SettingError(f"timeout={timeout!r} is not a time to wait: give seconds above zero.")
-        return cls(workers, threads, _bytes(memory), _secured(security), float(timeout))
+            if count is not None:
+                whole(count, name)
+        seconds = number(timeout, "timeout", above=True, unit="seconds")
+        return cls(workers, threads, _bytes(memory), _secured(security), seconds)
 
 
 def _bytes(memory: Any) -> int | None:
     if memory is None:
         return None
     try:
-        number = int(parse_bytes(memory))
+        nbytes = int(parse_bytes(memory))
     except (TypeError, ValueError):
-        number = 0
-    if number <= 0:
+        nbytes = 0
+    if nbytes <= 0:
         raise SettingError(f'memory={memory!r} is not an amount of memory: give bytes or text such as "2 GiB".')
-    return number
+    return nbytes
 
 
 def _secured(security: Any) -> Security | None:

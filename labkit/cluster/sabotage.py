@@ -59,12 +59,3 @@ class Brake:
     def release(self) -> None:
         """Let the process go on as before; harmless where either is gone."""
         self._program.communicate(timeout=_PATIENCE)
-
-
-def factor_of(factor: float) -> float:
-    """The factor; raises SettingError unless it is between 1 and 100."""
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor <= MOST:
-        raise SettingError(
-            f"factor={factor!r} is not between 1 and {MOST:g}: give 3 for a third of the speed, and 1 for full speed."
-        )
-    return float(factor)

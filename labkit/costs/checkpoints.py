@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import chain, repeat
 from typing import NamedTuple
 
-from labkit.errors import SettingError
+from labkit.checks import number
 
 
 def lost_share(every: float, cost: float, mtbf: float) -> float:
@@ -95,7 +95,5 @@ def replay(work: float, every: float, cost: float, restart: float, failures: Ite
 
 def _require(**times: float) -> None:
     for name, value in times.items():
-        positive = name in ("every", "mtbf", "work")
-        if not (value > 0 if positive else value >= 0) or (math.isinf(value) and name != "mtbf"):
-            least = "above zero" if positive else "from 0 on"
-            raise SettingError(f"{name}={value!r} is no time that can be: give seconds {least}.")
+        most = math.inf if name == "mtbf" else None
+        number(value, name, most=most, above=name in ("every", "mtbf", "work"), unit="seconds")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from labkit.checks import number
 from labkit.errors import SettingError
 
 
@@ -24,10 +25,8 @@ class Link:
     bandwidth: float = math.inf
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.latency) and self.latency >= 0):
-            raise SettingError(f"the latency is {self.latency!r}; give finite seconds, not negative.")
-        if not self.bandwidth > 0:  # also refuses NaN
-            raise SettingError(f"the bandwidth is {self.bandwidth!r}; give bytes per second, above zero.")
+        number(self.latency, "the latency", unit="seconds")
+        number(self.bandwidth, "the bandwidth", most=math.inf, above=True, unit="bytes per second")
 
     def seconds(self, nbytes: float, messages: int = 1) -> float:
         """How long `messages` messages of `nbytes` bytes in all take, one after the other: messages·α + nbytes/β."""

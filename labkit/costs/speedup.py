@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from labkit.errors import SettingError
+from labkit.checks import number
 
 
 def amdahl(p: float, n: float) -> float:
@@ -37,7 +37,5 @@ def gustafson(p: float, n: float) -> float:
 
 
 def _check(p: float, n: float) -> None:
-    if not 0 <= p <= 1:
-        raise SettingError(f"the share p is {p!r}; give the part of the work that can be divided, from 0 to 1.")
-    if not n >= 1:
-        raise SettingError(f"n is {n!r}; give at least one worker.")
+    number(p, "the share p", most=1)
+    number(n, "n", least=1, most=math.inf)

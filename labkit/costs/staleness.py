@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from labkit.errors import SettingError
+from labkit.checks import number
 
 
 def stalest(bound: float, peers: int) -> float:
@@ -18,10 +18,8 @@ def stalest(bound: float, peers: int) -> float:
     >>> stalest(2, peers=4), stalest(0, peers=4), stalest(math.inf, peers=1)
     (15, 0, 0)
     """
-    if not (bound >= 0 and peers >= 1):
-        raise SettingError(
-            f"a bound of {bound!r} for {peers!r} peers cannot be: give s from 0 on and at least one peer."
-        )
+    number(bound, "bound", most=math.inf)
+    number(peers, "peers", least=1, most=math.inf)
     return 0 if bound == 0 or peers == 1 else (2 * bound + 1) * (peers - 1)
 
 
@@ -35,8 +33,6 @@ def stable_rate(staleness: float, curvature: float = 1.0) -> float:
     >>> stable_rate(0), round(stable_rate(1), 6), round(stable_rate(1, curvature=4), 6)
     (2.0, 1.0, 0.25)
     """
-    if not (staleness >= 0 and curvature > 0):
-        raise SettingError(
-            f"a staleness of {staleness!r} at a curvature of {curvature!r} cannot be: give τ from 0 on, λ above 0."
-        )
+    number(staleness, "staleness", most=math.inf)
+    number(curvature, "curvature", most=math.inf, above=True)
     return 2 * math.sin(math.pi / (2 * (2 * staleness + 1))) / curvature

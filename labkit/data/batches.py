@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from labkit.checks import whole
-from labkit.errors import DataError, SettingError
+from labkit.errors import DataError
 
 Indices = npt.NDArray[np.int64]
 
@@ -69,9 +69,9 @@ class Endless(Batches):
             raise DataError(
                 f"Peer {peer} has no training examples: take fewer peers, or a split that leaves some to it."
             )
-        self._batch = whole(batch_size, "batch_size", SettingError)
-        self.dealt = whole(start, "start", SettingError, least=0)
-        self.key = (whole(seed, "seed", SettingError, least=0), whole(peer, "peer", SettingError, least=0))
+        self._batch = whole(batch_size, "batch_size")
+        self.dealt = whole(start, "start", least=0)
+        self.key = (whole(seed, "seed", least=0), whole(peer, "peer", least=0))
         self.per_epoch = max(1, n // self._batch)
         # Epochs in a deck: one, or of a small shard many, since a generator costs as much as shuffling hundreds; a
         # deck is never smaller than a batch, so a batch comes from two decks at most.
@@ -134,10 +134,10 @@ class Epochs(Batches):
 
     def __init__(self, shard: Any, batch_size: int, seed: int, peer: int, epochs: int, start: int = 0) -> None:
         self._shard = np.asarray(shard, dtype=np.int64)
-        self._batch = whole(batch_size, "batch_size", SettingError)
-        self._passes = whole(epochs, "epochs", SettingError)
-        self.dealt = whole(start, "start", SettingError, least=0)
-        self.key = (whole(seed, "seed", SettingError, least=0), whole(peer, "peer", SettingError, least=0))
+        self._batch = whole(batch_size, "batch_size")
+        self._passes = whole(epochs, "epochs")
+        self.dealt = whole(start, "start", least=0)
+        self.key = (whole(seed, "seed", least=0), whole(peer, "peer", least=0))
         self.per_epoch = -(-len(self._shard) // self._batch)
         self._number, self._deck = -1, self._shard[:0]  # the epoch whose order is known
 

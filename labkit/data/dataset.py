@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from numbers import Real
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from labkit.checks import whole
 from labkit.data.shards import IID, Sharding
-from labkit.errors import SettingError
 from labkit.tasks.split import Partition
 
 
@@ -48,7 +46,7 @@ class Dataset(ABC):
 
         Raises SettingError for `peers` < 1, and DataError when there are too few examples for them.
         """
-        return (how or IID()).deal(self, whole(peers, "peers", SettingError), seed)
+        return (how or IID()).deal(self, whole(peers, "peers"), seed)
 
     def __repr__(self) -> str:
         classes = f", {self.classes} classes" if self.classes else ""
@@ -60,11 +58,3 @@ class Dataset(ABC):
     @property
     def _size(self) -> str:
         return str(len(self))
-
-
-def fraction(value: Any, name: str) -> float:
-    """Return a share between 0 and 1; SettingError for anything else."""
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    if not real or not 0 <= value <= 1:
-        raise SettingError(f"{name}={value!r} is no share: give a number from 0 to 1.")
-    return float(value)

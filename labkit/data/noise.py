@@ -7,8 +7,8 @@ from functools import partial
 
 import torch
 
-from labkit.checks import generator
-from labkit.data.dataset import Dataset, fraction
+from labkit.checks import generator, number
+from labkit.data.dataset import Dataset
 from labkit.data.tensors import Tensors
 from labkit.errors import DataError, SettingError
 
@@ -33,7 +33,7 @@ def noisy(dataset: Dataset, share: float, kind: str = "symmetric", seed: int = 0
     >>> int((half.y != digits.y).sum())
     719
     """
-    share = fraction(share, "share")
+    share = number(share, "share", most=1)
     if kind not in _KINDS:
         raise SettingError(f"kind={kind!r} is unknown: choose one of {', '.join(_KINDS)}.")
     if not isinstance(dataset, Tensors):
@@ -47,7 +47,7 @@ def noisy(dataset: Dataset, share: float, kind: str = "symmetric", seed: int = 0
             "for each example."
         )
     wrong = round(share * len(dataset))
-    random = generator(seed, SettingError)
+    random = generator(seed)
     at = torch.from_numpy(random.permutation(len(dataset))[:wrong])
     away = random.integers(1, dataset.classes, size=wrong) if kind == "symmetric" else [1] * wrong
     y = dataset.y.clone()

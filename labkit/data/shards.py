@@ -6,13 +6,12 @@ import math
 from bisect import bisect_left
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
-from numbers import Real
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 
-from labkit.checks import Floats, Integers, generator, whole
-from labkit.errors import DataError, SettingError
+from labkit.checks import Floats, Integers, generator, number, whole
+from labkit.errors import DataError
 from labkit.tasks.split import Partition, split
 
 if TYPE_CHECKING:
@@ -48,8 +47,8 @@ class Concentrated:
     common_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _require_alpha(self.alpha)
-        whole(self.least, "least", SettingError)
+        number(self.alpha, "alpha", above=True)
+        whole(self.least, "least")
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Dirichlet(Concentrated):
 
     def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
         _require_room(dataset, peers, self.least)
-        random = generator(seed, SettingError)
+        random = generator(seed)
         owner = np.empty(len(dataset), dtype=np.int64)
         for members in _classes(dataset, self):
             owner[random.permutation(members)] = dealt(len(members), shares(self.alpha, peers, random))
@@ -97,13 +96,13 @@ class ByLabel:
     common_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        whole(self.labels, "labels", SettingError)
+        whole(self.labels, "labels")
 
     def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
         classes = _classes(dataset, self)
         sizes = np.array([len(members) for members in classes])
         self._require_fit(dataset.name, sizes, peers)
-        random = generator(seed, SettingError)
+        random = generator(seed)
         owner = np.empty(len(dataset), dtype=np.int64)
         holders = hands(slots(sizes, peers * self.labels, peers), peers, random)
         for members, mine in zip(classes, holders, strict=True):
@@ -146,7 +145,7 @@ class Quantity(Concentrated):
 
     def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
         _require_room(dataset, peers, self.least)
-        random = generator(seed, SettingError)
+        random = generator(seed)
         owner = np.empty(len(dataset), dtype=np.int64)
         owner[random.permutation(len(dataset))] = dealt(len(dataset), shares(self.alpha, peers, random))
         owner = topped_up(owner, peers, self.least, random)
@@ -178,12 +177,6 @@ def _classes(dataset: Dataset, how: Sharding) -> list[Integers]:
         )
     _, counts = np.unique(labels, return_counts=True)
     return np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
-
-
-def _require_alpha(alpha: Any) -> None:
-    real = isinstance(alpha, Real) and not isinstance(alpha, bool)
-    if not real or not (math.isfinite(alpha) and alpha > 0):
-        raise SettingError(f"alpha={alpha!r} is no concentration: give a finite number above zero.")
 
 
 def _require_room(dataset: Dataset, peers: int, least: int = 1) -> None:
@@ -286,14 +279,14 @@ def hands(owners: Integers, peers: int, random: np.random.Generator) -> list[Int
     order = random.permutation(len(owners))
     slot = np.repeat(order, owners[order]).reshape(-1, peers)  # [rounds, peers], the class of each slot
     holder = np.empty_like(slot)
-    for number, row in enumerate(slot):
+    for turn, row in enumerate(slot):
         peer = random.permutation(peers)
-        if number:
+        if turn:
             has = np.zeros(peers, dtype=bool)
-            has[holder[number - 1][slot[number - 1] == row[0]]] = True
+            has[holder[turn - 1][slot[turn - 1] == row[0]]] = True
             first = peer[~has[peer]][: np.count_nonzero(row == row[0])]
             has[:] = False
             has[first] = True
             peer = np.concatenate((first, peer[~has[peer]]))
-        holder[number] = peer
+        holder[turn] = peer
     return [holder[slot == c] for c in range(len(owners))]

@@ -236,10 +236,10 @@ class Turns(Batches):
         self, share: Share, batch_size: int, seed: int, peer: int, epochs: int | None = None, start: int = 0
     ) -> None:
         self.share = share
-        self.batch_size = whole(batch_size, "batch_size", SettingError)
-        self.epochs = None if epochs is None else whole(epochs, "epochs", SettingError)
-        self.key = (whole(seed, "seed", SettingError, least=0), whole(peer, "peer", SettingError, least=0))
-        self.dealt = whole(start, "start", SettingError, least=0)
+        self.batch_size = whole(batch_size, "batch_size")
+        self.epochs = None if epochs is None else whole(epochs, "epochs")
+        self.key = (whole(seed, "seed", least=0), whole(peer, "peer", least=0))
+        self.dealt = whole(start, "start", least=0)
 
     @cached_property
     def per_epoch(self) -> int:  # type: ignore[override]  # asked for, a stream of unknown length says what to do

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labkit.checks import generator
-from labkit.data.dataset import Dataset, fraction
-from labkit.errors import DataError, SettingError
+from labkit.checks import generator, number
+from labkit.data.dataset import Dataset
+from labkit.errors import DataError
 
 TEST_SHARE = 0.2
 _TOKENS = (torch.int64, torch.int32)
@@ -78,7 +78,7 @@ class Tensors(Dataset):
         >>> len(private), len(public)
         (1078, 360)
         """
-        size = round(fraction(share, "share") * len(self))
+        size = round(number(share, "share", most=1) * len(self))
         if not 0 < size < len(self):
             raise DataError(
                 f"{self.name} has {len(self)} training examples, of which a share of {share} leaves one part empty: "
@@ -89,7 +89,7 @@ class Tensors(Dataset):
 
 def _part(dataset: Tensors, size: int, seed: int, public: bool) -> Tensors:
     """The public part of `size` examples, or the private rest."""
-    order = generator(seed, SettingError).permutation(len(dataset))
+    order = generator(seed).permutation(len(dataset))
     mine = torch.from_numpy(order[:size] if public else order[size:])
     return replace(
         dataset,

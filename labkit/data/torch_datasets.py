@@ -17,7 +17,7 @@ from labkit.data.dataset import Dataset
 from labkit.data.loading import Fault, Randomness, collated, failed, in_process, numbered
 from labkit.data.loading import ahead as loaded_ahead
 from labkit.data.streamed import Streamed
-from labkit.errors import DataError, SettingError
+from labkit.errors import DataError
 
 
 def from_torch(
@@ -47,9 +47,9 @@ def from_torch(
     Dataset mine: 6 training and 0 test examples of shape (3,), 2 classes
     """
     called = name or type(train).__name__
-    whole(workers, "workers", SettingError, least=0)
+    whole(workers, "workers", least=0)
     if classes is not None:
-        whole(classes, "classes", SettingError)
+        whole(classes, "classes")
     for given, which in ((train, "train"), (test, "test")):
         if given is not None or which == "train":
             _require_dataset(given, which)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from time import perf_counter
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from labkit.checks import number
 from labkit.costs.link import Link
 from labkit.engines.batches import Examples, Stream
 from labkit.engines.experiment import Experiment
@@ -122,9 +122,8 @@ class Timed:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        step = self.step_seconds
-        if step is not None and not (isinstance(step, Real) and math.isfinite(step) and step >= 0):
-            raise SettingError(f"step_seconds={step!r} is no time that a step takes: give seconds from 0 on.")
+        if self.step_seconds is not None:
+            number(self.step_seconds, "step_seconds", unit="seconds")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it

@@ -72,7 +72,7 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if self.checkpoint_every is not None:
-            whole(self.checkpoint_every, "checkpoint_every", SettingError)
+            whole(self.checkpoint_every, "checkpoint_every")
         if self.resume and self.checkpoint_to is None:
             raise SettingError("resume=True needs to know where the checkpoints are: give checkpoint_to=… as well.")
         if self.device not in (None, "cpu"):

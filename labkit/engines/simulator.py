@@ -19,7 +19,6 @@ from labkit.engines.control import Control
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.engines.local_peers import LocalPeers
 from labkit.engines.peer import OnePeer
-from labkit.errors import SettingError
 from labkit.history.rows import Report, Row
 
 
@@ -42,7 +41,7 @@ class Simulator(Timed):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.block is not None:
-            whole(self.block, "block", SettingError)
+            whole(self.block, "block")
 
     @loaders_closed()
     def run(self, experiment: Experiment, report: Report, control: Control) -> Outcome:

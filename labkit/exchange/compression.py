@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from labkit.checks import number, whole
 from labkit.errors import ExchangeError, SettingError
 from labkit.exchange.coded import Coded, HalfMean
 from labkit.exchange.mean import Mean
@@ -89,7 +89,7 @@ class TopK(Compressor):
     share: float = 0.01
 
     def __post_init__(self) -> None:
-        _require_share(self)
+        number(self.share, "share", most=1, above=True)
 
     def encode(self, x: Tensor, key: int = 0, ids: Tensor | None = None) -> Packed:
         at = x.abs().topk(_count(self, x.shape[-1]), sorted=False).indices
@@ -122,7 +122,7 @@ class RandomK(Compressor):
     unbiased: bool = False
 
     def __post_init__(self) -> None:
-        _require_share(self)
+        number(self.share, "share", most=1, above=True)
 
     def encode(self, x: Tensor, key: int = 0, ids: Tensor | None = None) -> Packed:
         size = x.shape[-1]
@@ -190,11 +190,7 @@ class QSGD(Compressor):
     levels: int = 127
 
     def __post_init__(self) -> None:
-        if isinstance(self.levels, bool) or not isinstance(self.levels, Integral) or not 1 <= self.levels <= 127:
-            raise SettingError(
-                f"levels={self.levels!r} is not a whole number from 1 to 127, which 8 bits hold: give levels=7, say, "
-                "or Half() for finer steps."
-            )
+        whole(self.levels, "levels", most=127)  # 8 bits hold them
 
     @property
     def bits(self) -> int:
@@ -257,11 +253,6 @@ class Half(Compressor):
     def reply(self, reply: Tree, size: int, key: int = 0) -> Tensor:
         assert isinstance(reply, Tensor)
         return reply.float()
-
-
-def _require_share(compressor: TopK | RandomK) -> None:
-    if not 0 < compressor.share <= 1:  # also refuses NaN
-        raise SettingError(f"share={compressor.share!r} is not in (0, 1]: give the share of the numbers to send.")
 
 
 def _count(compressor: TopK | RandomK, size: int) -> int:

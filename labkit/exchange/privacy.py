@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labkit.checks import number
 from labkit.errors import MissingPackage, SettingError
 from labkit.exchange.randomness import normal
 
@@ -51,7 +52,7 @@ def epsilon(noise: float, rounds: int, peers: int, present: int, delta: float, s
 
     Infinite without noise. Raises SettingError for arguments out of range, MissingPackage without dp-accounting.
     """
-    require_noise(noise)
+    number(noise, "noise")
     if rounds < 1 or not 1 <= present <= peers or not 0 < delta < 1:
         raise SettingError(
             f"{rounds} rounds of {present} of {peers} peers at δ={delta!r} are no run whose ε can be told: give at "
@@ -69,12 +70,6 @@ def epsilon(noise: float, rounds: int, peers: int, present: int, delta: float, s
         accountant = rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
         event = dp.SampledWithoutReplacementDpEvent(peers, present, dp.GaussianDpEvent(noise / 2))
     return float(accountant.compose(dp.SelfComposedDpEvent(event, rounds)).get_epsilon(delta))
-
-
-def require_noise(noise: float) -> None:
-    """Raise SettingError unless the noise multiplier is a finite number of at least zero."""
-    if not (noise >= 0 and math.isfinite(noise)):
-        raise SettingError(f"noise={noise!r} is no noise multiplier: give 0 or more, such as noise=1.0.")
 
 
 def _accounting() -> tuple[Any, Any]:

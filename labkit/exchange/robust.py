@@ -5,15 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from labkit import tree
+from labkit.checks import whole
 from labkit.costs.link import Link
-from labkit.errors import ExchangeError, SettingError
+from labkit.errors import ExchangeError
 from labkit.exchange.gather import Gather
 from labkit.exchange.group import Group
 from labkit.exchange.message import Message, Transfer
@@ -64,7 +64,7 @@ class TrimmedMean(Rule):
     trim: int = 1
 
     def __post_init__(self) -> None:
-        _require_count(self.trim, "trim", 0)
+        whole(self.trim, "trim", least=0)
 
     @property
     def least(self) -> int:
@@ -89,8 +89,8 @@ class Krum(Rule):
     keep: int = 1
 
     def __post_init__(self) -> None:
-        _require_count(self.bad, "bad", 0)
-        _require_count(self.keep, "keep", 1)
+        whole(self.bad, "bad", least=0)
+        whole(self.keep, "keep")
 
     @property
     def least(self) -> int:
@@ -173,8 +173,3 @@ def _trimmed(x: Tensor, trim: int) -> Tensor:
     if not trim:
         return x.mean(0)
     return x.sort(0).values[trim : len(x) - trim].mean(0)
-
-
-def _require_count(value: int, name: str, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise SettingError(f"{name}={value!r} is not a whole number of at least {least}: give {name}={least} or more.")

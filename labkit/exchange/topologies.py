@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from labkit.checks import whole
 from labkit.errors import ExchangeError, SettingError
 from labkit.exchange.topology import Integers, Topology
 
@@ -27,7 +28,7 @@ def ring(n: int) -> Topology:
     >>> ring(8)
     ring of 8 peers: 2 neighbours each, spectral gap 0.195
     """
-    return _around("ring", (_whole(n),), [(-1,), (1,)])
+    return _around("ring", (whole(n, "peers"),), [(-1,), (1,)])
 
 
 @lru_cache(maxsize=32)
@@ -37,14 +38,14 @@ def torus(n: int) -> Topology:
     >>> torus(12)
     torus 3 × 4 of 12 peers: 4 neighbours each, spectral gap 0.4
     """
-    rows = next(a for a in range(int(_whole(n) ** 0.5), 0, -1) if n % a == 0)
+    rows = next(a for a in range(int(whole(n, "peers") ** 0.5), 0, -1) if n % a == 0)
     return _around(f"torus {rows} × {n // rows}", (rows, n // rows), [(-1, 0), (1, 0), (0, -1), (0, 1)])
 
 
 @lru_cache(maxsize=32)
 def star(n: int) -> Topology:
     """Peer 0 with everyone, the others with it alone."""
-    leaves = np.arange(1, _whole(n))
+    leaves = np.arange(1, whole(n, "peers"))
     return _metropolis("star", n, np.stack([leaves, 0 * leaves], axis=-1))
 
 
@@ -54,13 +55,13 @@ def exponential(n: int) -> Topology:
 
     Ying et al., arXiv:2110.13363, Sec. 3: as fast as any graph of ⌈log₂ n⌉ neighbours, whatever n.
     """
-    return _around("exponential graph", (_whole(n),), [(2**k,) for k in range((n - 1).bit_length())])
+    return _around("exponential graph", (whole(n, "peers"),), [(2**k,) for k in range((n - 1).bit_length())])
 
 
 @lru_cache(maxsize=32)
 def complete(n: int) -> Topology:
     """Everyone with everyone: one round is the mean, gap 1."""
-    if _whole(n) > _LARGEST_COMPLETE:
+    if whole(n, "peers") > _LARGEST_COMPLETE:
         raise SettingError(
             f"A complete topology of {n:,} peers has {n * n:,} weights: send a Mean instead, which gives the same."
         )
@@ -75,7 +76,8 @@ def random_regular(n: int, degree: int = 4, seed: int = 0) -> Topology:
     regular graph alike (Cooper, Dyer & Greenhill 2007, doi:10.1017/S0963548306007978). Raises SettingError for a degree
     that n peers cannot have.
     """
-    if not (isinstance(degree, int) and min(2, _whole(n) - 1) <= degree < n) or n * degree % 2:
+    n, degree = whole(n, "peers"), whole(degree, "degree", least=0)
+    if not min(2, n - 1) <= degree < n or n * degree % 2:
         raise SettingError(
             f"No connected graph joins {n} peers with {degree} neighbours each: give a degree of 2 or more, less than "
             "the number of peers, and one of the two even."
@@ -95,7 +97,7 @@ def random_regular(n: int, degree: int = 4, seed: int = 0) -> Topology:
 @lru_cache(maxsize=32)
 def pairing(n: int, seed: int = 0, number: int = 0) -> Topology:
     """Random pairs for round `number`: each peer mixes with one partner; of an odd number one stays alone."""
-    order = np.random.default_rng([seed, number]).permutation(_whole(n))
+    order = np.random.default_rng([seed, number]).permutation(whole(n, "peers"))
     return _metropolis("pairing", n, order[: n // 2 * 2].reshape(-1, 2))
 
 
@@ -131,12 +133,6 @@ def choose(topology: str | Topology | ArrayLike, n: int) -> Topology:
             "'ring', which fits any number."
         )
     return chosen
-
-
-def _whole(n: int) -> int:
-    if not (isinstance(n, int) and n >= 1):
-        raise SettingError(f"A topology of {n!r} peers cannot be made: give a whole number from 1 on.")
-    return n
 
 
 def _around(name: str, grid: tuple[int, ...], steps: Iterable[tuple[int, ...]]) -> Topology:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.checks import Floats, finite_seconds
+from labkit.checks import Floats, number
 from labkit.errors import ScheduleError
 from labkit.text import name_all
 
@@ -30,11 +30,11 @@ class Graph:
         (naming it), and for transfers that are negative or not finite.
         """
         if after is None and not isinstance(transfer, Mapping):
-            finite_seconds(transfer, "transfer")
+            number(transfer, "transfer", ScheduleError, unit="seconds")
             return None
-        number = names.index if isinstance(names, range) else {name: k for k, name in enumerate(names)}.__getitem__
-        parents = [_numbers(before, names, number) for before in _per_task(after, names, number)]
-        seconds = _transfers(transfer, parents, names, number)
+        place = names.index if isinstance(names, range) else {name: k for k, name in enumerate(names)}.__getitem__
+        parents = [_numbers(before, names, place) for before in _per_task(after, names, place)]
+        seconds = _transfers(transfer, parents, names, place)
         if not any(parents):
             return None
         before: Edges = [[(i, seconds(i, j)) for i in mine] for j, mine in enumerate(parents)]
@@ -61,13 +61,13 @@ class Graph:
         return ready
 
 
-def _per_task(after: Any, names: Sequence[Any], number: Callable[[Any], int]) -> list[Iterable[Any]]:
+def _per_task(after: Any, names: Sequence[Any], place: Callable[[Any], int]) -> list[Iterable[Any]]:
     if after is None:
         return [()] * len(names)
     if isinstance(after, Mapping):
         rows: list[Iterable[Any]] = [()] * len(names)
         for name, before in after.items():
-            rows[_number(name, names, number)] = before
+            rows[_number(name, names, place)] = before
         return rows
     rows = list(after)
     if len(rows) != len(names):
@@ -78,37 +78,37 @@ def _per_task(after: Any, names: Sequence[Any], number: Callable[[Any], int]) ->
     return rows
 
 
-def _number(name: Any, names: Sequence[Any], number: Callable[[Any], int]) -> int:
+def _number(name: Any, names: Sequence[Any], place: Callable[[Any], int]) -> int:
     try:
-        return number(name)
+        return place(name)
     except (KeyError, ValueError, TypeError):
         raise ScheduleError(
             f"a dependency or transfer names task {name!r}, which is not there; the tasks are {name_all(names)}."
         ) from None
 
 
-def _numbers(before: Any, names: Sequence[Any], number: Callable[[Any], int]) -> list[int]:
+def _numbers(before: Any, names: Sequence[Any], place: Callable[[Any], int]) -> list[int]:
     if isinstance(before, str) or not isinstance(before, Iterable):
         before = (before,)  # one predecessor may stand without brackets
-    return list(dict.fromkeys(_number(name, names, number) for name in before))
+    return list(dict.fromkeys(_number(name, names, place) for name in before))
 
 
 def _transfers(
-    transfer: Any, parents: Sequence[Sequence[int]], names: Sequence[Any], number: Callable[[Any], int]
+    transfer: Any, parents: Sequence[Sequence[int]], names: Sequence[Any], place: Callable[[Any], int]
 ) -> Callable[[int, int], float]:
     if not isinstance(transfer, Mapping):
-        same = finite_seconds(transfer, "transfer")
+        same = number(transfer, "transfer", ScheduleError, unit="seconds")
         return lambda i, j: same
     table: dict[tuple[int, int], float] = {}
     for edge, value in transfer.items():
         if not (isinstance(edge, tuple) and len(edge) == 2):
             raise ScheduleError(f"transfer has the key {edge!r}; its keys are pairs (task, the task after it).")
-        i, j = (_number(name, names, number) for name in edge)
+        i, j = (_number(name, names, place) for name in edge)
         if i not in parents[j]:
             raise ScheduleError(
                 f"transfer names the edge {edge}, but {names[j]!r} does not come after {names[i]!r}; add it to after."
             )
-        table[i, j] = finite_seconds(value, f"the transfer {edge}")
+        table[i, j] = number(value, f"the transfer {edge}", ScheduleError, unit="seconds")
     return lambda i, j: table.get((i, j), 0.0)
 
 

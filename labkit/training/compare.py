@@ -11,6 +11,7 @@ from typing import Any, Unpack, cast
 import torch
 
 from labkit.algorithms import Algorithm
+from labkit.checks import whole
 from labkit.costs.pareto import pareto
 from labkit.data import Dataset
 from labkit.engines.clock import Timed, seconds_per_step
@@ -23,7 +24,7 @@ from labkit.plots.frontier import Trail, draw
 from labkit.plots.panel import Picture
 from labkit.text import amount, duration
 from labkit.training.background import Background
-from labkit.training.plan import Models, Settings, evaluated, plan, require_whole
+from labkit.training.plan import Models, Settings, evaluated, plan
 from labkit.training.run import blank, carry_out
 
 _OWN = ("algorithm", "model", "optimizer", "loss", "public", "shards", "on")  # what an entry may set for itself
@@ -53,7 +54,7 @@ def compare(
     >>> done.histories["every step"].bytes / done.histories["every 8 steps"].bytes
     8.0
     """
-    require_whole("steps", steps)
+    whole(steps, "steps")
     if not isinstance(algorithms, Mapping) or not algorithms:
         raise SettingError(
             'There is nothing to compare: give algorithms by name, such as {"DDP": lk.algorithms.AllReduce()}.'

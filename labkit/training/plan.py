@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from numbers import Integral
 from typing import Any, TypedDict
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from labkit.algorithms import Algorithm, AllReduce
 from labkit.algorithms.base import asynchronous, check, every, participation, policy, same_batches, starts_apart
 from labkit.algorithms.base import epochs as passes
-from labkit.checks import whole
+from labkit.checks import number, whole
 from labkit.cluster.lab import Lab
 from labkit.data import IID, Dataset, Replicated, Sharding, Tensors
 from labkit.data.batches import Indices
@@ -87,11 +86,11 @@ def plan(
     engine = _engine(on)
     algorithms = tuple(_algorithm(it) for it in _each(algorithm))
     lists = {"model": model, "algorithm": algorithm, "optimizer": optimizer}
-    peers = require_whole("peers", _peers(peers, lists, shards, on))
-    batch_size = require_whole("batch_size", batch_size)
-    rounds = None if rounds is None else require_whole("rounds", rounds)
-    epochs = None if epochs is None else require_whole("epochs", epochs)
-    seed = whole(seed, "seed", SettingError, least=0)
+    peers = whole(_peers(peers, lists, shards, on), "peers")
+    batch_size = whole(batch_size, "batch_size")
+    rounds = None if rounds is None else whole(rounds, "rounds")
+    epochs = None if epochs is None else whole(epochs, "epochs")
+    seed = whole(seed, "seed", least=0)
     if not isinstance(dataset, Dataset):
         raise DataError(
             f"{type(dataset).__name__} is not a dataset of labkit: load one with lk.data.load(name), or make one with "
@@ -102,7 +101,7 @@ def plan(
     dealing = dealing_of(shards, algorithms[0])
     dealt = shares_of(dataset, peers, dealing, algorithms[0], epochs, seed, batch_size)
     rounds = rounds_of(rounds, epochs, algorithms, dealt, batch_size)
-    seldom = evaluated(rounds) if evaluate_every is None else require_whole("evaluate_every", evaluate_every)
+    seldom = evaluated(rounds) if evaluate_every is None else whole(evaluate_every, "evaluate_every")
     optimizers = tuple(_each(optimizer if optimizer is not None else partial(torch.optim.SGD, lr=0.1)))
     models, kinds = built(_each(model), peers, seed, apart=starts_apart(algorithms[0]))
     if starts_apart(algorithms[0]):
@@ -173,9 +172,7 @@ def _require_agreement(algorithms: tuple[Algorithm, ...], peers: int) -> None:
                 "for all of them."
             )
     share = participation(algorithms[0])
-    if share is not None and not (0 < share <= 1):
-        raise SettingError(f"participation={share!r} is no share of the peers: give a number above 0, up to 1.")
-    if share is not None and round(share * peers) < 1:
+    if share is not None and round(number(share, "participation", most=1, above=True) * peers) < 1:
         raise SettingError(
             f"participation={share!r} of {peers} peers selects nobody: give at least {1 / peers:.3g}, or more peers."
         )
@@ -216,13 +213,6 @@ def _algorithm(algorithm: Algorithm | None) -> Algorithm:
             "a round(peer, batches) generator."
         )
     return chosen
-
-
-def require_whole(name: str, value: Any) -> int:
-    """A setting that is a whole number above zero, as an int; SettingError where it is not."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise SettingError(f"{name}={value!r} is not a whole number of at least 1: give {name}=1 or more.")
-    return int(value)
 
 
 def built(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence, Sized
-from numbers import Real
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 from labkit.algorithms import Algorithm, AllReduce
 from labkit.algorithms.base import asynchronous, central, every
 from labkit.algorithms.wrapper import Wrapper
+from labkit.checks import number
 from labkit.data import Dataset
 from labkit.engines.experiment import PRECISIONS, Loss, OptimizerFactory, Schedule
 from labkit.engines.stacked.peers import require_elementwise
@@ -68,15 +68,14 @@ def require_clip(clip: Any, algorithms: Sequence[Algorithm]) -> float | None:
     """The largest norm of a gradient; SettingError where it is none, or where no peer takes a step itself."""
     if clip is None:
         return None
-    if isinstance(clip, bool) or not isinstance(clip, Real) or not 0 < float(clip) < math.inf:
-        raise SettingError(f"clip={clip!r} is no norm of a gradient: give a number above 0, for example clip=1.0.")
+    norm = number(clip, "clip", above=True)
     for algorithm in algorithms:
         if central(algorithm):
             raise SettingError(
                 f"clip={clip:g} has nothing to clip with {type(algorithm).__name__}, whose peers push gradients and "
                 "take no steps: leave it away, or take an algorithm such as AllReduce()."
             )
-    return float(clip)
+    return norm
 
 
 def rounds_of(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from numbers import Real
 from pathlib import Path
 from time import monotonic
 
+from labkit.checks import number
 from labkit.engines.control import Control
 from labkit.engines.experiment import Engine, Experiment
 from labkit.engines.optimizer_step import words
@@ -84,14 +84,13 @@ class Run(Background):
 
     @learning_rate.setter
     def learning_rate(self, rate: float) -> None:
-        if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 <= rate < math.inf:
-            raise SettingError(f"learning_rate={rate!r} is no learning rate: give a number from 0 on, such as 0.01.")
+        rate = number(rate, "learning_rate")
         if self.done:
             raise SettingError(
                 "The run has ended, so its learning rate cannot change any more: train again with another optimizer."
             )
-        self._asked, self._heeded = float(rate), math.inf
-        self._control.set_rate(float(rate))
+        self._asked, self._heeded = rate, math.inf
+        self._control.set_rate(rate)
 
     # -- as any work in the background
 

@@ -90,7 +90,7 @@ def compute(
     policies: dict[str, BSP | SSP | ASP] = {"BSP": BSP(), "SSP": SSP(staleness), "ASP": ASP()}
     if policy not in policies:
         raise SettingError(f"policy={policy!r} is unknown: choose one of {', '.join(POLICIES)}.")
-    whole(workers, "workers", SettingError)
+    whole(workers, "workers")
     if not (straggler > 0 and rate > 0):
         raise SettingError(f"straggler={straggler!r} and rate={rate!r} cannot be: give numbers above zero.")
     times = [straggler, *[1.0] * (workers - 1)]

@@ -12,7 +12,6 @@ import torch
 
 from labkit.checks import whole
 from labkit.costs.link import Link
-from labkit.errors import SettingError
 from labkit.exchange import Mean, Message, TopK
 from labkit.plots.bars import Bar, Picture, curves, duration, gantt
 from labkit.text import amount
@@ -87,8 +86,8 @@ def compute(
     >>> compute(every=8, workers=2).ways["every 8 steps"].bytes == 4 * 4810 / 8
     True
     """
-    whole(every, "every", SettingError)
-    whole(workers, "workers", SettingError)
+    whole(every, "every")
+    whole(workers, "workers")
     link, mean = Link(latency, bandwidth), Mean(torch.empty(parameters, device="meta"))
     plain, coded = (_cost(message, workers, link) for message in (mean, _top(mean, keep, parameters)))
     ways = {

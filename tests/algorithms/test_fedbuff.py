@@ -89,10 +89,10 @@ def test_it_converges_on_digits_with_fast_and_slow_clients():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"buffer": 0}, "buffer=0 is not a whole number of at least 1"),
-        ({"every": 2.5}, "every=2.5 is not a whole number"),
-        ({"server_lr": 0}, "server_lr=0 is out of range"),
-        ({"server_lr": float("nan")}, "server_lr=nan is out of range"),
+        ({"buffer": 0}, "buffer is 0; give at least 1"),
+        ({"every": 2.5}, "every is 2.5, which is no whole number"),
+        ({"server_lr": 0}, "server_lr is 0; give a number above 0"),
+        ({"server_lr": float("nan")}, "server_lr is nan; give a number above 0"),
         ({"policy": "ASP"}, "does not say who waits"),
     ],
 )

@@ -80,13 +80,13 @@ def test_epsilon_follows_the_share_of_peers_that_the_inner_algorithm_lets_take_p
 
 @pytest.mark.parametrize("clip", [0, -1.0, math.nan, math.inf])
 def test_a_clip_that_is_no_length_is_refused(clip):
-    with pytest.raises(SettingError, match="is no length to clip to: give a number above 0"):
+    with pytest.raises(SettingError, match=r"clip is .*; give a number above 0"):
         Private(AllReduce(), clip=clip)
 
 
 @pytest.mark.parametrize("noise", [-0.1, math.nan, math.inf])
 def test_noise_that_is_none_is_refused(noise):
-    with pytest.raises(SettingError, match="is no noise multiplier: give 0 or more"):
+    with pytest.raises(SettingError, match=r"noise is .*; give a number from 0 on"):
         Private(AllReduce(), noise=noise)
 
 
@@ -154,5 +154,5 @@ def test_weights_that_add_up_to_nothing_are_refused():
 
 @pytest.mark.parametrize("neighbours", [0, 1, 3, 2.0])
 def test_neighbours_that_do_not_stand_on_either_side_are_refused(neighbours):
-    with pytest.raises(SettingError, match="is not an even number of at least 2"):
+    with pytest.raises(SettingError, match=r"is not an even number of at least 2|neighbours is .* at least 2"):
         Secure(AllReduce(), neighbours)

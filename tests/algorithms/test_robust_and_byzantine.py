@@ -79,7 +79,7 @@ def test_an_unknown_attack_is_refused():
 
 @pytest.mark.parametrize("peers", [(), (-1,), (0.5,)])
 def test_peers_that_are_none_are_refused(peers):
-    with pytest.raises(SettingError, match="names no peers: give their numbers from 0"):
+    with pytest.raises(SettingError, match=r"names no peers: give their numbers from 0|one of peers is .* at least 0"):
         Byzantine(AllReduce(), peers)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -81,7 +83,7 @@ def test_settings_out_of_range_are_refused(algorithm, settings):
     with pytest.raises(SettingError) as caught:
         algorithm(**settings)
     text = str(caught.value)
-    assert ": give " in text or ": let " in text
+    assert re.search("[:;] (give|let) ", text)
     assert text.endswith(".") and "\n" not in text
 
 
@@ -90,11 +92,11 @@ def test_numbers_that_numpy_made_are_numbers():
 
 
 def test_a_range_says_what_to_give():
-    with pytest.raises(SettingError, match=r"^mu=-1 is out of range: give a number from 0 on\.$"):
+    with pytest.raises(SettingError, match=r"^mu is -1; give a number from 0 on\.$"):
         FedProx(mu=-1)
-    with pytest.raises(SettingError, match=r"^alpha=0 is out of range: give a number above 0\.$"):
+    with pytest.raises(SettingError, match=r"^alpha is 0; give a number above 0\.$"):
         FedDyn(alpha=0)
-    with pytest.raises(SettingError, match=r"^participation=2 is out of range: give a number above 0 up to 1\.$"):
+    with pytest.raises(SettingError, match=r"^participation is 2; give a number above 0 up to 1\.$"):
         FedAvg(participation=2)
 
 

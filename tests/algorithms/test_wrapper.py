@@ -262,10 +262,10 @@ def test_training_refuses_too_few_peers_for_a_rule_before_anything_runs():
     [
         (lambda: Private(FedNova()), "FedNova also exchanges means that are no updates"),
         (lambda: Private(Byzantine(FedDF())), "FedDF also exchanges means that are no updates"),
-        (lambda: Private(AllReduce(), clip="a"), "clip='a' is no length"),
+        (lambda: Private(AllReduce(), clip="a"), "clip is 'a'; give a number"),
         (lambda: Secure(ParameterServer()), "ParameterServer do not wait for each other"),
         (lambda: Byzantine(AllReduce(), peers=3), "peers=3 names no peers"),
-        (lambda: Byzantine(AllReduce(), scale="x"), "scale='x'"),
+        (lambda: Byzantine(AllReduce(), scale="x"), "scale is 'x'"),
     ],
     ids=["nova", "df", "clip", "asynchronous", "no tuple", "scale"],
 )

@@ -62,8 +62,8 @@ def test_the_limits() -> None:
         (-0.1, 2, "from 0 to 1"),
         (1.1, 2, "from 0 to 1"),
         (math.nan, 2, "from 0 to 1"),
-        (0.5, 0, "at least one"),
-        (0.5, math.nan, "at least one"),
+        (0.5, 0, "from 1 on"),
+        (0.5, math.nan, "from 1 on"),
     ],
 )
 def test_shares_and_workers_out_of_range_are_refused(law: Any, p: float, n: float, says: str) -> None:

@@ -80,9 +80,9 @@ def test_noise_may_be_held_out_and_what_is_held_out_may_be_noisy():
 @pytest.mark.parametrize(
     ("error", "call", "says"),
     [
-        (SettingError, lambda: noisy(load("digits"), 1.5), "share=1.5 is no share: give a number from 0 to 1"),
-        (SettingError, lambda: noisy(load("digits"), float("nan")), "share=nan"),
-        (SettingError, lambda: noisy(load("digits"), True), "share=True"),
+        (SettingError, lambda: noisy(load("digits"), 1.5), "share is 1.5; give a number from 0 to 1"),
+        (SettingError, lambda: noisy(load("digits"), float("nan")), "share is nan"),
+        (SettingError, lambda: noisy(load("digits"), True), "share is True"),
         (SettingError, lambda: noisy(load("digits"), 0.5, "odd"), "choose one of symmetric, pair"),
         (SettingError, lambda: noisy(load("digits"), 0.5, seed=-1), "seed is -1"),
         (DataError, lambda: noisy(labelled([0, 0]), 0.5), "one class number out of two or more"),

@@ -187,12 +187,12 @@ def test_only_replicated_shards_have_a_common_order():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Dirichlet(0), "alpha=0 is no concentration: give a finite number above zero"),
-        (lambda: Dirichlet(-1.0), "alpha=-1.0"),
-        (lambda: Dirichlet(math.nan), "alpha=nan"),
-        (lambda: Quantity(math.inf), "alpha=inf"),
-        (lambda: Quantity("1"), "alpha='1'"),
-        (lambda: Dirichlet(True), "alpha=True"),
+        (lambda: Dirichlet(0), "alpha is 0; give a number above 0"),
+        (lambda: Dirichlet(-1.0), "alpha is -1.0"),
+        (lambda: Dirichlet(math.nan), "alpha is nan"),
+        (lambda: Quantity(math.inf), "alpha is inf"),
+        (lambda: Quantity("1"), "alpha is '1'"),
+        (lambda: Dirichlet(True), "alpha is True"),
         (lambda: Dirichlet(0.5, least=0), "least is 0"),
         (lambda: Quantity(0.5, least=1.5), "least is 1.5"),
         (lambda: ByLabel(0), "labels is 0"),

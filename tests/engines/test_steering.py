@@ -178,7 +178,7 @@ def test_without_a_clock_a_simulator_has_no_lanes():
 def test_what_is_no_learning_rate_is_refused(rate):
     run = lk.train(mlp, DIGITS, peers=2, rounds=100_000)
     try:
-        with pytest.raises(lk.errors.SettingError, match=r"is no learning rate: give a number from 0 on"):
+        with pytest.raises(lk.errors.SettingError, match=r"learning_rate is .*; give a number from 0 on"):
             run.learning_rate = rate
     finally:
         run.stop()

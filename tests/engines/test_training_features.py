@@ -174,7 +174,7 @@ def test_outputs_for_other_terms_of_the_loss_are_float32():
         ({"clip": 1.0, "algorithm": ParameterServer()}, SettingError, "take no steps"),
         ({"rounds": 3, "epochs": 2}, SettingError, "give one of them"),
         ({"epochs": 2, "algorithm": LocalSGD()}, SettingError, r"give rounds=… instead, or take AllReduce\(\)"),
-        ({"epochs": 0}, SettingError, "epochs=0 is not a whole number"),
+        ({"epochs": 0}, SettingError, "epochs is 0; give at least 1"),
     ],
     ids=stable,
 )

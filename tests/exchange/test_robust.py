@@ -93,10 +93,10 @@ def test_fewer_peers_than_a_rule_bears_are_refused(rule, least):
     "made", [lambda: TrimmedMean(-1), lambda: Krum(-1), lambda: TrimmedMean(1.5), lambda: Krum(True)]
 )
 def test_a_count_that_is_none_is_refused(made):
-    with pytest.raises(SettingError, match="is not a whole number of at least 0"):
+    with pytest.raises(SettingError, match=r"(trim|bad) is .*at least 0"):
         made()
 
 
 def test_krum_that_keeps_nothing_is_refused():
-    with pytest.raises(SettingError, match="keep=0 is not a whole number of at least 1"):
+    with pytest.raises(SettingError, match="keep is 0; give at least 1"):
         Krum(1, keep=0)

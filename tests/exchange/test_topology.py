@@ -165,7 +165,7 @@ def test_a_matrix_that_is_not_doubly_stochastic_is_refused_naming_where(w, words
 @pytest.mark.parametrize("n", [0, -1, 2.5, "8"])
 @pytest.mark.parametrize("name", topologies.NAMES)
 def test_a_number_of_peers_that_is_none_is_refused(name, n):
-    with pytest.raises(SettingError, match="whole number"):
+    with pytest.raises(SettingError, match=r"peers is .*(whole number|give at least 1)"):
         choose(name, n)
 
 

@@ -157,7 +157,7 @@ def test_what_goes_wrong_in_one_entry_names_it_and_the_others_are_kept():
     [
         ({}, {}, SettingError, "nothing to compare"),
         ([AllReduce()], {}, SettingError, "by name"),
-        (BOTH, {"steps": 0}, SettingError, "steps=0"),
+        (BOTH, {"steps": 0}, SettingError, "steps is 0"),
         ({"A": AllReduce}, {}, SettingError, "'A': .*not an algorithm"),
         ({"A": {"optimizer": torch.optim.SGD}}, {}, SettingError, "'A' has no algorithm"),
         ({"A": {"algorithm": AllReduce(), "seed": 3}}, {}, SettingError, "'A' sets seed for itself"),

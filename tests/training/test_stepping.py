@@ -139,7 +139,7 @@ def test_peers_that_yield_different_things_are_told_so():
     ("algorithm", "settings", "error", "says"),
     [
         (AllReduce(), {"on": lk.Simulator()}, SettingError, "leave on= away"),
-        (AllReduce(), {"rounds": 0}, SettingError, "rounds=0"),
+        (AllReduce(), {"rounds": 0}, SettingError, "rounds is 0"),
         (AllReduce(), {"peers": 2000}, DataError, "2000 peers"),
         (lk.algorithms.ParameterServer(), {}, SettingError, "ParameterServer do not meet at barriers"),
     ],

@@ -42,11 +42,11 @@ def one_sentence(error: pytest.ExceptionInfo[LabkitError]) -> bool:
 @pytest.mark.parametrize(
     ("settings", "error", "says"),
     [
-        ({"peers": 0}, SettingError, "peers=0"),
-        ({"peers": -2}, SettingError, "peers=-2"),
-        ({"rounds": 0}, SettingError, "rounds=0"),
-        ({"batch_size": 2.5}, SettingError, r"batch_size=2\.5"),
-        ({"evaluate_every": 0}, SettingError, "evaluate_every=0"),
+        ({"peers": 0}, SettingError, "peers is 0"),
+        ({"peers": -2}, SettingError, "peers is -2"),
+        ({"rounds": 0}, SettingError, "rounds is 0"),
+        ({"batch_size": 2.5}, SettingError, r"batch_size is 2\.5"),
+        ({"evaluate_every": 0}, SettingError, "evaluate_every is 0"),
         ({"peers": 2000}, DataError, "too few for 2000 peers"),
         ({"peers": 100, "batch_size": 64}, DataError, "less than one batch of 64"),
         ({"algorithm": AllReduce}, SettingError, "not an algorithm"),
@@ -122,8 +122,8 @@ def test_a_partition_that_does_not_fit_is_refused(digits, shards, error, says):
     [
         ({"block": 0}, "block is 0"),
         ({"block": 2.5}, r"block is 2\.5"),
-        ({"step_seconds": -1.0}, r"step_seconds=-1\.0"),
-        ({"step_seconds": "fast"}, "step_seconds='fast'"),
+        ({"step_seconds": -1.0}, r"step_seconds is -1\.0"),
+        ({"step_seconds": "fast"}, "step_seconds is 'fast'"),
         ({"device": "abacus"}, "device='abacus' cannot be used here"),
     ],
     ids=stable,

@@ -19,6 +19,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from labkit.checks import number, whole
 from labkit.cluster.channels import Echo, Plan, Report, Switchboard
 from labkit.cluster.gang.driver import Driver
 from labkit.cluster.gang.rank import GRACE
@@ -203,10 +204,8 @@ def launch(
     name = getattr(fn, "__name__", type(fn).__name__)
     if not callable(fn):
         raise SettingError(f"{fn!r} is not a function: give launch the function, and its arguments after it.")
-    if not 0 < timeout < math.inf:
-        raise SettingError(f"timeout={timeout} is not a number of seconds above zero: give one, such as 60.")
-    if ranks is not None and not (isinstance(ranks, int) and ranks >= 1):
-        raise SettingError(f"ranks={ranks} is not a number of ranks: give 1 or more, or none for one per worker.")
+    timeout = number(timeout, "timeout", above=True, unit="seconds")
+    ranks = None if ranks is None else whole(ranks, "ranks")
     workers = lab.workers
     there = max(len(workers), Switchboard.of(lab.client).expected())
     _require_room(workers, there, ranks)

@@ -295,12 +295,12 @@ def test_a_large_argument_travels_once_and_each_rank_gets_its_own(lab: Lab) -> N
     ("settings", "error", "words"),
     [
         ({"ranks": 3}, GangError, r"3 ranks need 3 workers, but the lab has 2: .*lk\.connect\(workers=3\)"),
-        ({"ranks": 0}, SettingError, "ranks=0"),
-        ({"ranks": -1}, SettingError, "ranks=-1"),
-        ({"ranks": 2.0}, SettingError, r"ranks=2\.0"),
-        ({"timeout": 0}, SettingError, "timeout=0"),
-        ({"timeout": float("nan")}, SettingError, "timeout=nan"),
-        ({"timeout": float("inf")}, SettingError, "timeout=inf"),
+        ({"ranks": 0}, SettingError, "ranks is 0"),
+        ({"ranks": -1}, SettingError, "ranks is -1"),
+        ({"ranks": 2.0}, SettingError, r"ranks is 2\.0"),
+        ({"timeout": 0}, SettingError, "timeout is 0"),
+        ({"timeout": float("nan")}, SettingError, "timeout is nan"),
+        ({"timeout": float("inf")}, SettingError, "timeout is inf"),
         ({"x": threading.Lock()}, SettingError, "add cannot be sent to the workers"),
     ],
 )

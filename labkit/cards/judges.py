@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -220,15 +219,12 @@ def judge_traffic(obj: Any, peers: int | None) -> Verdict:
     return Verdict(True, f"a step sends {most:,.0f} bytes with H = {first}" + (f", and {less} of that" if less else ""))
 
 
-_WENT_ON = re.compile(r"went on from round (\d+)")
-
-
 def judge_lost_work(obj: Any, peers: int | None) -> Verdict:
     """No failure takes back more rounds than there are between two checkpoints, of which one may be on its way."""
     every = obj.settings.get("engine", {}).get("checkpoint_every") if isinstance(obj, History) else None
     if every is None:
         raise _foreign("w", "a History of a run with lk.Cluster(lab, checkpoint_every=…)", obj)
-    lost = [event.round - int(found[1]) for event in obj.events if (found := _WENT_ON.search(event.text))]
+    lost = [event.round - event.data["first"] for event in obj.events if event.kind == "resumed"]
     if not lost:
         return Verdict(True, "no worker failed, so no round was done again")
     times = _counted(len(lost), "failure")

@@ -119,9 +119,4 @@ class LearningRate:
         if len(rates) <= self.version:
             return []
         self.value, self.version = rates[-1], len(rates)
-        return [Event(round, seconds, words(rates[-1]))]
-
-
-def words(rate: float) -> str:
-    """What a history says of it."""
-    return f"learning rate set to {rate:g}"
+        return [Event(round, seconds, "learning rate", {"rate": rates[-1]})]

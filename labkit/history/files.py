@@ -41,7 +41,7 @@ def from_json(text: str) -> dict[str, Any]:
     if known["format"] != _FORMAT:
         raise ValueError(known["format"])
     fields = {name: known[name] for name in _PLAIN}
-    fields["events"] = [Event(**event) for event in known["events"]]
+    fields["events"] = [_event_in(event) for event in known["events"]]
     fields["rows"] = [_row_in(row) for row in known["rows"]]
     fields["staleness"] = None if known["staleness"] is None else np.array(known["staleness"])
     return fields
@@ -88,6 +88,15 @@ def write(path: str | Path, text: str) -> None:
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _event_in(known: dict[str, Any]) -> Event:
+    if "text" in known:  # as versions wrote it that knew no kinds
+        known = {"round": known["round"], "seconds": known["seconds"], "kind": "note", "data": {"text": known["text"]}}
+    event = Event(**known)
+    if not event.text:  # raises where there is no such kind, or it wants other data
+        raise ValueError(known)
+    return event
 
 
 def _row_out(row: Row) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import isnan, nan
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from labkit.text import some
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,22 @@ class Row:
 
 
 class Event(NamedTuple):
-    """Something that happened to a run, in words: before round `round`, so many seconds after its start."""
+    """Something that happened to a run: before round `round`, so many seconds after its start.
+
+    `data`, plain numbers, text, lists and dicts, says of each `kind` what its sentence in `text` is made of:
+    "learning rate" has the `rate`, "lost" the `workers` as a list of {worker, rank, hung}, "resumed" the number of the
+    first round and of `workers`, and "note" a `text` alone.
+    """
 
     round: int
     seconds: float
-    text: str
+    kind: str
+    data: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        """What happened, in words."""
+        return _SENTENCES[self.kind](**self.data)
 
 
 class Interval(NamedTuple):
@@ -61,6 +74,19 @@ class Interval(NamedTuple):
     done: float
     overlapped: bool = False
 
+
+def _lost(workers: list[dict[str, Any]]) -> str:
+    return " and ".join(
+        f"worker {it['worker']} (rank {it['rank']}) {'hung' if it['hung'] else 'died'}" for it in workers
+    )
+
+
+_SENTENCES: dict[str, Callable[..., str]] = {  # by kind of event
+    "learning rate": "learning rate set to {rate:g}".format,
+    "lost": _lost,
+    "resumed": lambda first, workers: f"went on from round {first} with {some(workers, 'worker')}",
+    "note": "{text}".format,
+}
 
 News = Row | Event | Interval
 Report = Callable[[News], None]

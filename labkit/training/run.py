@@ -11,7 +11,6 @@ from time import monotonic
 from labkit.checks import number
 from labkit.engines.control import Control
 from labkit.engines.experiment import Engine, Experiment
-from labkit.engines.optimizer_step import words
 from labkit.errors import LabkitError, SettingError, let_go
 from labkit.history.history import History
 from labkit.history.lanes import MOST_LANES, Lanes
@@ -114,7 +113,7 @@ class Run(Background):
             self._throughput.note(news.round)
             if news.round >= self._heeded and news.learning_rate is not None:
                 self._asked = None
-        elif self._asked is not None and news.text == words(self._asked):
+        elif news.kind == "learning rate" and news.data["rate"] == self._asked:
             self._heeded = news.round
         self._notify()
 

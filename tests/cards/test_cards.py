@@ -233,8 +233,8 @@ def test_a_step_that_sends_another_share_is_named() -> None:
 
 
 def failed(*rounds: tuple[int, int], every: int | None = 5) -> History:
-    events = [Event(0, 0.0, "worker 1 (rank 1) died")]
-    events += [Event(at, 1.0, f"went on from round {back} with 2 workers") for at, back in rounds]
+    events = [Event(0, 0.0, "lost", {"workers": [{"worker": "1", "rank": 1, "hung": False}]})]
+    events += [Event(at, 1.0, "resumed", {"first": back, "workers": 2}) for at, back in rounds]
     return history(events=events, settings={"engine": {"checkpoint_every": every}})
 
 

@@ -77,8 +77,21 @@ def test_rounds_that_are_done_again_replace_those_from_before():
 
 def test_events_are_kept_and_are_no_rows():
     kept = history(rounds=2)
-    kept.take(Event(2, 0.5, "learning rate set to 0.01"))
-    assert len(kept.rows) == 2 and kept.events == [(2, 0.5, "learning rate set to 0.01")]
+    kept.take(Event(2, 0.5, "learning rate", {"rate": 0.01}))
+    told = [(it.round, it.seconds, it.text) for it in kept.events]
+    assert len(kept.rows) == 2 and told == [(2, 0.5, "learning rate set to 0.01")]
+
+
+def test_an_event_has_a_kind_and_data_of_which_its_sentence_is_made():
+    lost = [{"worker": "tcp://a:1", "rank": 0, "hung": False}, {"worker": "tcp://b:2", "rank": 1, "hung": True}]
+    sentences = {
+        "worker tcp://a:1 (rank 0) died and worker tcp://b:2 (rank 1) hung": ("lost", {"workers": lost}),
+        "went on from round 21 with 1 worker": ("resumed", {"first": 21, "workers": 1}),
+        "went on from round 1 with 2 workers": ("resumed", {"first": 1, "workers": 2}),
+        "learning rate set to 3e-05": ("learning rate", {"rate": 3e-5}),
+        "the lights went out": ("note", {"text": "the lights went out"}),
+    }
+    assert [Event(1, 0.0, *given).text for given in sentences.values()] == list(sentences)
 
 
 def test_the_table_shows_the_rounds_that_were_evaluated():
@@ -104,7 +117,7 @@ def odd():
         Row(1, (nan, 2.5, inf), None, 10.0, 0.1, None, 0.1),
         Row(2, (1 / 3, 2.0), (0.1, 0.2, 0.3), 20.0, 0.2, (0, 2)),
     ]
-    events = [Event(2, 0.15, "worker “b” was lost")]
+    events = [Event(2, 0.15, "note", {"text": "worker “b” was lost"}), Event(2, 0.15, "learning rate", {"rate": 0.1})]
     return History(
         "FedAvg", "stacked", 3, "virtual", rows=rows, events=events, staleness=np.array([[0, 1]]),
         settings={"seed": 1, "optimizer": {"class": "SGD", "lr": 0.1}}, versions={"torch": "2"}, stopped=True,
@@ -119,6 +132,21 @@ def test_json_holds_all_but_the_models_and_the_timeline(tmp_path):
     assert (back.staleness == kept.staleness).all()
     for name in ("algorithm", "engine", "peers", "clock", "ledger", "events", "settings", "versions", "stopped"):
         assert getattr(back, name) == getattr(kept, name), name
+
+
+def test_events_of_files_from_before_they_had_kinds_are_notes(tmp_path):
+    odd().to_json(tmp_path / "run.json")
+    known = json.loads((tmp_path / "run.json").read_text())
+    known["events"] = [{"round": 2, "seconds": 0.15, "text": "learning rate set to 0.01"}]
+    (tmp_path / "run.json").write_text(json.dumps(known))
+    (event,) = History.from_json(tmp_path / "run.json").events
+    assert event == Event(2, 0.15, "note", {"text": "learning rate set to 0.01"})
+    assert event.text == "learning rate set to 0.01"
+    for kind, data in (("sunrise", {}), ("learning rate", {}), ("learning rate", {"rate": "low"})):
+        known["events"] = [{"round": 2, "seconds": 0.15, "kind": kind, "data": data}]
+        (tmp_path / "run.json").write_text(json.dumps(known))
+        with pytest.raises(DataError, match="holds no history"):
+            History.from_json(tmp_path / "run.json")
 
 
 def test_json_is_what_every_program_reads(tmp_path):
@@ -166,7 +194,7 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     kept = history(rounds=6, every=3)
-    kept.take(Event(4, 3.5, "learning rate set to 0.01"))
+    kept.take(Event(4, 3.5, "learning rate", {"rate": 0.01}))
     kept.to_tensorboard(tmp_path)
     board = EventAccumulator(str(tmp_path)).Reload()
     assert [(it.step, it.value) for it in board.Scalars("loss")] == [

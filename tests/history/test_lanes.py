@@ -85,7 +85,7 @@ def test_intervals_that_some_rank_did_not_keep_are_forgotten():
 
 def test_events_of_the_first_rank_come_before_the_rows_of_their_round():
     rows = Rows(ranks=2, peers=2, together=False)
-    event, part = (3, 0.5, "learning rate set to 0.01"), Part(3, (1.0,), None, 8.0, 0.6, None, 0.01)
+    event, part = (3, 0.5, "learning rate", {"rate": 0.01}), Part(3, (1.0,), None, 8.0, 0.6, None, 0.01)
     rows.complete([told(1, parts=[part], events=[event])])
     happened, row = rows.complete([told(0, parts=[part], events=[event])])
     assert happened == Event(*event) and row == Row(3, (1.0, 1.0), None, 8.0, 0.6, None, 0.01)

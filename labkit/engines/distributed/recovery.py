@@ -70,7 +70,7 @@ class Recovery:
                 without = without + 1 if self._safe.number == known else 1
                 without += bool(gang.hung)
                 known = self._safe.number
-                self._tell(_words(gang))
+                self._tell("lost", workers=_lost(gang))
                 self._interrupted = True
                 self._ranks = self._next_ranks(gang, error, without)
             if self._control.wish is Wish.STOP:
@@ -92,7 +92,7 @@ class Recovery:
                 return
             self._clock.hear(news)
             if self._interrupted:
-                self._tell(f"went on from round {first} with {gang.ranks} worker{'s' * (gang.ranks != 1)}")
+                self._tell("resumed", first=first, workers=gang.ranks)
                 self._interrupted = False
             if news.round > self._reported:
                 self._reported = news.round
@@ -143,8 +143,8 @@ class Recovery:
             return None
         return Resumption(safe.number, safe.ranks, safe.parts, safe.folder, self._clock.seconds, now, like)
 
-    def _tell(self, text: str) -> None:
-        self._report(Event(self._reported + 1, self._clock.seconds, text))
+    def _tell(self, kind: str, **data: Any) -> None:
+        self._report(Event(self._reported + 1, self._clock.seconds, kind, data))
 
     def _folder(self) -> str | None:
         """The run's own folder on the path for checkpoints: a new one, or the last one where it is to be resumed."""
@@ -195,12 +195,8 @@ class _Clock:
         return 0.0 if self._zero is None else max(0.0, time.monotonic() - self._zero)
 
 
-def _words(gang: Gang) -> str:
-    """Who was lost."""
-    each = [
-        f"worker {worker} (rank {rank}) {'hung' if rank in gang.hung else 'died'}" for rank, worker in gang.lost.items()
-    ]
-    return " and ".join(each)
+def _lost(gang: Gang) -> list[dict[str, Any]]:
+    return [{"worker": worker, "rank": rank, "hung": rank in gang.hung} for rank, worker in gang.lost.items()]
 
 
 def _predicts(experiment: Experiment) -> bool:

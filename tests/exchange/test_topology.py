@@ -113,6 +113,11 @@ def test_large_random_graphs_are_connected_at_once():
         assert topologies.random_regular(3000, degree).degree == degree
 
 
+@pytest.mark.parametrize("degree", [20, 38, 39])
+def test_a_dense_random_graph_is_drawn_as_quickly_as_a_sparse_one(degree):
+    assert set(topologies.random_regular(40, degree).degrees) == {degree}
+
+
 def test_random_graphs_differ_from_seed_to_seed():
     graphs = {topologies.random_regular(20, 3, seed).weights.tobytes() for seed in range(5)}
     assert len(graphs) == 5

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+_BINARY = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,13 +71,15 @@ def unit_for(seconds: float) -> tuple[float, str]:
     return (1e3, "ms") if seconds >= 1e-4 else (1e6, "µs")
 
 
-def amount(nbytes: float) -> str:
-    """Bytes as people write them, in the unit that reads best (powers of ten, as of a link's bandwidth).
+def amount(nbytes: float, *, binary: bool = False) -> str:
+    """Bytes as people write them, in the unit that reads best: powers of ten, as of a link's bandwidth, or `binary`
+    ones, as of a machine's memory.
 
-    >>> amount(19_240), amount(5e6), amount(0)
-    ('19.2 kB', '5 MB', '0 B')
+    >>> amount(19_240), amount(5e6), amount(0), amount(3 << 29, binary=True)
+    ('19.2 kB', '5 MB', '0 B', '1.5 GiB')
     """
-    scale, unit = next((pair for pair in _UNITS if nbytes >= 0.9995 * pair[0]), (1.0, "B"))
+    units = _BINARY if binary else _UNITS
+    scale, unit = next((pair for pair in units if nbytes >= 0.9995 * pair[0]), (1.0, "B"))
     return f"{float(f'{nbytes / scale:.3g}'):g} {unit}"
 
 

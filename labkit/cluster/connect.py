@@ -11,7 +11,7 @@ from distributed import Client
 from labkit.cluster.lab import Lab
 from labkit.cluster.local import open_gpus, open_local
 from labkit.cluster.remote import adopt, open_address, open_gateway, open_ssh
-from labkit.cluster.request import Request
+from labkit.cluster.workers import WorkerRequest
 from labkit.errors import ConnectError, SettingError
 
 UNDERSTOOD = (
@@ -50,7 +50,7 @@ def connect(
     >>> lk.connect() is lab             # doctest: +SKIP
     True
     """
-    request = Request.of(workers, threads, memory, security, timeout)
+    request = WorkerRequest.of(workers, threads, memory, security, timeout)
     for stale in [key for key, lab in _labs.items() if lab.closed]:
         del _labs[stale]
     key = (os.getpid(), target if isinstance(target, str | None) else id(target))
@@ -61,7 +61,7 @@ def connect(
     return _labs[key]
 
 
-def _open(target: Any, request: Request) -> Lab:
+def _open(target: Any, request: WorkerRequest) -> Lab:
     match target:
         case None:
             return open_local(request)
@@ -80,7 +80,7 @@ def _open(target: Any, request: Request) -> Lab:
     raise ConnectError(f"lk.connect({target!r}) is not understood: give {UNDERSTOOD}.")
 
 
-def _adapt(lab: Lab, request: Request) -> None:
+def _adapt(lab: Lab, request: WorkerRequest) -> None:
     """Make a running lab what `request` asks for, or say why it cannot be."""
     workers = lab.workers
     same = (

@@ -12,14 +12,16 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 
-from labkit.cluster.machine import size, usable_cores, usable_memory, visible_gpus
-from labkit.cluster.page import Markup, table, view_of
+from labkit.cluster.display import Markup, table, widget_view
+from labkit.cluster.machine import usable_cores, usable_memory, visible_gpus
 from labkit.errors import SettingError
+from labkit.text import amount
 
 _NEEDED = ("torch", "dask", "distributed", "jupyterlab", "ipywidgets")
 _MARKS = {"ok": "✓", "warn": "!", "fail": "✗"}
@@ -29,6 +31,7 @@ _COLOURS = {
     "fail": "var(--jp-error-color1,#b00020)",
 }
 _GIB = 1 << 30
+_size = partial(amount, binary=True)
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Report:
         columns = 4 if any(check.remedy for check in self.checks) else 3
         head = ("", "what", "found", "remedy")[:columns]
         rows = [(_mark(check), check.name, check.found, check.remedy)[:columns] for check in self.checks]
-        return view_of(table(self.summary, "", head, rows), self.summary)
+        return widget_view(table(self.summary, "", head, rows), self.summary)
 
 
 def doctor() -> Report:
@@ -120,7 +123,7 @@ def _memory() -> Check:
     memory = psutil.virtual_memory()
     free = min(memory.available, usable)
     limit = f", MEM_LIMIT={os.environ['MEM_LIMIT']}" if os.environ.get("MEM_LIMIT") else ""
-    found = f"{size(usable)} usable of {size(memory.total)}{limit}, {size(free)} free"
+    found = f"{_size(usable)} usable of {_size(memory.total)}{limit}, {_size(free)} free"
     if free < 2 * _GIB:
         remedy = "each worker needs about half a GiB for torch: close other programs, or use fewer workers."
         return Check("memory", "warn", found, remedy)
@@ -169,8 +172,13 @@ def _scratch() -> Check:
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
     if not os.access(folder, os.W_OK) or free < _GIB // 4:
-        return Check("disk", "fail", f"{size(free)} free in {folder}", "empty it, or set TMPDIR to another folder.")
-    return Check("disk", "ok", f"{size(free)} free in {folder}")
+        return Check(
+            "disk",
+            "fail",
+            f"{_size(free)} free in {folder}",
+            "empty it, or set TMPDIR to another folder.",
+        )
+    return Check("disk", "ok", f"{_size(free)} free in {folder}")
 
 
 def _shared_memory() -> Check:
@@ -181,8 +189,8 @@ def _shared_memory() -> Check:
     free = shutil.disk_usage(folder).free
     if free < _GIB // 4:
         remedy = "DataLoader(num_workers=…) will fail on large batches: start the container with --shm-size=1g."
-        return Check("shared memory", "warn", f"{size(free)} free in {folder}", remedy)
-    return Check("shared memory", "ok", f"{size(free)} free in {folder}")
+        return Check("shared memory", "warn", f"{_size(free)} free in {folder}", remedy)
+    return Check("shared memory", "ok", f"{_size(free)} free in {folder}")
 
 
 def _hub() -> Check:

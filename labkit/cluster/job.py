@@ -11,22 +11,19 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import cloudpickle
 from distributed import Future, KilledWorker
 
 from labkit.cluster.channels import Echo
+from labkit.cluster.display import NotebookBar, TerminalBar, in_notebook, make_bar, widget_view
 from labkit.cluster.gang.diagnosis import with_remedy
-from labkit.cluster.page import counted, widget_bundle
-from labkit.cluster.progress import Bar, NotebookBar, in_notebook, make_bar
 from labkit.cluster.shipping import BIG, Call, Row, no_graph_warning, pack, share, submit_alone
+from labkit.cluster.workers import WorkerPool
 from labkit.errors import LabClosed, LabkitError, SettingError, Stopped, TaskError, WorkerLost
 from labkit.tasks.schedule import Schedule
-
-if TYPE_CHECKING:
-    from labkit.cluster.lab import Lab
-
+from labkit.text import some
 
 _TICK = 0.1  # seconds between two looks at the progress
 _PATIENCE = 10.0  # seconds a cluster may be without any worker
@@ -48,12 +45,14 @@ class Job:
     fn is taken to be pure: when a worker dies, what it computed or had begun is computed again on another.
     """
 
-    def __init__(self, lab: Lab, fn: Callable[[Any], Any], items: Iterable[Any], label: str | None = None) -> None:
+    def __init__(
+        self, lab: WorkerPool, fn: Callable[[Any], Any], items: Iterable[Any], label: str | None = None
+    ) -> None:
         self._lab = lab
         self._items = _listed(fn, items)
-        self.label = label or getattr(fn, "__name__", type(fn).__name__)
+        self.label = str(label or getattr(fn, "__name__", type(fn).__name__))
         self._workers = _names(lab)
-        self._bar: Bar | None = None
+        self._bar: NotebookBar | TerminalBar | None = None
         self._schedule: Schedule | None = None
         self._computed = 0  # items, once the job has ended
         self._echo = Echo(lab.client)
@@ -208,7 +207,7 @@ class Job:
         """What the workers printed since the last call, line by line, each led by its "[worker k]"."""
         return self._echo.drain()
 
-    def _shown(self) -> Bar:
+    def _shown(self) -> NotebookBar | TerminalBar:
         """The bar; where nobody has seen the job yet, waiting for it shows it."""
         if self._bar is None:
             self._bar = make_bar(self)
@@ -226,7 +225,7 @@ class Job:
         end = self._end.result()
         if isinstance(end, Failure):
             return f"{end.kind.__name__} after {self.progress} items"
-        return f"{counted(len(self._items), 'item')} computed"
+        return f"{some(len(self._items), 'item')} computed"
 
     def __repr__(self) -> str:
         return f"Job {self.label}: {self.state}"
@@ -236,7 +235,7 @@ class Job:
             self._bar = NotebookBar(self)
         self._bar.keep_ticking()
         # What varies from run to run lives in the widget alone, so that saved outputs can be compared.
-        return widget_bundle(self._bar.widget, f"Job {self.label}: {counted(len(self._items), 'item')}")
+        return widget_view(self._bar.widget, f"Job {self.label}: {some(len(self._items), 'item')}")
 
 
 def _listed(fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
@@ -254,7 +253,7 @@ def _forget(task: asyncio.Future[Any]) -> None:
         task.exception()
 
 
-def _names(lab: Lab) -> list[str]:
+def _names(lab: WorkerPool) -> list[str]:
     """The workers' names; a cluster whose workers are all restarting is given time for that."""
     try:
         lab.client.wait_for_workers(1, timeout=_PATIENCE)

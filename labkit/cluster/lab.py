@@ -2,69 +2,40 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import psutil
 
 from labkit.checks import number
-from labkit.cluster.machine import gpu_memory, size, visible_gpus
-from labkit.cluster.page import counted, lab_page, view_of
+from labkit.cluster.display import lab_page, widget_view
+from labkit.cluster.gang.launch import Gang, launch
+from labkit.cluster.job import Job
 from labkit.cluster.preparation import leave_random_alone
+from labkit.cluster.sabotage import MOST, Brake, process_of
+from labkit.cluster.workers import Handle, WorkerInfo, Workers, gpu_memory_now, probe
 from labkit.errors import LabClosed, SettingError
+from labkit.text import some
 
 if TYPE_CHECKING:
     from distributed import Client
 
-    from labkit.cluster.gang.launch import Gang
-    from labkit.cluster.job import Job
-    from labkit.cluster.sabotage import Brake
-
-
-@dataclass(frozen=True)
-class WorkerInfo:
-    """One worker: `memory` in bytes (0: no limit), `gpus` the device names it may see."""
-
-    name: str
-    address: str
-    threads: int
-    memory: int
-    pid: int
-    gpus: tuple[str, ...] = ()
-
-
-class Workers(tuple[WorkerInfo, ...]):
-    """The workers of a lab in the order of their names; prints as a table."""
-
-    __slots__ = ()
-
-    @classmethod
-    def ordered(cls, workers: Iterable[WorkerInfo]) -> Workers:
-        """Sort by name, numbers as numbers."""
-        return cls(sorted(workers, key=lambda worker: (len(worker.name), worker.name)))
-
-    def __repr__(self) -> str:
-        rows = [("name", "threads", "memory", "gpus", "pid", "address")]
-        for worker in self:
-            gpus = ",".join(worker.gpus) or "-"
-            rows.append((worker.name, str(worker.threads), size(worker.memory), gpus, str(worker.pid), worker.address))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-        )
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(repr(self))
-
 
 class Lab:
-    """A running Dask cluster that a notebook works on; made by `lk.connect`, closed by `close` or a `with` block."""
+    """A running Dask cluster that a notebook works on; made by `lk.connect`, closed by `close` or a `with` block.
+
+    `client` is its `distributed.Client`, `cluster` the object that started it, if there is one, `kind` one of "local",
+    "gpu", "tcp", "tls", "ssh", "gateway" and "client", and `owned` says whether this kernel started the workers, so
+    that closing ends them. Every use of a closed lab raises LabClosed.
+
+    >>> with lk.connect(workers=2) as lab:              # doctest: +SKIP
+    ...     lab.map(abs, [-1, -2]).result()
+    [1, 2]
+    """
 
     def __init__(
         self,
@@ -76,12 +47,12 @@ class Lab:
         keep_client: bool = False,
     ) -> None:
         self.client: Any = client  # distributed annotates a part of what a Client has
-        self.kind = kind  # "local", "gpu", "tcp", "tls", "ssh", "gateway" or "client"
+        self.kind = kind
         self.cluster = cluster
-        self.owned = owned  # this kernel started the workers, so closing ends them
+        self.owned = owned
         self._keep_client = keep_client  # the user's own Client stays the user's
         self._closed = False
-        self._running: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._running: weakref.WeakSet[Handle] = weakref.WeakSet()
         self._identity: dict[str, Any] = {"workers": {}}  # the scheduler's last answer
         self._probes: dict[str, dict[str, Any]] = {}
         self._brakes: dict[int, Brake] = {}  # by process
@@ -91,13 +62,13 @@ class Lab:
 
     @property
     def workers(self) -> Workers:
-        """A fresh table of the workers, ordered by name."""
+        """A fresh table of the workers, ordered by name; raises LabClosed."""
         self.require_open()
         known = self.known()
         missing = [address for address in known if address not in self._probes]
         if missing:
             self._probes |= self.client.run(probe, workers=missing, on_error="ignore")
-        infos = [
+        return Workers.ordered(
             WorkerInfo(
                 name=str(worker["name"]),
                 address=address,
@@ -107,8 +78,7 @@ class Lab:
             )
             for address, worker in known.items()
             if address in self._probes  # else it left between the two questions
-        ]
-        return Workers.ordered(infos)
+        )
 
     def known(self) -> dict[str, dict[str, Any]]:
         """What the scheduler says of each worker, by address; what it said last, where it does not answer."""
@@ -121,21 +91,33 @@ class Lab:
         return self._identity
 
     def restart_workers(self, addresses: Sequence[str] | None = None) -> None:
-        """Give the workers at `addresses` (all of them by default) fresh processes; what they hold is lost."""
+        """Give the workers at `addresses` (all of them by default) fresh processes; what they hold is lost.
+
+        Raises LabClosed.
+        """
         self.require_open()
         chosen = list(addresses) if addresses is not None else [worker.address for worker in self.workers]
         self.client.restart_workers(chosen)
 
     def scale(self, workers: int, timeout: float = 30.0) -> None:
-        """Change the number of workers; only of a lab that this kernel started on this machine."""
+        """Change the number of workers; only of a lab that this kernel started on this machine.
+
+        Raises SettingError for any other lab, and ConnectError if it takes more than `timeout` seconds.
+        """
         raise SettingError(f"{self!r} is not this kernel's to scale: ask its owner for {workers} workers.")
 
     # -- work
 
     def map(self, fn: Callable[[Any], Any], items: Iterable[Any], *, label: str | None = None) -> Job:
-        """Compute fn(item) for every item on the workers; returns at once."""
-        from labkit.cluster.job import Job
+        """Compute fn(item) for every item on the workers; returns at once.
 
+        fn is taken to be pure: what a worker computed that then dies is computed again. `label` names the job where it
+        is shown, by default as the function. Raises SettingError for a function or an item that cannot be sent,
+        WorkerLost when the lab has no workers, and LabClosed.
+
+        >>> lab.map(lambda x: x * x, range(4)).result()     # doctest: +SKIP
+        [0, 1, 4, 9]
+        """
         self.require_open()
         return Job(self, fn, items, label=label)
 
@@ -147,9 +129,23 @@ class Lab:
         timeout: float = 60.0,
         **kwargs: Any,
     ) -> Gang:
-        """Run fn(*args, **kwargs) as the `ranks` of one torch.distributed process group; returns at once."""
-        from labkit.cluster.gang.launch import launch
+        """Run fn(*args, **kwargs) as `ranks` ranks (one per worker by default) of one process group; returns at once.
 
+        Functions from PyTorch's tutorials work as they stand, less their set-up of the process group. `timeout`
+        (seconds) limits the wait for all ranks to start, and every collective. Backend: nccl where each rank has its
+        own GPU, else gloo. The ranks' traffic is neither encrypted nor authenticated, even where Dask's own is.
+
+        Raises GangError for more ranks than workers, SettingError for arguments out of range or that cannot be sent,
+        and LabClosed.
+
+        >>> import torch, torch.distributed as dist
+        >>> def total(x):
+        ...     t = torch.tensor(float(dist.get_rank() + x))
+        ...     dist.all_reduce(t)
+        ...     return t.item()
+        >>> lab.launch(total, 1, ranks=2).result()          # doctest: +SKIP
+        [3.0, 3.0]
+        """
         self.require_open()
         return launch(self, fn, *args, ranks=ranks, timeout=timeout, **kwargs)
 
@@ -159,10 +155,8 @@ class Lab:
         """Kill a worker's process, as a crash or a lack of memory does; its nanny starts a new one within seconds.
 
         `worker` is its number or name, its address, or its row of `lab.workers`. Raises SettingError for a worker that
-        this kernel did not start.
+        this kernel did not start, and LabClosed.
         """
-        from labkit.cluster.sabotage import process_of
-
         self.require_open()
         psutil.Process(process_of(self, worker)).kill()
 
@@ -171,10 +165,8 @@ class Lab:
 
         Its process is stopped for a part of every 30 ms. That ends with the lab, and with the process: a worker that
         comes back is as fast as ever. Waiting takes no longer than before, and processes that the worker starts are not
-        slowed. Raises SettingError for a worker that this kernel did not start.
+        slowed. Raises SettingError for a factor out of range or a worker that this kernel did not start, and LabClosed.
         """
-        from labkit.cluster.sabotage import MOST, Brake, process_of
-
         self.require_open()
         factor, pid = number(factor, "factor", least=1, most=MOST), process_of(self, worker)
         if pid in self._brakes:
@@ -194,7 +186,7 @@ class Lab:
         if self.closed:
             raise LabClosed("this lab is closed, or its scheduler is gone: call lk.connect() for a new one.")
 
-    def track(self, work: Any) -> None:
+    def track(self, work: Handle) -> None:
         """Call `work.cancel()` when the lab closes, unless the work is forgotten before."""
         self._running.add(work)
 
@@ -242,8 +234,8 @@ class Lab:
         if self.closed:
             return "Lab: closed"
         threads = self._threads()
-        each = f" × {counted(threads[0], 'thread')}" if len(set(threads)) == 1 else ""
-        return f"Lab: {counted(len(threads), 'worker')}{each}, {self.kind}"
+        each = f" × {some(threads[0], 'thread')}" if len(set(threads)) == 1 else ""
+        return f"Lab: {some(len(threads), 'worker')}{each}, {self.kind}"
 
     def _threads(self) -> list[int]:
         return [worker["nthreads"] for worker in self.known().values()]
@@ -251,19 +243,9 @@ class Lab:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         if self.closed:
             return {"text/plain": repr(self)}
-        known = self.known()
-        used = {address: int(worker["metrics"].get("memory", 0)) for address, worker in known.items()}
+        used = {address: int(worker["metrics"].get("memory", 0)) for address, worker in self.known().items()}
         workers = self.workers
         seeing = [worker.address for worker in workers if worker.gpus]
         on_gpus = self.client.run(gpu_memory_now, workers=seeing, on_error="ignore") if seeing else {}
-        return view_of(lab_page(repr(self), self.dashboard, workers, used, on_gpus), repr(self))
-
-
-def probe() -> dict[str, Any]:
-    """What a worker knows about itself: its process id and the GPUs it may see."""
-    return {"pid": os.getpid(), "gpus": visible_gpus()}
-
-
-async def gpu_memory_now() -> tuple[tuple[int, int], ...]:
-    """What a worker's GPUs hold, asked in a thread of its own: nvidia-smi may take a second."""
-    return await asyncio.to_thread(gpu_memory)
+        page = lab_page(repr(self), self.dashboard, workers, used, on_gpus)
+        return widget_view(page, repr(self))

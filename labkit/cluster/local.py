@@ -1,11 +1,20 @@
-"""Dask on this machine: a scheduler in this process, workers in their own, all of them on the loopback interface."""
+"""Dask on this machine: a scheduler in this process, workers in their own, all of them on the loopback interface.
+
+Workers that take the place of lost ones are forked from a template, a process that has imported torch and distributed.
+Such a worker trains within half a second, instead of the five seconds that importing all it needs takes, which is what
+a run waits for whose worker has died. The template is multiprocessing's fork server: it is single-threaded, touches no
+GPU, ends when the kernel and its workers have, and is asked for a process the way a spawned one is made.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import multiprocessing
+import multiprocessing.forkserver
 import os
+import random
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,19 +26,20 @@ import psutil
 from distributed import Client, Nanny, Scheduler, Security, Status
 from distributed.core import Server
 from distributed.deploy.spec import SpecCluster
+from distributed.utils import get_mp_context
 
-from labkit.cluster import template
 from labkit.cluster.lab import Lab
 from labkit.cluster.machine import usable_cores, usable_memory, visible_gpus
-from labkit.cluster.page import counted
 from labkit.cluster.preparation import Preparation
-from labkit.cluster.request import Request
+from labkit.cluster.workers import WorkerRequest
 from labkit.errors import ConnectError, SettingError
+from labkit.text import some
 
 LOOPBACK = "127.0.0.1"
 
 _GRACE = 0.5  # seconds for a worker to end by itself
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_METHOD = "distributed.worker.multiprocessing-method"
 # Dask's event loops tick 50 times a second each, and threads beside them look 100 times a second at what runs, for a
 # page of the dashboard; on two cores both together take more than 3 % of what training could have, and to look ten
 # times a second how much memory is used takes another one.
@@ -39,6 +49,138 @@ _QUIET = {
     "distributed.worker.memory.monitor-interval": "500ms",
     "distributed.worker.profile.enabled": False,
 }
+
+
+def open_local(request: WorkerRequest) -> Lab:
+    """Processes on this machine: as many as `request` says, else one per `threads` usable cores."""
+    workers = request.workers or max(1, usable_cores() // (request.threads or 1))
+    return _open(request, workers, "local")
+
+
+def open_gpus(request: WorkerRequest, devices: Sequence[str] | None = None) -> Lab:
+    """One process on this machine per GPU, each of which sees its own GPU only, by CUDA_VISIBLE_DEVICES.
+
+    That is what dask-cuda's LocalCUDACluster sets as well, so it is not needed; it would bring its own nannies, which
+    write OMP_NUM_THREADS into this kernel. A cluster that it started can be given to `connect`.
+    """
+    devices = visible_gpus() if devices is None else devices
+    if not devices:
+        raise ConnectError(
+            "this machine shows no NVIDIA GPU (nvidia-smi lists none): use lk.connect() for its CPU cores."
+        )
+    workers = request.workers or len(devices)
+    if workers > len(devices):
+        raise SettingError(f"workers={workers} would make workers share the {len(devices)} GPU(s) here: ask for fewer.")
+    return _open(request, workers, "gpu", [{"CUDA_VISIBLE_DEVICES": device} for device in devices[:workers]])
+
+
+def _open(request: WorkerRequest, workers: int, kind: str, environments: Sequence[Mapping[str, str]] = ()) -> Lab:
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ConnectError(
+            "connect() ran while a worker was importing your script: put the script's work below "
+            'if __name__ == "__main__":.'
+        )
+    memory = request.memory or usable_memory() // workers
+    threads = request.threads or 1
+    try:
+        cluster = local_cluster(workers, threads, memory, security=request.security, environments=environments)
+    except Exception as error:
+        raise ConnectError(
+            f"{some(workers, 'local worker')} could not be started ({error}): ask lk.doctor() what is missing here, "
+            'and in a script call lk.connect() below if __name__ == "__main__":.'
+        ) from error
+    client = Client(cluster, timeout=request.timeout)
+    client.register_plugin(Preparation(interruptible=False))
+    return LocalLab(client, kind=kind, cluster=cluster, owned=True, memory=request.memory)
+
+
+class LocalLab(Lab):
+    """A lab that this kernel started on this machine."""
+
+    def __init__(self, client: Client, *, memory: int | None, **rest: Any) -> None:
+        super().__init__(client, **rest)
+        self._memory = memory  # bytes per worker as the user wished; None for an even share
+
+    def _threads(self) -> list[int]:
+        # A worker that died counts: it is back in a second.
+        return [self.cluster.new_spec["options"]["nthreads"]] * len(self.cluster.worker_spec)
+
+    def scale(self, workers: int, timeout: float = 30.0) -> None:
+        """Start or end workers until there are `workers`; ends the newest first.
+
+        Raises SettingError where each worker has a GPU, and ConnectError if it takes more than `timeout` seconds.
+        """
+        if self.kind == "gpu":
+            raise SettingError("each worker of this lab has a GPU of its own: close the lab to change their number.")
+        spec = self.cluster.new_spec
+        share = {"memory_limit": self._memory or usable_memory() // workers}
+        self.cluster.new_spec = spec | {"options": spec["options"] | share}
+        self.cluster.scale(workers)
+        deadline = time.monotonic() + timeout
+        while len(self.known()) != workers:
+            if time.monotonic() > deadline:
+                raise ConnectError(
+                    f"the lab did not become {workers} workers in {timeout:g} s: close it and connect again."
+                )
+            time.sleep(0.05)
+
+
+# -- Dask's cluster and nanny, each with what it lacks here
+
+
+def local_cluster(
+    workers: int,
+    threads: int,
+    memory: int,
+    *,
+    security: Security | None = None,
+    environments: Sequence[Mapping[str, str]] = (),
+) -> OwnCluster:
+    """A scheduler in this process and `workers` processes, all on 127.0.0.1 and free ports.
+
+    `memory` is bytes per worker; `environments`, where given, holds the variables of each worker.
+    """
+    scheme = "tls://" if security is not None and security.require_encryption else "tcp://"
+    shared: dict[str, Any] = {"host": LOOPBACK, "protocol": scheme, "security": security, "dashboard": True}
+    options = {"nthreads": threads, "memory_limit": memory, "silence_logs": logging.CRITICAL}
+    worker: dict[str, Any] = {"cls": LocalNanny, "options": shared | options | {"dashboard": False}}
+    named = {
+        index: worker | {"options": worker["options"] | {"env": dict(environment)}}
+        for index, environment in enumerate(environments)
+    }
+    with dask.config.set(_QUIET):
+        cluster = OwnCluster(  # type: ignore[no-untyped-call]
+            scheduler={"cls": Scheduler, "options": shared | {"port": 0, "dashboard_address": f"{LOOPBACK}:0"}},
+            workers=named or dict.fromkeys(range(workers), worker),
+            worker=worker,
+            security=security,
+            # What goes wrong is raised, in labkit's words; a lesson that kills workers should not fill its cell.
+            silence_logs=logging.CRITICAL,
+        )
+    if not environments:  # each worker on a GPU has its own
+        loop: Any = cluster.loop  # where nannies borrow the environment
+        loop.add_callback(_start_template, _counts(threads))
+    return cluster
+
+
+class OwnCluster(SpecCluster):
+    """A cluster whose nannies stay whatever happens to their workers, and that is closed when it was told to."""
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        # Fifteen seconds after a worker's death SpecCluster looks whether it is back, and gives its nanny up if not.
+        # Should it have died a second time just then, it would never come back.
+        super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
+
+    async def _close(self) -> None:
+        try:
+            await super()._close()  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            # A scheduler that gives up a connection at this moment, as to a host that is cut off, stumbles over it
+            # ("Cannot change state of expiring Timeout"), and Dask would leave the cluster half closed and say nothing.
+            await asyncio.sleep(_GRACE)
+            await Server.close(self.scheduler)  # type: ignore[arg-type]  # there is one
+            self.shutdown_scheduler, self.status = False, Status.running
+            await super()._close()  # type: ignore[no-untyped-call]
 
 
 class LocalNanny(Nanny):
@@ -54,12 +196,12 @@ class LocalNanny(Nanny):
             self.config = deepcopy(self.config)  # for every worker to come: its inner dicts are still Dask's own
         own = {name: str(self.nthreads) for name in _THREAD_VARIABLES if name not in os.environ}
         self.pre_spawn_env = {**self.pre_spawn_env, **own}
-        self.pre_spawn_env.pop("MALLOC_TRIM_THRESHOLD_", None)  # allocator.py says why
+        self.pre_spawn_env.pop("MALLOC_TRIM_THRESHOLD_", None)  # preparation.py says why
         self._wished = {**self.env, **self.pre_spawn_env}
         self._wished.pop("MALLOC_TRIM_THRESHOLD_", None)
 
     async def instantiate(self) -> Any:
-        method = "spawn" if "CUDA_VISIBLE_DEVICES" in self._wished else template.method(_counts(self.nthreads))
+        method = "spawn" if "CUDA_VISIBLE_DEVICES" in self._wished else start_method(_counts(self.nthreads))
         # a forked process has the variables of its template, which may be older than those of the kernel
         self.env = {**(os.environ if method == "forkserver" else {}), **self._wished}
         with _borrowed(self.pre_spawn_env, method):
@@ -94,10 +236,9 @@ def _borrowed(variables: Iterable[str], method: str) -> Iterator[None]:
     """Put environment and configuration back when the last of the nannies that start at the same time has started."""
     global _starting
     if _starting == 0:
-        for name in variables:
-            _afterwards.callback(_restore, name, os.environ.get(name))
+        _afterwards.enter_context(_restored(variables))
         # Daemonic workers could have no children, and a DataLoader with num_workers > 0 would fail on them.
-        _afterwards.enter_context(dask.config.set({"distributed.worker.daemon": False, template.METHOD: method}))
+        _afterwards.enter_context(dask.config.set({"distributed.worker.daemon": False, _METHOD: method}))
     _starting += 1
     try:
         yield
@@ -107,134 +248,73 @@ def _borrowed(variables: Iterable[str], method: str) -> Iterator[None]:
             _afterwards.close()
 
 
-def _restore(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
-
-
-class OwnCluster(SpecCluster):
-    """A cluster whose nannies stay whatever happens to their workers, and that is closed when it was told to."""
-
-    def _update_worker_status(self, op: str, msg: Any) -> None:
-        # Fifteen seconds after a worker's death SpecCluster looks whether it is back, and gives its nanny up if not.
-        # Should it have died a second time just then, it would never come back.
-        super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
-
-    async def _close(self) -> None:
-        try:
-            await super()._close()  # type: ignore[no-untyped-call]
-        except RuntimeError:
-            # A scheduler that gives up a connection at this moment, as to a host that is cut off, stumbles over it
-            # ("Cannot change state of expiring Timeout"), and Dask would leave the cluster half closed and say nothing.
-            await asyncio.sleep(_GRACE)
-            await Server.close(self.scheduler)  # type: ignore[arg-type]  # there is one
-            self.shutdown_scheduler, self.status = False, Status.running
-            await super()._close()  # type: ignore[no-untyped-call]
-
-
-def local_cluster(
-    workers: int,
-    threads: int,
-    memory: int,
-    *,
-    security: Security | None = None,
-    environments: Sequence[Mapping[str, str]] = (),
-) -> OwnCluster:
-    """A scheduler in this process and `workers` processes, all on 127.0.0.1 and free ports.
-
-    `memory` is bytes per worker; `environments`, where given, holds the variables of each worker.
-    """
-    scheme = "tls://" if security is not None and security.require_encryption else "tcp://"
-    shared: dict[str, Any] = {"host": LOOPBACK, "protocol": scheme, "security": security, "dashboard": True}
-    options = {"nthreads": threads, "memory_limit": memory, "silence_logs": logging.CRITICAL}
-    worker: dict[str, Any] = {"cls": LocalNanny, "options": shared | options | {"dashboard": False}}
-    named = {
-        index: worker | {"options": worker["options"] | {"env": dict(environment)}}
-        for index, environment in enumerate(environments)
-    }
-    with dask.config.set(_QUIET):
-        cluster = OwnCluster(  # type: ignore[no-untyped-call]
-            scheduler={"cls": Scheduler, "options": shared | {"port": 0, "dashboard_address": f"{LOOPBACK}:0"}},
-            workers=named or dict.fromkeys(range(workers), worker),
-            worker=worker,
-            security=security,
-            # What goes wrong is raised, in labkit's words; a lesson that kills workers should not fill its cell.
-            silence_logs=logging.CRITICAL,
-        )
-    if not environments:  # each worker on a GPU has its own
-        loop: Any = cluster.loop  # where nannies borrow the environment
-        loop.add_callback(template.make, _counts(threads))
-    return cluster
-
-
-def open_local(request: Request) -> Lab:
-    """Processes on this machine: as many as `request` says, else one per `threads` usable cores."""
-    workers = request.workers or max(1, usable_cores() // (request.threads or 1))
-    return _open(request, workers, "local")
-
-
-def open_gpus(request: Request, devices: Sequence[str] | None = None) -> Lab:
-    """One process on this machine per GPU, each of which sees its own GPU only, by CUDA_VISIBLE_DEVICES.
-
-    That is what dask-cuda's LocalCUDACluster sets as well, so it is not needed; it would bring its own nannies, which
-    write OMP_NUM_THREADS into this kernel. A cluster that it started can be given to `connect`.
-    """
-    devices = visible_gpus() if devices is None else devices
-    if not devices:
-        raise ConnectError(
-            "this machine shows no NVIDIA GPU (nvidia-smi lists none): use lk.connect() for its CPU cores."
-        )
-    workers = request.workers or len(devices)
-    if workers > len(devices):
-        raise SettingError(f"workers={workers} would make workers share the {len(devices)} GPU(s) here: ask for fewer.")
-    return _open(request, workers, "gpu", [{"CUDA_VISIBLE_DEVICES": device} for device in devices[:workers]])
-
-
-def _open(request: Request, workers: int, kind: str, environments: Sequence[Mapping[str, str]] = ()) -> Lab:
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise ConnectError(
-            "connect() ran while a worker was importing your script: put the script's work below "
-            'if __name__ == "__main__":.'
-        )
-    memory = request.memory or usable_memory() // workers
-    threads = request.threads or 1
+@contextmanager
+def _restored(variables: Iterable[str]) -> Iterator[None]:
+    """Put these variables of the environment back at the end of the block."""
+    before = {name: os.environ.get(name) for name in variables}
     try:
-        cluster = local_cluster(workers, threads, memory, security=request.security, environments=environments)
-    except Exception as error:
-        raise ConnectError(
-            f"{counted(workers, 'local worker')} could not be started ({error}): ask lk.doctor() what is missing here, "
-            'and in a script call lk.connect() below if __name__ == "__main__":.'
-        ) from error
-    client = Client(cluster, timeout=request.timeout)
-    client.register_plugin(Preparation(interruptible=False))
-    return LocalLab(client, kind=kind, cluster=cluster, owned=True, memory=request.memory)
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
-class LocalLab(Lab):
-    """A lab that this kernel started on this machine."""
+# -- the template of workers that come back
 
-    def __init__(self, client: Client, *, memory: int | None, **rest: Any) -> None:
-        super().__init__(client, **rest)
-        self._memory = memory  # bytes per worker as the user wished; None for an even share
+# torch.optim imports the compiler when the first optimiser is made; and ranks of a training import labkit's engine
+_IMPORTED = (
+    "torch",
+    "torch._dynamo",
+    "torch.distributed.nn",
+    "distributed.nanny",
+    "labkit.engines.distributed.train_rank",
+    __name__,
+)
+_OF_SCRIPTS = ("sklearn.datasets", "matplotlib.pyplot", "pandas", "torchvision")
+_made_with: dict[str, str] | None = None  # the variables of the running template that libraries read as they load
 
-    def _threads(self) -> list[int]:
-        # A worker that died counts: it is back in a second.
-        return [self.cluster.new_spec["options"]["nthreads"]] * len(self.cluster.worker_spec)
 
-    def scale(self, workers: int, timeout: float = 30.0) -> None:
-        """Start or end workers until there are `workers`; ends the newest first."""
-        if self.kind == "gpu":
-            raise SettingError("each worker of this lab has a GPU of its own: close the lab to change their number.")
-        template = self.cluster.new_spec
-        share = {"memory_limit": self._memory or usable_memory() // workers}
-        self.cluster.new_spec = template | {"options": template["options"] | share}
-        self.cluster.scale(workers)
-        deadline = time.monotonic() + timeout
-        while len(self.known()) != workers:
-            if time.monotonic() > deadline:
-                raise ConnectError(
-                    f"the lab did not become {workers} workers in {timeout:g} s: close it and connect again."
-                )
-            time.sleep(0.05)
+def start_method(variables: Mapping[str, str]) -> str:
+    """How a worker with these variables is started: "forkserver" where the template was made with them, else "spawn".
+
+    Numerical libraries count their threads when they are loaded, which the template has done.
+    """
+    return "forkserver" if _made_with == variables else "spawn"
+
+
+def _start_template(variables: Mapping[str, str]) -> None:
+    """Start the template, which then imports for seconds in the background; harmless where there is one.
+
+    It begins while the first workers import the same, so that it takes nothing from a run that comes later.
+    """
+    global _made_with
+    if sys.platform != "linux" or _made_with is not None:
+        return
+    with dask.config.set({_METHOD: "forkserver"}):
+        get_mp_context()  # names the modules that Dask wishes for, and only once
+    multiprocessing.set_forkserver_preload([*_IMPORTED, *_of_script()])
+    with _restored(variables):
+        os.environ.update(variables)
+        multiprocessing.forkserver.ensure_running()
+    _made_with = dict(variables)
+
+
+def _of_script() -> list[str]:
+    """What takes long to import and stands at the top of a script: every process that it starts imports that again."""
+    script = hasattr(sys.modules["__main__"], "__file__")
+    return [name for name in _OF_SCRIPTS if script and name in sys.modules]
+
+
+def _draw_differently() -> None:
+    """Give a new worker random numbers of its own: numpy's state was copied with the template."""
+    if os.getppid() == _template and "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+        random.seed()
+
+
+_template = os.getpid()
+if multiprocessing.forkserver.get_inherited_fds() is None and multiprocessing.parent_process() is None:
+    os.register_at_fork(after_in_child=_draw_differently)

@@ -123,18 +123,3 @@ def gpu_memory() -> tuple[tuple[int, int], ...]:
             if (name == index or (not name.isdigit() and uuid.startswith(name))) and (used + total).isdigit():
                 found.append((int(used) << 20, int(total) << 20))
     return tuple(found)
-
-
-def size(number: float) -> str:
-    """Bytes for people, in binary units; 0 stands for no limit.
-
-    >>> size(1.5 * 2**30), size(0)
-    ('1.5 GiB', 'no limit')
-    """
-    if number == 0:
-        return "no limit"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.3g} {unit}"
-        number /= 1024
-    return f"{number:.3g} TiB"

@@ -16,14 +16,14 @@ from distributed import Client, Security
 
 from labkit.cluster.lab import Lab
 from labkit.cluster.preparation import Preparation
-from labkit.cluster.request import Request
+from labkit.cluster.workers import WorkerRequest
 from labkit.errors import ConnectError, MissingPackage, SettingError
 
 _LONGEST_GREETING = 1 << 20  # bytes
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-def open_address(address: str, request: Request) -> Lab:
+def open_address(address: str, request: WorkerRequest) -> Lab:
     """The cluster whose scheduler answers at `address`, "tcp://host:port" or "tls://host:port"."""
     parts = _parse(address)
     if parts.port is None:
@@ -39,7 +39,7 @@ def open_address(address: str, request: Request) -> Lab:
     return _furnish(Lab(client, kind=parts.scheme))
 
 
-def open_ssh(address: str, request: Request) -> Lab:
+def open_ssh(address: str, request: WorkerRequest) -> Lab:
     """A scheduler on the first host of "ssh://user@h1,h2:2222", workers on all (one each by default).
 
     Keys, ports and known hosts are those of ~/.ssh/config. Python must lie where this kernel's lies. Should the kernel
@@ -83,7 +83,7 @@ def open_ssh(address: str, request: Request) -> Lab:
     return _furnish(Lab(cluster.get_client(), kind="ssh", cluster=cluster, owned=True))
 
 
-def open_gateway(request: Request) -> Lab:
+def open_gateway(request: WorkerRequest) -> Lab:
     """A cluster of this user at the Dask Gateway that the environment names, as on a classroom's JupyterHub."""
     try:
         from dask_gateway import Gateway
@@ -101,7 +101,7 @@ def open_gateway(request: Request) -> Lab:
     return _furnish(Lab(client, kind="gateway", cluster=cluster, owned=True))
 
 
-def adopt(target: Any, request: Request) -> Lab:
+def adopt(target: Any, request: WorkerRequest) -> Lab:
     """A lab on a `Client`, or on anything that gives one; the cluster stays its owner's."""
     _keep_size(request, f"this {type(target).__name__}")
     client = target if isinstance(target, Client) else target.get_client()
@@ -160,7 +160,7 @@ def _parse(address: str) -> SplitResult:
     return parts
 
 
-def _reach(parts: SplitResult, address: str, request: Request) -> str:
+def _reach(parts: SplitResult, address: str, request: WorkerRequest) -> str:
     """The IP address at which a Dask scheduler greets; raises ConnectError within the request's timeout.
 
     Dask itself waits for ever for the greeting of somebody who listens and says nothing.
@@ -198,7 +198,7 @@ def _reach(parts: SplitResult, address: str, request: Request) -> str:
     return peer
 
 
-def _encrypted(plain: socket.socket, parts: SplitResult, request: Request) -> socket.socket:
+def _encrypted(plain: socket.socket, parts: SplitResult, request: WorkerRequest) -> socket.socket:
     if parts.scheme == "tcp":
         return plain
     security: Any = request.security or Security()
@@ -216,6 +216,6 @@ def _warn_open(address: str) -> None:
     )
 
 
-def _keep_size(request: Request, whose: str) -> None:
+def _keep_size(request: WorkerRequest, whose: str) -> None:
     if request.workers is not None or request.threads is not None or request.memory is not None:
         raise SettingError(f"{whose} brings its own workers: leave workers=, threads= and memory= out.")

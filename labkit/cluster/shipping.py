@@ -25,9 +25,9 @@ from dask.sizeof import sizeof
 from distributed import Client, Future, get_worker
 
 from labkit.cluster.channels import echo
-from labkit.cluster.machine import size
 from labkit.cluster.preparation import wait_for_torch
 from labkit.errors import SettingError
+from labkit.text import amount
 
 BIG = 100_000  # bytes from which an object travels on its own
 HEAVY = 256 << 20  # bytes of items from which the kernel warns
@@ -149,7 +149,7 @@ def share(client: Client, items: list[Any]) -> tuple[list[Any], list[Future[Any]
     heavy = sum(_nbytes(part) for part in found.values())
     if heavy > HEAVY:
         warnings.warn(
-            f"the items hold {size(heavy)}, which travel from the notebook to the workers: "
+            f"the items hold {amount(heavy, binary=True)}, which travel from the notebook to the workers: "
             "map over file names or indices and load the data inside the function.",
             UserWarning,
             stacklevel=5,

@@ -32,7 +32,7 @@ from labkit.history.rows import Report
 from labkit.tasks.sync import BSP, Timeline
 
 if TYPE_CHECKING:
-    from labkit.cluster.lab import WorkerInfo
+    from labkit.cluster.workers import WorkerInfo
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import pytest
 
 import labkit as lk
 from labkit.cluster.doctor import Check, Report
-from labkit.cluster.machine import size, usable_cores, usable_memory, visible_gpus
+from labkit.cluster.machine import usable_cores, usable_memory, visible_gpus
+from labkit.cluster.workers import memory_limit
 
 
 def found(name: str) -> Check:
@@ -120,4 +121,4 @@ def test_gpus_are_those_that_may_be_seen(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(("number", "text"), [(0, "no limit"), (999, "999 B"), (1 << 30, "1 GiB"), (5 << 40, "5 TiB")])
 def test_sizes_read_well(number: int, text: str) -> None:
-    assert size(number) == text
+    assert memory_limit(number) == text

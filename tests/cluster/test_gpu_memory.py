@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import labkit as lk
-from labkit.cluster.lab import WorkerInfo, gpu_memory_now
+from labkit.cluster.display import lab_page
 from labkit.cluster.machine import gpu_memory
-from labkit.cluster.page import lab_page
+from labkit.cluster.workers import WorkerInfo, gpu_memory_now
 from labkit.errors import GangError
 from tests.engines.experiments import SGD, mlp
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from labkit.cluster.display import NotebookBar, TerminalBar
 from labkit.cluster.job import Job, short
 from labkit.cluster.lab import Lab
-from labkit.cluster.progress import NotebookBar, TerminalBar
 
 
 def square(x: float) -> float:

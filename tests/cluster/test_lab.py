@@ -11,8 +11,9 @@ import pytest
 from nbclient import NotebookClient
 
 import labkit as lk
-from labkit.cluster.lab import Lab, WorkerInfo, Workers
-from labkit.cluster.page import lab_page
+from labkit.cluster.display import lab_page
+from labkit.cluster.lab import Lab
+from labkit.cluster.workers import WorkerInfo, Workers
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -62,7 +63,7 @@ def test_the_page_shows_workers_memory_devices_and_a_safe_link() -> None:
         WorkerInfo("0", "tcp://127.0.0.1:41", threads=2, memory=4 << 30, pid=7, gpus=("1",)),
         WorkerInfo("<b>", "tcp://127.0.0.1:42", threads=1, memory=0, pid=8),
     ]
-    page = lab_page("Lab: 2 workers", "/user/a&b/proxy/1/status", workers, {"tcp://127.0.0.1:41": 1 << 30})
+    page = lab_page("Lab: 2 workers", "/user/a&b/proxy/1/status", workers, {"tcp://127.0.0.1:41": 1 << 30}, {})
     assert 'href="/user/a&amp;b/proxy/1/status"' in page
     assert "1 GiB of 4 GiB" in page
     assert "width:25%" in page

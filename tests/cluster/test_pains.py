@@ -22,7 +22,7 @@ from torch import nn
 import labkit as lk
 from labkit.cluster.lab import Lab
 from labkit.cluster.local import open_local
-from labkit.cluster.request import Request
+from labkit.cluster.workers import WorkerRequest
 from labkit.errors import GangError, LabkitError, TaskError
 from tests.cluster.stock import stock_lab
 from tests.engines.experiments import SGD
@@ -195,7 +195,7 @@ def test_usual_ports_that_are_taken_disturb_nobody() -> None:
                 taken.bind(("127.0.0.1", port))
                 taken.listen()
         for _ in range(2):  # as one cell, run twice
-            with open_local(Request(workers=1)) as lab:
+            with open_local(WorkerRequest(workers=1)) as lab:
                 assert lab.launch(torch.distributed.get_world_size).result() == [1]
 
 

@@ -10,7 +10,7 @@ import pytest
 import labkit as lk
 from labkit.cluster.lab import Lab
 from labkit.cluster.local import open_local
-from labkit.cluster.request import Request
+from labkit.cluster.workers import WorkerRequest
 from labkit.errors import ConnectError, SettingError
 
 
@@ -95,7 +95,7 @@ def test_an_open_connection_to_another_machine_is_warned_of(lab: Lab, monkeypatc
 
 def test_a_tls_lab_takes_no_one_without_its_certificates() -> None:
     pytest.importorskip("cryptography", reason="cryptography is not installed: no certificates can be made")
-    request = Request.of(1, None, None, security=True, timeout=10)
+    request = WorkerRequest.of(1, None, None, security=True, timeout=10)
     with open_local(request) as private:
         address = private.client.scheduler.address
         assert address.startswith("tls://127.0.0.1:")

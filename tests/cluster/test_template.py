@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 import labkit as lk
-from labkit.cluster import template
+from labkit.cluster import local
 from labkit.cluster.local import local_cluster
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are spawned: forking is not safe there")
@@ -35,7 +35,7 @@ def test_a_worker_that_comes_back_is_forked_and_has_torch_at_once() -> None:
 
 
 def test_workers_whose_libraries_would_count_other_threads_are_spawned() -> None:
-    assert template.method({"OMP_NUM_THREADS": "77"}) == "spawn"
+    assert local.start_method({"OMP_NUM_THREADS": "77"}) == "spawn"
 
 
 @pytest.mark.parametrize(("main", "known"), [({"__file__": "mine.py"}, True), ({}, False)], ids=["script", "notebook"])
@@ -46,4 +46,4 @@ def test_the_template_imports_what_stands_at_the_top_of_a_script(
     import sklearn.datasets  # noqa: F401
 
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(**main))  # type: ignore[arg-type]
-    assert ("sklearn.datasets" in template._of_script()) is known
+    assert ("sklearn.datasets" in local._of_script()) is known

@@ -10,9 +10,9 @@ import dask
 import pytest
 
 import labkit as lk
-from labkit.cluster.lab import Lab, WorkerInfo
+from labkit.cluster.lab import Lab
 from labkit.cluster.local import open_gpus
-from labkit.cluster.request import Request
+from labkit.cluster.workers import WorkerInfo, WorkerRequest
 from labkit.errors import ConnectError, SettingError
 from tests.cluster.kernels import run
 
@@ -109,11 +109,11 @@ def test_the_import_of_torch_keeps_no_task_waiting() -> None:
 
 
 def test_each_gpu_worker_sees_its_own_gpu() -> None:
-    with open_gpus(Request(), devices=["0", "GPU-5d3c"]) as lab:
+    with open_gpus(WorkerRequest(), devices=["0", "GPU-5d3c"]) as lab:
         assert [worker.gpus for worker in lab.workers] == [("0",), ("GPU-5d3c",)]
         assert repr(lab) == "Lab: 2 workers × 1 thread, gpu"
     with pytest.raises(SettingError, match="share"):
-        open_gpus(Request(workers=2), devices=["0"])
+        open_gpus(WorkerRequest(workers=2), devices=["0"])
 
 
 def test_gpu_without_a_gpu_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

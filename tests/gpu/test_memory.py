@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import labkit as lk
-from labkit.cluster.lab import gpu_memory_now
+from labkit.cluster.workers import gpu_memory_now
 from labkit.errors import GangError
 from tests.engines.experiments import mlp
 

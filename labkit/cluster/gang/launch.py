@@ -27,7 +27,7 @@ from labkit.cluster.shipping import pack
 from labkit.errors import GangError, LabClosed, SettingError
 
 if TYPE_CHECKING:
-    from labkit.cluster.lab import Lab, WorkerInfo
+    from labkit.cluster.workers import WorkerInfo, WorkerPool
 
 
 _TICK = 0.1  # seconds between two looks at the printed lines, and at whether the lab is still open
@@ -51,7 +51,7 @@ class Gang:
     `ranks` is their number, `events` a `Mailbox`.
     """
 
-    def __init__(self, lab: Lab, plan: Plan, echo: Echo | None) -> None:
+    def __init__(self, lab: WorkerPool, plan: Plan, echo: Echo | None) -> None:
         self.ranks = plan.ranks
         self.events = Mailbox()
         self._client = lab.client
@@ -178,7 +178,7 @@ class Gang:
 
 
 def launch(
-    lab: Lab,
+    lab: WorkerPool,
     fn: Callable[..., Any],
     *args: Any,
     ranks: int | None = None,
@@ -200,7 +200,6 @@ def launch(
     >>> lab.launch(fn, 1, ranks=2).result()                       # doctest: +SKIP
     [3.0, 3.0]
     """
-    lab.require_open()
     name = getattr(fn, "__name__", type(fn).__name__)
     if not callable(fn):
         raise SettingError(f"{fn!r} is not a function: give launch the function, and its arguments after it.")
@@ -224,7 +223,7 @@ def launch(
     return gang
 
 
-def room(lab: Lab) -> int:
+def room(lab: WorkerPool) -> int:
     """How many ranks the lab has room for; a worker that has just died is about to be back, and counts."""
     return max(len(lab.workers), Switchboard.of(lab.client).expected())
 

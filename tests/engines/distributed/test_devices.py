@@ -9,7 +9,8 @@ import torch
 
 import labkit as lk
 from labkit.algorithms import ADPSGD, AllReduce
-from labkit.cluster.lab import Lab, WorkerInfo, Workers
+from labkit.cluster.lab import Lab
+from labkit.cluster.workers import WorkerInfo, Workers
 from labkit.engines.cluster import common_device
 from labkit.errors import SettingError
 from tests.engines.experiments import difference, mlp, result

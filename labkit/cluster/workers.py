@@ -1,0 +1,142 @@
+"""Workers: those that somebody asks for, those that a lab has, and what a map or a launch needs of that lab."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from dask.utils import parse_bytes
+from distributed import Security
+
+from labkit.checks import number, whole
+from labkit.cluster.machine import gpu_memory, visible_gpus
+from labkit.errors import MissingPackage, SettingError
+from labkit.text import Table, amount
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """One worker: `memory` in bytes (0: no limit), `gpus` the device names it may see."""
+
+    name: str
+    address: str
+    threads: int
+    memory: int
+    pid: int
+    gpus: tuple[str, ...] = ()
+
+
+class Workers(tuple[WorkerInfo, ...]):
+    """The workers of a lab in the order of their names; prints as a table."""
+
+    __slots__ = ()
+
+    @classmethod
+    def ordered(cls, workers: Iterable[WorkerInfo]) -> Workers:
+        """Sort by name, numbers as numbers."""
+        return cls(sorted(workers, key=lambda worker: (len(worker.name), worker.name)))
+
+    def __repr__(self) -> str:
+        head = ("name", "threads", "memory", "gpus", "pid", "address")
+        rows = [
+            (it.name, str(it.threads), memory_limit(it.memory), ",".join(it.gpus) or "-", str(it.pid), it.address)
+            for it in self
+        ]
+        return repr(Table(head, rows))
+
+
+def memory_limit(nbytes: int) -> str:
+    """The memory that a worker may use, for people.
+
+    >>> memory_limit(3 << 29), memory_limit(0)
+    ('1.5 GiB', 'no limit')
+    """
+    return amount(nbytes, binary=True) if nbytes else "no limit"
+
+
+def probe() -> dict[str, Any]:
+    """What a worker knows about itself: its process id and the GPUs it may see."""
+    return {"pid": os.getpid(), "gpus": visible_gpus()}
+
+
+async def gpu_memory_now() -> tuple[tuple[int, int], ...]:
+    """What a worker's GPUs hold, asked in a thread of its own: nvidia-smi may take a second."""
+    return await asyncio.to_thread(gpu_memory)
+
+
+class Handle(Protocol):
+    """Work on its way, as the lab sees it that ends it by closing."""
+
+    def cancel(self) -> None:
+        """End the work; harmless when it has ended."""
+
+
+class WorkerPool(Protocol):
+    """What maps, launches and sabotage need of the lab whose workers they use; `Lab` is the one that there is."""
+
+    client: Any
+    cluster: Any
+
+    @property
+    def workers(self) -> Workers:
+        """A fresh table of the workers."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the workers are out of reach for good."""
+
+    def track(self, work: Handle) -> None:
+        """Cancel this work when the lab closes."""
+
+
+# -- what somebody asks of `connect`
+
+
+@dataclass(frozen=True)
+class WorkerRequest:
+    """The arguments of `connect` but its target; None leaves the choice to the kind of cluster."""
+
+    workers: int | None = None
+    threads: int | None = None
+    memory: int | None = None  # bytes per worker
+    security: Security | None = None
+    timeout: float = 10.0  # seconds
+
+    @classmethod
+    def of(cls, workers: Any, threads: Any, memory: Any, security: Any, timeout: Any) -> WorkerRequest:
+        """A request made of what the user typed; raises SettingError, or MissingPackage for certificates."""
+        for name, count in (("workers", workers), ("threads", threads)):
+            if count is not None:
+                whole(count, name)
+        seconds = number(timeout, "timeout", above=True, unit="seconds")
+        return cls(workers, threads, _bytes(memory), _secured(security), seconds)
+
+
+def _bytes(memory: Any) -> int | None:
+    if memory is None:
+        return None
+    try:
+        nbytes = int(parse_bytes(memory))
+    except (TypeError, ValueError):
+        nbytes = 0
+    if nbytes <= 0:
+        raise SettingError(f'memory={memory!r} is not an amount of memory: give bytes or text such as "2 GiB".')
+    return nbytes
+
+
+def _secured(security: Any) -> Security | None:
+    if security is None or security is False:
+        return None
+    if isinstance(security, Security):
+        return security
+    if security is not True:
+        raise SettingError(f"security={security!r} is neither True nor a distributed.Security: give one of them.")
+    try:
+        return cast(Security, Security.temporary())
+    except ImportError as error:
+        raise MissingPackage(
+            "security=True makes certificates with a package that is not installed: pip install cryptography."
+        ) from error

@@ -1,4 +1,4 @@
-"""What an algorithm may ask of a peer, and what an engine asks of an algorithm."""
+"""What an algorithm may ask of a peer, and what an engine asks of an algorithm besides its traits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from labkit.exchange import Message
-from labkit.tasks.sync import ASP, BSP, SSP
 
 Batch = tuple[Tensor, Tensor]  # inputs [B, …] and targets [B, …]; a stacked peer's have a leading dimension K
 Round = Generator[Message, Any, None]
@@ -118,73 +117,7 @@ class Peer(Protocol):
 
 
 class Algorithm(Protocol):
-    """A frozen dataclass of settings with one method; the functions below read the settings that engines heed."""
+    """A frozen dataclass of settings with one method; those that engines heed are its `labkit.algorithms.traits`."""
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         """One peer's round: compute, yield messages, receive the replies."""
-
-
-# Settings that an algorithm may have as an attribute or field, and what they are where it has none.
-
-
-def every(algorithm: Algorithm) -> int:
-    """Local steps in a round (`every`; 1)."""
-    return int(getattr(algorithm, "every", 1))
-
-
-def epochs(algorithm: Algorithm) -> int | None:
-    """Passes over its shard that a peer makes in a round, where these count and not steps (`epochs`; None)."""
-    passes = getattr(algorithm, "epochs", None)
-    return None if passes is None else int(passes)
-
-
-def participation(algorithm: Algorithm) -> float | None:
-    """The share of the registered peers that take part in each round (`participation`).
-
-    None where peers are not a server's clients. Clients begin each round with a fresh optimiser and keep nothing but
-    `peer.state`, so that their number costs no memory.
-    """
-    share = getattr(algorithm, "participation", None)
-    return None if share is None else float(share)
-
-
-def starts_apart(algorithm: Algorithm) -> bool:
-    """Whether every peer starts from random weights of its own (`starts_apart`; False)."""
-    return bool(getattr(algorithm, "starts_apart", False))
-
-
-def same_batches(algorithm: Algorithm) -> bool:
-    """Whether all peers must see the same batches, because they talk about single examples (`same_batches`; False)."""
-    return bool(getattr(algorithm, "same_batches", False))
-
-
-def asynchronous(algorithm: Algorithm) -> bool:
-    """Whether its rounds meet at no barrier, but each ends with one request (`asynchronous`; False).
-
-    Such a round is `peer.params = yield request` at its end: the reply is what the next round begins with, whenever
-    that is. Stacked, peers may be in different rounds: `peer.number` is then [K].
-    """
-    return bool(getattr(algorithm, "asynchronous", False))
-
-
-def central(algorithm: Algorithm) -> bool:
-    """Whether it is asynchronous and has a server to push to (`server(weights, optimizer, peers)`)."""
-    return asynchronous(algorithm) and callable(getattr(algorithm, "server", None))
-
-
-def policy(algorithm: Algorithm) -> BSP | SSP | ASP:
-    """How far ahead of the slowest an asynchronous peer may begin a round (`policy`; ASP(), as far as it likes)."""
-    chosen: BSP | SSP | ASP = getattr(algorithm, "policy", ASP()) if asynchronous(algorithm) else ASP()
-    return chosen
-
-
-def means_are_updates(algorithm: Algorithm) -> bool:
-    """Whether each mean it asks for is one of gradients or of changes of parameters (`means_are_updates`; True)."""
-    return bool(getattr(algorithm, "means_are_updates", True))
-
-
-def check(algorithm: Algorithm, peers: int) -> None:
-    """Let the algorithm refuse a number of peers that take part (`check(peers)`), before anything runs."""
-    refuse = getattr(algorithm, "check", None)
-    if refuse is not None:
-        refuse(peers)

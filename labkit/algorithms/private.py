@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from labkit.algorithms.base import Peer, means_are_updates
+from labkit.algorithms.base import Peer
 from labkit.algorithms.wrapper import Exchange, Wrapper, change, require_finite, restored
 from labkit.checks import number
 from labkit.errors import SettingError
@@ -36,7 +36,7 @@ class Private(Wrapper):
         super().__post_init__()
         number(self.noise, "noise")
         number(self.clip, "clip", above=True)
-        if not means_are_updates(self.innermost):
+        if not self.means_are_updates:
             raise SettingError(
                 f"{type(self.innermost).__name__} also exchanges means that are no updates, which clipping would "
                 "falsify: make an algorithm private that exchanges gradients or parameters only, such as FedAvg()."

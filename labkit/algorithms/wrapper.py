@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from labkit import tree
-from labkit.algorithms import base
 from labkit.algorithms.base import Algorithm, Batch, Peer, Round
+from labkit.algorithms.traits import TRAITS, Traits
 from labkit.errors import DivergenceError, ExchangeError, SettingError
 from labkit.exchange import Mean, Message
 from labkit.exchange.randomness import key
@@ -51,7 +51,7 @@ class Wrapper(ABC):
                     f"clipped and for nothing near it: put {name} outside, or leave one of the two out."
                 )
             inner = inner.algorithm
-        if base.asynchronous(inner):
+        if Traits.of(inner).asynchronous:
             raise SettingError(
                 f"{outer} works on means, and the peers of {type(inner).__name__} do not wait for each other to make "
                 "one: wrap an algorithm that yields Mean, such as AllReduce() or LocalSGD()."
@@ -95,41 +95,17 @@ class Wrapper(ABC):
                 "that yields Mean, such as AllReduce() or LocalSGD()."
             )
 
-    # -- the inner algorithm's settings
+    # -- the inner algorithm's traits
 
-    @property
-    def every(self) -> int:
-        """The inner algorithm's local steps in a round."""
-        return base.every(self.algorithm)
-
-    @property
-    def epochs(self) -> int | None:
-        """The inner algorithm's passes over a peer's shard in a round."""
-        return base.epochs(self.algorithm)
-
-    @property
-    def participation(self) -> float | None:
-        """The share of peers that the inner algorithm lets take part."""
-        return base.participation(self.algorithm)
-
-    @property
-    def starts_apart(self) -> bool:
-        """Whether the inner algorithm's peers start from weights of their own."""
-        return base.starts_apart(self.algorithm)
-
-    @property
-    def same_batches(self) -> bool:
-        """Whether the inner algorithm's peers must see the same batches."""
-        return base.same_batches(self.algorithm)
-
-    @property
-    def predict(self) -> Callable[..., Any] | None:
-        """The inner algorithm's way to predict together, if it has one."""
-        return cast(Callable[..., Any] | None, getattr(self.algorithm, "predict", None))
+    def __getattr__(self, name: str) -> Any:
+        """What a wrapper does not say of itself is what the inner algorithm says."""
+        if name not in TRAITS:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}", name=name, obj=self)
+        return getattr(self.algorithm, name, getattr(Traits, name))
 
     def check(self, peers: int) -> None:
         """Let the inner algorithm refuse a number of peers that take part."""
-        base.check(self.algorithm, peers)
+        Traits.of(self.algorithm).check(peers)
 
     # -- for those who implement `exchange`
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from labkit.algorithms.base import asynchronous, central, policy
 from labkit.checks import whole
 from labkit.cluster.gang.launch import launch
 from labkit.cluster.lab import Lab
@@ -84,7 +83,7 @@ class Cluster:
 
     def run(self, experiment: Experiment, report: Report, control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
-        train = _train_apart if asynchronous(experiment.algorithm) else _train
+        train = _train_apart if experiment.traits.asynchronous else _train
         device = common_device(self.lab.workers, self.lab.kind, self.device)
         try:
             ended = train(replace(self, device="cpu" if device == "cpu" else None), experiment, report, control)
@@ -111,7 +110,7 @@ def _train_apart(on: Cluster, experiment: Experiment, report: Report, control: C
     blocks = blocks_of(experiment.peers, ranks_on(on.lab, experiment))
     how = on.timeout, on.report_every, on.device
     gang = launch(on.lab, train_apart, experiment, blocks, *how, ranks=len(blocks), timeout=on.timeout)
-    rows = Rows(len(blocks), experiment.peers, getattr(experiment.algorithm, "predict", None) is not None, meet=False)
+    rows = Rows(len(blocks), experiment.peers, experiment.traits.predict is not None, meet=False)
     try:
         watch(gang, rows, report, control)
         return blocks, gang.result()
@@ -130,18 +129,18 @@ def _outcome(experiment: Experiment, blocks: list[range], results: list[Result])
 
 def _model(experiment: Experiment, states: list[dict[str, Any]], peer: int) -> nn.Module:
     model = experiment.fresh_model(peer)
-    model.load_state_dict(states[0 if experiment.served or central(experiment.algorithm) else peer])
+    model.load_state_dict(states[0 if experiment.served or experiment.traits.central else peer])
     return trained(model)
 
 
 def _timeline(experiment: Experiment, blocks: list[range], results: list[Result]) -> Timeline | None:
     """When each peer worked, from message to message; the peers of one worker work together."""
     each = [np.array(result.intervals).reshape(-1, 2) for result in results]
-    if asynchronous(experiment.algorithm):  # stopped, they have not all done as many rounds
+    if experiment.traits.asynchronous:  # stopped, they have not all done as many rounds
         each = [own[: min(map(len, each))] for own in each]
     if experiment.present < experiment.peers or not len(each[0]) or any(len(it) != len(each[0]) for it in each):
         return None
-    waits = policy(experiment.algorithm) if asynchronous(experiment.algorithm) else BSP()
+    waits = experiment.traits.policy if experiment.traits.asynchronous else BSP()
     rows = np.repeat(np.stack(each), [len(block) for block in blocks], axis=0)  # [n, intervals, 2]
     return Timeline.measured(rows[..., 0], rows[..., 1], waits, "peer")
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from labkit.algorithms.base import Algorithm, epochs, every, participation
+from labkit.algorithms.base import Algorithm
+from labkit.algorithms.traits import Traits
 from labkit.data import Dataset, batches
 from labkit.data.batches import Batches, Epochs, Indices
 from labkit.data.streamed import Share, Turns
@@ -40,6 +41,7 @@ class Experiment:
     models: tuple[nn.Module, ...]
     dataset: Dataset
     algorithms: tuple[Algorithm, ...]
+    traits: Traits  # of the first peer's algorithm; those that hold for the run are the same in all
     shards: Sequence[Indices | Share]  # each peer's training examples
     rounds: int
     batch_size: int
@@ -111,12 +113,12 @@ class Experiment:
     @property
     def served(self) -> bool:
         """Whether a server holds the model and peers are its clients, made anew for every round they take part in."""
-        return participation(self.algorithm) is not None
+        return self.traits.participation is not None
 
     @property
     def present(self) -> int:
         """How many peers take part in each round."""
-        return max(1, round((participation(self.algorithm) or 1.0) * self.peers))
+        return max(1, round((self.traits.participation or 1.0) * self.peers))
 
     def participants(self, round: int) -> Sequence[int]:
         """The peers that take part in this round, ascending: a sample without replacement that the seed decides."""
@@ -150,12 +152,12 @@ class Experiment:
 
     def local_steps(self, peer: int) -> int:
         """Gradient steps that peer `peer` takes in a round it takes part in."""
-        passes = epochs(self.algorithm)
-        return every(self.algorithm) if passes is None else passes * self.per_epoch(peer)
+        passes = self.traits.epochs
+        return self.traits.every if passes is None else passes * self.per_epoch(peer)
 
     def dealt(self, peer: int, round: int) -> int:
         """How many batches peer `peer` has in this round: fewer, or none, once its epochs come to their end."""
-        most = every(self.algorithm)
+        most = self.traits.every
         if self.epochs is None:
             return most
         batches = self.epochs * -(-self.examples(peer) // self.batch_size)

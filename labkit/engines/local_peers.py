@@ -200,11 +200,11 @@ class LocalPeers:
     def accuracies(self, inputs: Tensor, targets: Tensor, answer: Answer) -> tuple[float, ...]:
         """The share of targets [N] that each peer gets right given inputs [N, …], or the one of all together.
 
-        A server's clients have one model; an algorithm with a `predict` generator lets the peers generator about it.
+        A server's clients have one model; an algorithm with a `predict` generator lets the peers talk about it.
         """
         if self._experiment.served:
             return accuracies(classes(server_model(self._experiment, self.shared_state), inputs).unsqueeze(0), targets)
-        predict = getattr(self._experiment.algorithm, "predict", None)
+        predict = self._experiment.traits.predict
         if predict is None:
             return accuracies(self._in_order([block.peers.predicted(inputs) for block in self._blocks]), targets)
         return accuracies(agreed(predict, [block.peers for block in self._blocks], inputs, answer), targets)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 
-from labkit.algorithms.base import asynchronous
 from labkit.data.loading import loaders_closed
 from labkit.engines.asynchronous.async_peers import OneByOne
 from labkit.engines.asynchronous.simulate import run_events
@@ -46,7 +45,7 @@ class Lockstep(Timed):
     @loaders_closed()
     def run(self, experiment: Experiment, report: Report, control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
-        if asynchronous(experiment.algorithm):
+        if experiment.traits.asynchronous:
             device = torch.device(self.device)
             return run_events(experiment, OneByOne, self.virtual(experiment, device), report, control, device)
         with torch.random.fork_rng():

@@ -8,7 +8,6 @@ from time import perf_counter
 
 import torch
 
-from labkit.algorithms.base import asynchronous
 from labkit.checks import whole
 from labkit.cluster.preparation import keep_memory
 from labkit.data.loading import loaders_closed
@@ -50,7 +49,7 @@ class Simulator(Timed):
         keep_memory()
         test_x, test_y = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)
         clock = self.virtual(experiment, device)
-        if asynchronous(experiment.algorithm):
+        if experiment.traits.asynchronous:
             fleet = partial(InWaves, most=self.block) if experiment.stackable else OneByOne
             return run_events(experiment, fleet, clock, report, control, device)
         single = None if experiment.stackable else OnePeer

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from labkit.algorithms import Algorithm, AllReduce
-from labkit.algorithms.base import asynchronous, check, every, participation, policy, same_batches, starts_apart
-from labkit.algorithms.base import epochs as passes
-from labkit.checks import number, whole
+from labkit.algorithms.traits import Traits
+from labkit.checks import whole
 from labkit.cluster.lab import Lab
 from labkit.data import IID, Dataset, Replicated, Sharding, Tensors
 from labkit.data.batches import Indices
@@ -36,6 +35,9 @@ from labkit.training.requirements import (
 
 _EVALUATIONS, _SELDOM = 25, 50  # test accuracies in a run, and rounds between two at most, unless the caller says
 _APART = 1_000_003  # between the seeds of two peers that start apart, so that runs of neighbouring seeds share none
+
+# The traits in which all peers' algorithms agree.
+_COMMON = ("every", "participation", "starts_apart", "same_batches", "asynchronous", "policy", "central")
 
 Models = nn.Module | Callable[[], nn.Module]
 Optimizers = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -96,19 +98,19 @@ def plan(
             f"{type(dataset).__name__} is not a dataset of labkit: load one with lk.data.load(name), or make one with "
             "lk.data.from_tensors(x, y), or of a torch dataset with lk.data.from_torch(train, test)."
         )
-    _require_agreement(algorithms, peers)
+    traits = _agreed(algorithms, peers)
     seen = None if public is None else _public(public, dataset)
-    dealing = dealing_of(shards, algorithms[0])
-    dealt = shares_of(dataset, peers, dealing, algorithms[0], epochs, seed, batch_size)
-    rounds = rounds_of(rounds, epochs, algorithms, dealt, batch_size)
+    dealing = dealing_of(shards, algorithms[0], traits)
+    dealt = shares_of(dataset, peers, dealing, traits, epochs, seed, batch_size)
+    rounds = rounds_of(rounds, epochs, algorithms, traits.every, dealt, batch_size)
     seldom = evaluated(rounds) if evaluate_every is None else whole(evaluate_every, "evaluate_every")
     optimizers = tuple(_each(optimizer if optimizer is not None else partial(torch.optim.SGD, lr=0.1)))
-    models, kinds = built(_each(model), peers, seed, apart=starts_apart(algorithms[0]))
-    if starts_apart(algorithms[0]):
+    models, kinds = built(_each(model), peers, seed, apart=traits.starts_apart)
+    if traits.starts_apart:
         require_apart(models, algorithms[0])
     require_trainable(models, optimizers, stacked=isinstance(engine, Simulator))
-    require_schedule(schedule, optimizers, algorithms)
-    if participation(algorithms[0]) is not None or asynchronous(algorithms[0]):
+    require_schedule(schedule, optimizers, algorithms[0], traits)
+    if traits.participation is not None or traits.asynchronous:
         require_no_statistics(models)
     for first in dict(zip(reversed(kinds or (0,)), reversed(models), strict=False)).values():
         require_fit(first, dataset, loss)
@@ -116,6 +118,7 @@ def plan(
         models=models,
         dataset=dataset,
         algorithms=algorithms,
+        traits=traits,
         shards=dealt,
         rounds=rounds,
         batch_size=batch_size,
@@ -128,8 +131,8 @@ def plan(
         public=seen,
         sharding=repr(IID() if dealing is None else dealing),
         schedule=schedule,
-        precision=require_precision(precision, algorithms),
-        clip=require_clip(clip, algorithms),
+        precision=require_precision(precision, algorithms, traits),
+        clip=require_clip(clip, algorithms[0], traits),
         epochs=epochs,
     )
     return engine, experiment
@@ -163,21 +166,23 @@ def _peers(peers: int | None, lists: dict[str, Any], shards: Any, on: Any) -> in
     return peers
 
 
-def _require_agreement(algorithms: tuple[Algorithm, ...], peers: int) -> None:
-    """What holds for the whole run is the same in all peers' algorithms, and somebody takes part."""
-    for setting in (every, participation, starts_apart, same_batches, asynchronous, policy):
-        if len({setting(algorithm) for algorithm in algorithms}) > 1:
+def _agreed(algorithms: tuple[Algorithm, ...], peers: int) -> Traits:
+    """The traits that hold for the whole run: the same in all peers' algorithms, and somebody takes part."""
+    each = [Traits.of(algorithm) for algorithm in {id(it): it for it in algorithms}.values()]
+    for name in _COMMON:
+        if len({getattr(traits, name) for traits in each}) > 1:
             raise SettingError(
-                f"The peers' algorithms differ in {setting.__name__}: what holds for the whole run must be the same "
-                "for all of them."
+                f"The peers' algorithms differ in {name}: what holds for the whole run must be the same for all of "
+                "them."
             )
-    share = participation(algorithms[0])
-    if share is not None and round(number(share, "participation", most=1, above=True) * peers) < 1:
+    share = each[0].participation
+    if share is not None and round(share * peers) < 1:
         raise SettingError(
             f"participation={share!r} of {peers} peers selects nobody: give at least {1 / peers:.3g}, or more peers."
         )
-    for algorithm in {id(it): it for it in algorithms}.values():
-        check(algorithm, peers if share is None else round(share * peers))
+    for traits in each:
+        traits.check(peers if share is None else round(share * peers))
+    return each[0]
 
 
 def _engine(on: Lab | Engine | None) -> Engine:
@@ -249,7 +254,9 @@ def _module(model: Models, seed: int) -> nn.Module:
 # -- Dealing: which training examples each peer has, out of what the user says about shards.
 
 
-def dealing_of(shards: Sharding | Partition | None, algorithm: Algorithm) -> Sharding | Partition | None:
+def dealing_of(
+    shards: Sharding | Partition | None, algorithm: Algorithm, traits: Traits
+) -> Sharding | Partition | None:
     """How the examples are dealt; whoever talks about single examples needs everybody to see the same ones."""
     deals = isinstance(shards, Partition) or callable(getattr(shards, "deal", None))
     if shards is not None and (isinstance(shards, type) or not deals):
@@ -257,7 +264,7 @@ def dealing_of(shards: Sharding | Partition | None, algorithm: Algorithm) -> Sha
             f"shards={shards!r} does not say how examples are dealt: give lk.data.Dirichlet(0.3), another way of "
             "lk.data, or a Partition of the examples' numbers."
         )
-    if not same_batches(algorithm):
+    if not traits.same_batches:
         return shards
     if shards is not None and not getattr(shards, "common_order", False):
         raise SettingError(
@@ -271,20 +278,20 @@ def shares_of(
     dataset: Dataset,
     peers: int,
     dealing: Sharding | Partition | None,
-    algorithm: Algorithm,
+    traits: Traits,
     epochs: int | None,
     seed: int,
     batch_size: int,
 ) -> Sequence[Indices | Share]:
     """What each peer has: examples by number, or its turns at a stream. Raises DataError or SettingError."""
     if isinstance(dataset, Streamed):
-        return dataset.shares(peers, dealing, _counts(algorithm, epochs))
+        return dataset.shares(peers, dealing, _counts(traits, epochs))
     return _numbered(dataset, peers, dealing, seed, batch_size)
 
 
-def _counts(algorithm: Algorithm, epochs: int | None) -> bool:
+def _counts(traits: Traits, epochs: int | None) -> bool:
     """Whether it matters how many examples a peer has: for the end of an epoch, or as its weight."""
-    asks = participation(algorithm) is not None or passes(algorithm) is not None or same_batches(algorithm)
+    asks = traits.participation is not None or traits.epochs is not None or traits.same_batches
     return epochs is not None or asks
 
 

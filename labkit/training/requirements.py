@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from labkit.algorithms import Algorithm, AllReduce
-from labkit.algorithms.base import asynchronous, central, every
+from labkit.algorithms.traits import Traits
 from labkit.algorithms.wrapper import Wrapper
 from labkit.checks import number
 from labkit.data import Dataset
@@ -23,17 +23,16 @@ _ROUNDS = 50
 
 
 def require_schedule(
-    schedule: Schedule | None, optimizers: Sequence[OptimizerFactory], algorithms: Sequence[Algorithm]
+    schedule: Schedule | None, optimizers: Sequence[OptimizerFactory], algorithm: Algorithm, traits: Traits
 ) -> None:
     """Raise ModelError or SettingError unless the function makes what moves on step by step."""
     if schedule is None:
         return
-    for algorithm in algorithms:
-        if asynchronous(algorithm):
-            raise SettingError(
-                f"{type(algorithm).__name__} is asynchronous, and each of its steps may be a different peer's: leave "
-                "schedule away, or take an algorithm with barriers such as AllReduce()."
-            )
+    if traits.asynchronous:
+        raise SettingError(
+            f"{type(algorithm).__name__} is asynchronous, and each of its steps may be a different peer's: leave "
+            "schedule away, or take an algorithm with barriers such as AllReduce()."
+        )
     for optimizer in optimizers:
         made = schedule(optimizer([torch.zeros(1, requires_grad=True)])) if callable(schedule) else schedule
         if not isinstance(made, torch.optim.lr_scheduler.LRScheduler):
@@ -49,14 +48,14 @@ def require_schedule(
             )
 
 
-def require_precision(precision: Any, algorithms: Sequence[Algorithm]) -> str | None:
+def require_precision(precision: Any, algorithms: Sequence[Algorithm], traits: Traits) -> str | None:
     """The precision; SettingError for one that autocast does not have, or where steps cannot be left out."""
     if precision is None:
         return None
     if precision not in PRECISIONS:
         raise SettingError(f'precision={precision!r} is not known: give "bf16" or "fp16", or nothing for float32.')
     for algorithm in algorithms if precision == "fp16" else ():
-        if asynchronous(algorithm) or isinstance(algorithm, Wrapper):
+        if traits.asynchronous or isinstance(algorithm, Wrapper):
             raise SettingError(
                 f'precision="fp16" leaves out steps whose gradients overflow, and {type(algorithm).__name__} would '
                 'send them: use "bf16", which has the range of float32.'
@@ -64,22 +63,26 @@ def require_precision(precision: Any, algorithms: Sequence[Algorithm]) -> str | 
     return str(precision)
 
 
-def require_clip(clip: Any, algorithms: Sequence[Algorithm]) -> float | None:
+def require_clip(clip: Any, algorithm: Algorithm, traits: Traits) -> float | None:
     """The largest norm of a gradient; SettingError where it is none, or where no peer takes a step itself."""
     if clip is None:
         return None
     norm = number(clip, "clip", above=True)
-    for algorithm in algorithms:
-        if central(algorithm):
-            raise SettingError(
-                f"clip={clip:g} has nothing to clip with {type(algorithm).__name__}, whose peers push gradients and "
-                "take no steps: leave it away, or take an algorithm such as AllReduce()."
-            )
+    if traits.central:
+        raise SettingError(
+            f"clip={clip:g} has nothing to clip with {type(algorithm).__name__}, whose peers push gradients and "
+            "take no steps: leave it away, or take an algorithm such as AllReduce()."
+        )
     return norm
 
 
 def rounds_of(
-    rounds: int | None, epochs: int | None, algorithms: Sequence[Algorithm], shards: Sequence[Sized], batch_size: int
+    rounds: int | None,
+    epochs: int | None,
+    algorithms: Sequence[Algorithm],
+    every: int,
+    shards: Sequence[Sized],
+    batch_size: int,
 ) -> int:
     """How many rounds there are: as given, 50 if nothing is, or until nobody has batches of `epochs` passes left.
 
@@ -96,7 +99,7 @@ def rounds_of(
                 f"{type(algorithm).__name__} needs batches in every round: give rounds=… instead, or take AllReduce()."
             )
     most = epochs * math.ceil(max(map(len, shards)) / batch_size)  # batches that any peer has
-    return math.ceil(most / every(algorithms[0]))
+    return math.ceil(most / every)
 
 
 # -- Trainable: whether models, optimisers, loss and data fit together, found out before anything runs.

@@ -9,7 +9,6 @@ from typing import Any, Self, Unpack
 import torch
 
 from labkit.algorithms import Algorithm
-from labkit.algorithms.base import asynchronous
 from labkit.data import Dataset
 from labkit.engines.control import Control
 from labkit.engines.experiment import Experiment, Outcome
@@ -44,7 +43,7 @@ def step_through(
         raise SettingError("step_through goes step by step in this process: leave on= away, or train(…, on=…).")
     settings["on"] = Lockstep()
     engine, experiment = plan(model, dataset, algorithm, rounds=rounds, **settings)
-    if asynchronous(experiment.algorithm):
+    if experiment.traits.asynchronous:
         raise SettingError(
             f"The peers of {type(experiment.algorithm).__name__} do not meet at barriers: step through an algorithm "
             "that waits for all, such as AllReduce(), and look at the timeline of this one's history."

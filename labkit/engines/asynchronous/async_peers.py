@@ -215,7 +215,7 @@ class Wave(StackedPeers):
         """Get ready for these rounds."""
         self.begin(numbers[0])
         if len(set(numbers)) > 1:
-            self.number = torch.tensor(numbers)  # type: ignore[assignment]  # [K], as `base.asynchronous` says
+            self.number = torch.tensor(numbers)  # type: ignore[assignment]  # [K], as `Traits` says
 
     @property
     def optimizer_state(self) -> dict[str, dict[str, Any]]:

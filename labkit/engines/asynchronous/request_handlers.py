@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from labkit import tree
-from labkit.algorithms.base import central, policy
 from labkit.engines.evaluation import trained
 from labkit.engines.experiment import Experiment
 from labkit.errors import ExchangeError, ModelError
@@ -51,7 +50,7 @@ class ServerDesk:
         weights = trainable(experiment.models[0], device)
         self.server: Server = algorithm.server(weights, experiment.optimizer_of(0), experiment.peers)
         self._seen = [0] * experiment.peers  # the version that each peer has
-        self._waits = policy(experiment.algorithm).bound == 0
+        self._waits = experiment.traits.policy.bound == 0
         self._held: dict[int, tuple[Push, int]] = {}
         self._present = set(range(experiment.peers))
 
@@ -128,7 +127,7 @@ class PairDesk:
 
 def desk(experiment: Experiment, device: torch.device) -> ServerDesk | PairDesk:
     """The desk of a run: a server's where the algorithm has one, else that of the peers themselves."""
-    return ServerDesk(experiment, device) if central(experiment.algorithm) else PairDesk(experiment, device)
+    return ServerDesk(experiment, device) if experiment.traits.central else PairDesk(experiment, device)
 
 
 def require(request: Request, kind: type[Request]) -> Request:

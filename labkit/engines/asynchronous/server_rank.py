@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from labkit import tree
-from labkit.algorithms.base import policy
 from labkit.engines.asynchronous.connections import Address, Answers, Seat, Service
 from labkit.engines.asynchronous.request_handlers import Params, ServerDesk, builder, require, trainable
 from labkit.engines.asynchronous.staleness_gate import Pace
@@ -43,7 +42,7 @@ class Office:
         self.staleness: list[list[int]] = [[] for _ in range(experiment.peers)]
         self.finished: SimpleQueue[Finished] = SimpleQueue()
         self._seat = seat
-        self._pace = Pace(range(len(seat.blocks)), policy(experiment.algorithm).bound)
+        self._pace = Pace(range(len(seat.blocks)), experiment.traits.policy.bound)
         self._received = 0
 
     def heard(self, rank: int, head: int, body: bytes) -> Answers:

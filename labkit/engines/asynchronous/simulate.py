@@ -9,7 +9,6 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from labkit.algorithms.base import policy
 from labkit.engines.asynchronous.async_peers import Fleet
 from labkit.engines.asynchronous.request_handlers import ServerDesk, builder, desk, loaded
 from labkit.engines.asynchronous.staleness_gate import Pace
@@ -46,7 +45,7 @@ class Events:
         self._clock, self._virtual = clock or Clock(experiment.peers, 1.0), clock is not None
         self._desk = desk(experiment, device)
         self._fleet = fleet(experiment, self._desk, device)
-        self._pace = Pace(peers, policy(experiment.algorithm).bound)
+        self._pace = Pace(peers, experiment.traits.policy.bound)
         self._test = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)
         self._seconds = [
             experiment.local_steps(k) * each
@@ -148,7 +147,7 @@ class Events:
         if not (self._virtual and rounds) or rounds * peers > _MOST_INTERVALS:
             return None
         start = np.array([own[:rounds] for own in self._starts])
-        return Timeline(start, start + np.array(self._seconds)[:, None], policy(self._experiment.algorithm), who="peer")
+        return Timeline(start, start + np.array(self._seconds)[:, None], self._experiment.traits.policy, who="peer")
 
 
 def run_events(

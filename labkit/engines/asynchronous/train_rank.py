@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from labkit.algorithms.base import central
 from labkit.data.loading import loaders_closed
 from labkit.engines.asynchronous.async_peers import require_request
 from labkit.engines.asynchronous.connections import Seat
@@ -62,7 +61,7 @@ def train_apart(
     alone = max(map(len, blocks)) == 1 or not experiment.stackable
     local = LocalPeers(experiment, seat.members, device, single=OnePeer if alone else None)
     with ExitStack() as stack:
-        side: Side = (Central if central(experiment.algorithm) else Decentral)(seat, stack)
+        side: Side = (Central if experiment.traits.central else Decentral)(seat, stack)
         seat.start()
         watch = Stopwatch(lambda: 0, seat.began, dist.get_rank())
         reports = Reports(watch, every)

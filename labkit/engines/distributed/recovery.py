@@ -82,7 +82,7 @@ class Recovery:
     def _follow(self, gang: Gang, resumption: Resumption | None) -> list[Result]:
         """Pass up what the gang tells until it is done, then return what came of it."""
         self._safe.watch(gang)
-        rows = _Heard(gang.ranks, self._experiment.peers, _predicts(self._experiment), safe=self._safe)
+        rows = _Heard(gang.ranks, self._experiment.peers, self._experiment.traits.predict is not None, safe=self._safe)
         first = 1 if resumption is None else resumption.number + 1
         self._interrupted = self._interrupted or resumption is not None
 
@@ -197,7 +197,3 @@ class _Clock:
 
 def _lost(gang: Gang) -> list[dict[str, Any]]:
     return [{"worker": worker, "rank": rank, "hung": rank in gang.hung} for rank, worker in gang.lost.items()]
-
-
-def _predicts(experiment: Experiment) -> bool:
-    return getattr(experiment.algorithm, "predict", None) is not None

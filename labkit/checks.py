@@ -78,7 +78,7 @@ def numbers(values: Any, name: str, error: type[LabkitError]) -> Floats:
     try:
         return np.array(values if hasattr(values, "__array__") else list(values), dtype=np.float64)
     except (TypeError, ValueError):
-        raise error(f"{name} {short(values)} cannot be read as numbers; give one number for each.") from None
+        raise error(f"{name} {short(values, 60)} cannot be read as numbers; give one number for each.") from None
 
 
 def worker_speeds(speeds: Any, workers: int) -> Floats:

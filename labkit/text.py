@@ -1,7 +1,8 @@
-"""Text: tables, plurals, bytes and seconds as people write them."""
+"""Text: tables, plurals, bytes, seconds and shares as people write them."""
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,21 +17,26 @@ _BINARY = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 @dataclass(frozen=True, repr=False)
 class Table:
-    """Rows of words below a `head`.
+    """Rows of words below a `head`, the first `left` columns aligned to the left.
 
-    >>> Table(["round", "loss"], [["1", "2.30"], ["10", "0.51"]])
-    round  loss
-        1  2.30
-       10  0.51
+    >>> Table(["name", "loss"], [["a", "2.30"], ["bcdef", "0.51"]], left=1)
+    name   loss
+    a      2.30
+    bcdef  0.51
     """
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    left: int = 0
 
     def __repr__(self) -> str:
         lines = [self.head, *self.rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
+        sides = [str.ljust if k < self.left else str.rjust for k in range(len(widths))]
+        return "\n".join(
+            "  ".join(side(word, width) for side, word, width in zip(sides, line, widths, strict=True)).rstrip()
+            for line in lines
+        )
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{escape(word)}</th>" for word in self.head)
@@ -83,13 +89,33 @@ def amount(nbytes: float, *, binary: bool = False) -> str:
     return f"{float(f'{nbytes / scale:.3g}'):g} {unit}"
 
 
+def percent(share: float | None) -> str:
+    """A share of one; a dash where there is none.
+
+    >>> percent(0.9561), percent(None)
+    ('95.6%', '–')
+    """
+    return "–" if share is None else f"{share:.1%}"
+
+
+def plural(noun: str, number: int) -> str:
+    """The noun for so many things.
+
+    >>> plural("peer", 1), plural("peer", 0), plural("copy", 2)
+    ('peer', 'peers', 'copies')
+    """
+    if number == 1:
+        return noun
+    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+
+
 def some(number: int, noun: str) -> str:
     """How many there are of something.
 
     >>> some(1, "worker"), some(10_000, "worker")
     ('1 worker', '10,000 workers')
     """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {plural(noun, number)}"
 
 
 def name_all(things: Sequence[Any] | NDArray[Any], most: int = 12) -> str:
@@ -98,11 +124,27 @@ def name_all(things: Sequence[Any] | NDArray[Any], most: int = 12) -> str:
     >>> name_all(range(3)), name_all(range(1000), most=2)
     ('0, 1, 2', '0, 1 and 998 more')
     """
-    named = ", ".join(short(thing) for thing in things[:most])
+    named = ", ".join(short(thing, 60) for thing in things[:most])
     return named if len(things) <= most else f"{named} and {len(things) - most:,} more"
 
 
-def short(thing: Any) -> str:
-    """A thing in at most sixty characters."""
-    text = repr(thing.item() if isinstance(thing, np.generic) else thing)
-    return text if len(text) <= 60 else text[:57] + "..."
+def short(thing: Any, most: int = 30) -> str:
+    """A thing in one line of about `most` characters.
+
+    >>> short("a" * 100), short(np.float64(0.5))
+    ("'aaaaaaaaaaaa...aaaaaaaaaaaaa'", '0.5')
+    """
+    line = reprlib.Repr()
+    line.maxstring = line.maxother = most
+    return " ".join(line.repr(thing.item() if isinstance(thing, np.generic) else thing).split())
+
+
+def in_words(error: BaseException, most: int = 120) -> str:
+    """An exception in one line: its kind, and the first line of what it says.
+
+    >>> in_words(ValueError("no such file.\\nAsk again.")), in_words(KeyError())
+    ('ValueError: no such file', 'KeyError')
+    """
+    said = str(error).strip()
+    first = said.splitlines()[0].rstrip(".:")[:most] if said else ""
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

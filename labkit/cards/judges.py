@@ -15,7 +15,7 @@ from labkit.history.history import History
 from labkit.tasks.schedule import Assignment, Schedule
 from labkit.tasks.split import Partition
 from labkit.tasks.sync import ASP, Timeline
-from labkit.text import name_all
+from labkit.text import name_all, plural, some
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,16 +45,11 @@ def named(things: Sequence[Any], noun: str) -> str:
     >>> named([4], "item"), named([4, 5], "item"), named(range(9), "item")
     ('item 4', 'items 4, 5', 'items 0, 1, 2, 3, 4 and 4 more')
     """
-    return f"{noun}{'s' * (len(things) != 1)} {name_all(things, most=5)}"
+    return f"{plural(noun, len(things))} {name_all(things, most=5)}"
 
 
 def _is(things: Sequence[Any]) -> str:
     return "is" if len(things) == 1 else "are"
-
-
-def _counted(number: int, noun: str) -> str:
-    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{number} {noun if number == 1 else plural}"
 
 
 def judge_partition(obj: Any, peers: int | None) -> Verdict:
@@ -171,7 +166,7 @@ def _judge_members(
         if missing := [peer for peer, member in enumerate(obj) if member is None]:
             return Verdict(False, f"{named(missing, 'peer')} {'has' if len(missing) == 1 else 'have'} no {what}")
         if len(obj) != count or not obj:
-            return Verdict(False, f"there {_is(obj)} {_counted(len(obj), what)} for {_counted(count, 'peer')}")
+            return Verdict(False, f"there {_is(obj)} {some(len(obj), what)} for {some(count, 'peer')}")
         return _sharing(obj, what) if not shareable else Verdict(True, f"each of {count} peers has its {what}")
 
     return judge
@@ -199,7 +194,7 @@ def judge_staleness(obj: Any, peers: int | None) -> Verdict:
     bound = stalest(policy.bound, obj.peers)
     if (stale > bound).any():
         peer, push = np.argwhere(stale > bound)[0]
-        had = f"push {push} of peer {peer} had missed {_counted(int(stale[peer, push]), 'update')}"
+        had = f"push {push} of peer {peer} had missed {some(int(stale[peer, push]), 'update')}"
         return Verdict(False, f"{had}, where {policy} allows {bound:g}")
     allowed = "any number" if np.isinf(bound) else f"{bound:g}"
     return Verdict(True, f"no push of {obj.peers} peers had missed more updates than {policy} allows, {allowed}")
@@ -227,7 +222,7 @@ def judge_lost_work(obj: Any, peers: int | None) -> Verdict:
     lost = [event.round - event.data["first"] for event in obj.events if event.kind == "resumed"]
     if not lost:
         return Verdict(True, "no worker failed, so no round was done again")
-    times = _counted(len(lost), "failure")
+    times = some(len(lost), "failure")
     if max(lost) >= 2 * every:
         return Verdict(False, f"a failure took back {max(lost)} rounds, where there is a checkpoint every {every}")
     return Verdict(True, f"{times} took back fewer than 2 · {every} rounds each, saved every {every}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import importlib.util
-import reprlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +22,7 @@ from labkit.cluster.shipping import BIG, Call, Row, no_graph_warning, pack, shar
 from labkit.cluster.workers import WorkerPool
 from labkit.errors import LabClosed, LabkitError, SettingError, Stopped, TaskError, WorkerLost
 from labkit.tasks.schedule import Schedule
-from labkit.text import some
+from labkit.text import short, some
 
 _TICK = 0.1  # seconds between two looks at the progress
 _PATIENCE = 10.0  # seconds a cluster may be without any worker
@@ -312,15 +311,6 @@ def explain(error: BaseException, index: int, item: Any) -> Failure:
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     sentence = with_remedy(f"{named} failed on {place} with {what}", str(error))
     return Failure(TaskError, sentence, error.with_traceback(_users_frames(error)))
-
-
-def short(item: Any) -> str:
-    """An item in one short line.
-
-    >>> short("a" * 100)
-    "'aaaaaaaaaaaa...aaaaaaaaaaaaa'"
-    """
-    return " ".join(reprlib.repr(item).split())
 
 
 def _users_frames(error: BaseException) -> TracebackType | None:

@@ -45,7 +45,7 @@ class Workers(tuple[WorkerInfo, ...]):
             (it.name, str(it.threads), memory_limit(it.memory), ",".join(it.gpus) or "-", str(it.pid), it.address)
             for it in self
         ]
-        return repr(Table(head, rows))
+        return repr(Table(head, rows, left=len(head)))
 
 
 def memory_limit(nbytes: int) -> str:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from labkit.data.dataset import Dataset
-from labkit.data.loading import words
 from labkit.data.tensors import Tensors, classes_of, from_tensors, inputs, targets
 from labkit.errors import DataError, LabkitError
+from labkit.text import in_words
 
 _KEPT = 2  # datasets that a process keeps, the ones used last
 _PARTS = {"x", "y", "test_x", "test_y"}
@@ -46,8 +46,8 @@ def _called(packed: bytes) -> Dataset:
         raise
     except Exception as error:
         raise DataError(
-            f"{name} could not load data on {socket.gethostname()} ({words(error)}): correct it, or put what it reads "
-            "where every worker finds it."
+            f"{name} could not load data on {socket.gethostname()} ({in_words(error)}): correct it, or put what it "
+            "reads where every worker finds it."
         ) from error
     if not isinstance(made, Dataset):
         raise DataError(
@@ -101,6 +101,6 @@ def _read(path: str, version: tuple[int, int]) -> Tensors:
 
 def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(
-        f"{path} cannot be read on {socket.gethostname()} ({words(error)}): put the file there, or at a path that all "
-        "workers share."
+        f"{path} cannot be read on {socket.gethostname()} ({in_words(error)}): put the file there, or at a path "
+        "that all workers share."
     )

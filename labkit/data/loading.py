@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from labkit.data.batches import Batches, Indices
 from labkit.errors import DataError
+from labkit.text import in_words
 
 Batch = tuple[Tensor, Tensor]
 _DIED = "DataLoader worker"  # how torch begins when one of its processes has died
@@ -178,8 +179,6 @@ def _unpacked(kind: Any, packed: bytes) -> Any:
 
 # -- Faults: what a dataset of somebody's own may do wrong as it gives examples, each in one sentence.
 
-_SHOWN = 120  # characters of an exception's own words
-
 
 class Fault(NamedTuple):
     """Why there is no batch: plain words, which pass from one process to another where exceptions may not."""
@@ -197,14 +196,7 @@ class Fault(NamedTuple):
 
 def failed(what: str, error: Exception, remedy: str) -> Fault:
     """The user's code raised `error`."""
-    return Fault(f"{what} failed with {words(error)}: {remedy}.", "".join(traceback.format_exception(error)))
-
-
-def words(error: BaseException) -> str:
-    """An exception in one line."""
-    said = str(error).strip()
-    first = said.splitlines()[0].rstrip(".:")[:_SHOWN] if said else ""
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return Fault(f"{what} failed with {in_words(error)}: {remedy}.", "".join(traceback.format_exception(error)))
 
 
 def collated(items: Sequence[Any], name: str) -> tuple[Tensor, Tensor] | Fault:

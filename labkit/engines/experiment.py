@@ -20,6 +20,7 @@ from labkit.data.streamed import Share, Turns
 from labkit.engines.control import Control
 from labkit.errors import DataError, DivergenceError
 from labkit.history.rows import Report
+from labkit.text import some
 
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 Schedule = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -220,7 +221,7 @@ class Models(Sequence[nn.Module]):
         return list, (list(self),)
 
     def __repr__(self) -> str:
-        return f"{len(self)} trained model{'s' * (len(self) != 1)}"
+        return some(len(self), "trained model")
 
 
 @dataclass(frozen=True)

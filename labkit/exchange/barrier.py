@@ -15,7 +15,7 @@ from labkit import tree
 from labkit.exchange.message import Message, Transfer
 from labkit.exchange.topology import in_a_circle
 from labkit.plots.panel import CYCLE, GREY, Panel, Picture, text_width
-from labkit.text import amount
+from labkit.text import amount, some
 from labkit.tree import Tree
 
 _FIRST, _SHOWN, _SAME = 3, 12, 1e-6  # numbers of a tensor, and peers, that are shown; what counts as the same
@@ -126,7 +126,7 @@ class Barrier:
     def _costs(self) -> str:
         size = self.digests[0][0].size
         replies = "all receive the same" if self.same else "each receives something else"
-        return f"{size:,} number{'s' * (size != 1)} each, {amount(self.bytes)} sent per peer, by formula; {replies}"
+        return f"{some(size, 'number')} each, {amount(self.bytes)} sent per peer, by formula; {replies}"
 
     def __repr__(self) -> str:
         """The costs, then a line for each peer."""

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from labkit.errors import SettingError
 from labkit.plots.panel import CYCLE, INK, Panel, Picture
+from labkit.text import plural, some
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -143,9 +144,8 @@ class Topology:
     def __repr__(self) -> str:
         fewest = int(self.degrees.min())
         each = f"{fewest} to {self.degree}" if fewest < self.degree else f"{fewest}"
-        noun = "neighbour" if self.degree == 1 else "neighbours"
-        peers = "peer" if self.peers == 1 else "peers"
-        return f"{self.name} of {self.peers:,} {peers}: {each} {noun} each, spectral gap {self.spectral_gap:.3g}"
+        noun = plural("neighbour", self.degree)
+        return f"{self.name} of {some(self.peers, 'peer')}: {each} {noun} each, spectral gap {self.spectral_gap:.3g}"
 
     def _repr_mimebundle_(self, **_: Any) -> Any:
         return self.plot()._repr_mimebundle_()

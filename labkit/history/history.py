@@ -16,7 +16,7 @@ from labkit.history.rows import Row as Row
 from labkit.history.tensorboard import Board
 from labkit.plots.learning_curves import learning_curves
 from labkit.plots.panel import Picture
-from labkit.text import Table, amount
+from labkit.text import Table, amount, percent
 
 
 @dataclass
@@ -133,15 +133,10 @@ class History:
         ended = "stopped after" if self.stopped else "after"
         return (
             f"History: {self.algorithm}, {self.peers} peers, {ended} {len(self.rows)} rounds {reached}, "
-            f"{_megabytes(self.bytes)} sent per peer"
+            f"{self.bytes / 1e6:.2f} MB sent per peer"
         )
 
 
 def _words(row: Row) -> list[str]:
-    accuracy = "–" if row.accuracy is None else f"{row.accuracy:.1%}"
     rate = "–" if row.learning_rate is None else f"{row.learning_rate:.4g}"
-    return [str(row.round), f"{row.loss:.4f}", accuracy, amount(row.bytes), f"{row.seconds:.3f}", rate]
-
-
-def _megabytes(count: float) -> str:
-    return f"{count / 1e6:.2f} MB"
+    return [str(row.round), f"{row.loss:.4f}", percent(row.accuracy), amount(row.bytes), f"{row.seconds:.3f}", rate]

@@ -22,7 +22,7 @@ from labkit.history.history import History
 from labkit.history.rows import Interval, News
 from labkit.plots.frontier import Trail, draw
 from labkit.plots.panel import Picture
-from labkit.text import amount, duration
+from labkit.text import Table, amount, duration, percent, some
 from labkit.training.background import Background
 from labkit.training.plan import Models, Settings, evaluated, plan
 from labkit.training.run import blank, carry_out
@@ -215,15 +215,15 @@ class Comparison(Background):
     @property
     def _title(self) -> str:
         experiment, count = next(iter(self._entries.values())).experiment, len(self._entries)
-        algorithms = f"{count} algorithm{'s' * (count != 1)}"
+        algorithms = some(count, "algorithm")
         return f"{algorithms} on {experiment.dataset.name}, {experiment.peers} peers, {self.steps} steps each"
 
     def __repr__(self) -> str:
-        lines = [f"Comparison of {self._title}, {self.state}", *_table(self._entries, self.histories, self.frontier())]
+        lines = [f"Comparison of {self._title}, {self.state}", _table(self._entries, self.histories, self.frontier())]
         for name, entry in self._entries.items():
             if abs(entry.steps - self.steps) > 1e-9:
                 per = entry.experiment.steps_per_round
-                rounds = f"{entry.experiment.rounds} round{'s' * (entry.experiment.rounds != 1)} of {per:g}"
+                rounds = f"{some(entry.experiment.rounds, 'round')} of {per:g}"
                 lines.append(f"{name}: {self.steps} steps are not whole rounds, {rounds} make {entry.steps:g}")
         return "\n".join([*lines, *(f"{name} failed: {error}" for name, error in self.errors.items())])
 
@@ -254,17 +254,15 @@ def _clock(history: History) -> str:
     return "measured" if history.engine == "cluster" else "measured, on one machine"
 
 
-def _table(entries: Mapping[str, Entry], histories: Mapping[str, History], best: Sequence[str]) -> list[str]:
+def _table(entries: Mapping[str, Entry], histories: Mapping[str, History], best: Sequence[str]) -> str:
     """A line for each algorithm; seconds only where they are virtual: measured ones differ each time."""
     virtual = any(history.clock == "virtual" for history in histories.values())
-    rows = [["", "rounds", "accuracy", "sent per peer", *["time"] * virtual, "frontier"]]
+    head = ["", "rounds", "accuracy", "sent per peer", *["time"] * virtual, "frontier"]
+    rows = []
     for name, history in histories.items():
         figures = ["–", "–", *["–"] * virtual]
         if history.rows:
-            accuracy = history.final.accuracy
             time = duration(history.seconds) if history.clock == "virtual" else "–"
-            figures = ["–" if accuracy is None else f"{accuracy:.1%}", amount(history.bytes), *[time] * virtual]
+            figures = [percent(history.final.accuracy), amount(history.bytes), *[time] * virtual]
         rows.append([name, str(entries[name].experiment.rounds), *figures, "●" if name in best else ""])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
-    return ["  ".join(row).rstrip() for row in padded]
+    return repr(Table(head, rows, left=1))

@@ -11,6 +11,7 @@ import numpy as np
 
 from labkit.costs.checkpoints import Span, best_interval, lost_share, replay, slowdown
 from labkit.plots.bars import Bar, Picture, curves, gantt
+from labkit.text import some
 from labkit.widgets.view import Frame, View, lines, percent, seconds
 
 WORK = 600.0  # seconds of a training that nothing disturbs
@@ -57,7 +58,7 @@ class Disturbed:
         struck = sum(span.kind == "restart" for span in self.runs["every k"])
         least = slowdown(self.best, self.cost, self.mtbf, RESTART) - 1
         return (
-            f"Predicted: {struck} failure{'s' * (struck != 1)} here, which took back {self.spent('lost'):.3g} s of "
+            f"Predicted: {some(struck, 'failure')} here, which took back {self.spent('lost'):.3g} s of "
             f"work; saving took {self.spent('checkpoint'):.3g} s. On average a run takes {self.expected:.1%} longer "
             f"than its {WORK:g} s of work, and {least:.1%} if saved every k*."
         )

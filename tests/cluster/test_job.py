@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from labkit.cluster.display import NotebookBar, TerminalBar
-from labkit.cluster.job import Job, short
+from labkit.cluster.job import Job
 from labkit.cluster.lab import Lab
+from labkit.text import short
 
 
 def square(x: float) -> float:

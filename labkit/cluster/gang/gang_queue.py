@@ -15,6 +15,8 @@ from typing import Any
 from distributed import Scheduler, Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from labkit.text import some
+
 LINGER = 10.0  # seconds after which a dead client's workers are free, even where a rank never said that it has gone
 
 
@@ -192,4 +194,4 @@ class Turnstile(SchedulerPlugin):
         if state is None:
             return f"{worker} is gone"
         others = sum(1 for task in state.processing if not str(task.key).startswith(ticket.gang))
-        return f"{worker} is busy with {others} other task{'s' * (others != 1)}" if others else f"{worker} is not ready"
+        return f"{worker} is busy with {some(others, 'other task')}" if others else f"{worker} is not ready"

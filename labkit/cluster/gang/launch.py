@@ -25,6 +25,7 @@ from labkit.cluster.gang.driver import Driver
 from labkit.cluster.gang.rank import GRACE
 from labkit.cluster.shipping import pack
 from labkit.errors import GangError, LabClosed, SettingError
+from labkit.text import some
 
 if TYPE_CHECKING:
     from labkit.cluster.workers import WorkerInfo, WorkerPool
@@ -94,7 +95,7 @@ class Gang:
 
     def __repr__(self) -> str:
         state = "done" if self.done else "running" if self.started else "starting"
-        return f"Gang: {self._name} as {self.ranks} rank{'s' * (self.ranks != 1)}, {'failed' if self._error else state}"
+        return f"Gang: {self._name} as {some(self.ranks, 'rank')}, {'failed' if self._error else state}"
 
     # -- its end
 

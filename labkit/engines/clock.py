@@ -21,7 +21,7 @@ from labkit.engines.shared_state import SharedState
 from labkit.errors import SettingError
 from labkit.exchange import Message
 from labkit.history.lanes import MOST_LANES, Bursts
-from labkit.history.rows import Interval, Report
+from labkit.history.rows import Interval, Reporter
 from labkit.tasks.sync import BSP, Timeline
 from labkit.tree import Tree
 
@@ -148,7 +148,7 @@ class Timed:
 class Meter:
     """Counts what the peers send, and lets the clock, if there is one, know of steps and messages."""
 
-    def __init__(self, local: LocalPeers, clock: Clock | None, report: Report) -> None:
+    def __init__(self, local: LocalPeers, clock: Clock | None, report: Reporter) -> None:
         self._local, self._clock, self._report = local, clock, report
         self._number, self._bursts = 0, Bursts()
         self.sent = 0.0  # bytes of all peers together

@@ -27,7 +27,7 @@ from labkit.engines.distributed.train_rank import Result
 from labkit.engines.evaluation import trained
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.errors import DataError, GangError, LabkitError, SettingError, Stopped
-from labkit.history.rows import Report
+from labkit.history.rows import Reporter
 from labkit.tasks.sync import BSP, Timeline
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Cluster:
                 f"elastic=True may put several peers on one worker, where {self.ddp} cannot be had: leave one away."
             )
 
-    def run(self, experiment: Experiment, report: Report, control: Control) -> Outcome:
+    def run(self, experiment: Experiment, report: Reporter, control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
         train = _train_apart if experiment.traits.asynchronous else _train
         device = common_device(self.lab.workers, self.lab.kind, self.device)
@@ -102,11 +102,11 @@ class Cluster:
 Ended = tuple[list[range], list[Result]] | None  # each rank's peers, and what it has
 
 
-def _train(on: Cluster, experiment: Experiment, report: Report, control: Control) -> Ended:
+def _train(on: Cluster, experiment: Experiment, report: Reporter, control: Control) -> Ended:
     return Recovery(on, experiment, report, control).run()
 
 
-def _train_apart(on: Cluster, experiment: Experiment, report: Report, control: Control) -> Ended:
+def _train_apart(on: Cluster, experiment: Experiment, report: Reporter, control: Control) -> Ended:
     blocks = blocks_of(experiment.peers, ranks_on(on.lab, experiment))
     how = on.timeout, on.report_every, on.device
     gang = launch(on.lab, train_apart, experiment, blocks, *how, ranks=len(blocks), timeout=on.timeout)

@@ -19,7 +19,7 @@ from labkit.data.batches import Batches, Epochs, Indices
 from labkit.data.streamed import Share, Turns
 from labkit.engines.control import Control
 from labkit.errors import DataError, DivergenceError
-from labkit.history.rows import Report
+from labkit.history.rows import Reporter
 from labkit.text import some
 
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -251,7 +251,7 @@ class Engine(Protocol):
     def ledger(self) -> str:
         """Whether its bytes are "measured" on the wire or evaluated by "formula"."""
 
-    def run(self, experiment: Experiment, report: Report, control: Control) -> Outcome:
+    def run(self, experiment: Experiment, report: Reporter, control: Control) -> Outcome:
         """Train, reporting a row per round and obeying `control` between rounds; models of all peers, or the server's.
 
         A server's clients have its model: as many references to it as there are peers when all of them take part in

@@ -19,7 +19,7 @@ from labkit.engines.local_peers import LocalPeers
 from labkit.engines.peer import OnePeer
 from labkit.engines.rounds import exhaust
 from labkit.exchange import Message
-from labkit.history.rows import Report, Row
+from labkit.history.rows import Reporter, Row
 from labkit.tree import Tree
 
 
@@ -43,7 +43,7 @@ class Lockstep(Timed):
     ledger = "formula"
 
     @loaders_closed()
-    def run(self, experiment: Experiment, report: Report, control: Control) -> Outcome:
+    def run(self, experiment: Experiment, report: Reporter, control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
         if experiment.traits.asynchronous:
             device = torch.device(self.device)
@@ -51,7 +51,7 @@ class Lockstep(Timed):
         with torch.random.fork_rng():
             return exhaust(self.walk(experiment, report, control))
 
-    def walk(self, experiment: Experiment, report: Report, control: Control) -> Generator[Meeting, None, Outcome]:
+    def walk(self, experiment: Experiment, report: Reporter, control: Control) -> Generator[Meeting, None, Outcome]:
         """The same training, which stops at every barrier; it seeds torch's random state and goes on with it."""
         device = torch.device(self.device)
         test_x, test_y = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)

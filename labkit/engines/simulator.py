@@ -18,7 +18,7 @@ from labkit.engines.control import Control
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.engines.local_peers import LocalPeers
 from labkit.engines.peer import OnePeer
-from labkit.history.rows import Report, Row
+from labkit.history.rows import Reporter, Row
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Simulator(Timed):
             whole(self.block, "block")
 
     @loaders_closed()
-    def run(self, experiment: Experiment, report: Report, control: Control) -> Outcome:
+    def run(self, experiment: Experiment, report: Reporter, control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
         device = torch.device(self.device)
         keep_memory()

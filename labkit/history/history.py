@@ -11,9 +11,9 @@ from typing import Any
 from labkit.errors import Stopped
 from labkit.history import files as archive
 from labkit.history.rows import Event as Event
-from labkit.history.rows import News
 from labkit.history.rows import Row as Row
-from labkit.history.tensorboard import Board
+from labkit.history.rows import Update
+from labkit.history.tensorboard import TensorBoardWriter
 from labkit.plots.learning_curves import learning_curves
 from labkit.plots.panel import Picture
 from labkit.text import Table, amount, percent
@@ -48,14 +48,14 @@ class History:
     settings: dict[str, Any] = field(default_factory=dict, repr=False)
     versions: dict[str, str] = field(default_factory=dict, repr=False)
 
-    def take(self, news: News) -> None:
+    def take(self, update: Update) -> None:
         """Keep a row or an event; of rounds that are done again, the new rows replace the old ones."""
-        if isinstance(news, Event):
-            self.events.append(news)
-        elif isinstance(news, Row):
-            while self.rows and self.rows[-1].round >= news.round:
+        if isinstance(update, Event):
+            self.events.append(update)
+        elif isinstance(update, Row):
+            while self.rows and self.rows[-1].round >= update.round:
                 self.rows.pop()
-            self.rows.append(news)
+            self.rows.append(update)
 
     @property
     def final(self) -> Row:
@@ -113,7 +113,7 @@ class History:
 
         Raises MissingPackage where tensorboard is not installed.
         """
-        Board(folder, self).close()
+        TensorBoardWriter(folder, self).close()
 
     def plot(self) -> Picture:
         """Training loss and test accuracy over the rounds: each peer's, and their mean."""

@@ -1,4 +1,4 @@
-"""News: what an engine tells of a run while it goes on."""
+"""Rows: what an engine tells of a run while it goes on."""
 
 from __future__ import annotations
 
@@ -88,5 +88,5 @@ _SENTENCES: dict[str, Callable[..., str]] = {  # by kind of event
     "note": "{text}".format,
 }
 
-News = Row | Event | Interval
-Report = Callable[[News], None]
+Update = Row | Event | Interval
+Reporter = Callable[[Update], None]

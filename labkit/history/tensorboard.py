@@ -1,4 +1,4 @@
-"""Board: a run in the files that TensorBoard reads, written by torch's SummaryWriter."""
+"""TensorBoard: a run in the files that TensorBoard reads, written by torch's SummaryWriter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from time import time
 from typing import TYPE_CHECKING
 
 from labkit.errors import MissingPackage
-from labkit.history.rows import Event, News, Row
+from labkit.history.rows import Event, Row, Update
 
 if TYPE_CHECKING:
     from labkit.history.history import History
@@ -19,7 +19,7 @@ _EACH = 16  # peers whose own curves are written
 _FLUSH = 2  # seconds after which TensorBoard sees what is new
 
 
-class Board:
+class TensorBoardWriter:
     """The rows and events of a run in `folder`: what `history` has, and what is taken until the board is closed.
 
     Raises MissingPackage where tensorboard is not installed.
@@ -37,21 +37,21 @@ class Board:
         self._began = time() - history.seconds
         settings = json.dumps(history.settings | {"versions": history.versions}, indent=2)
         self._text("settings", "\n".join(f"    {line}" for line in settings.splitlines()), 0, 0.0)
-        known: list[News] = [*history.rows, *history.events]
-        for news in known:
-            self.take(news)
+        known: list[Update] = [*history.rows, *history.events]
+        for update in known:
+            self.take(update)
 
-    def take(self, news: News) -> None:
+    def take(self, update: Update) -> None:
         """Write a row's losses, accuracies, bytes and learning rate, or an event's words."""
-        if isinstance(news, Event):
-            self._text("events", news.text, news.round, news.seconds)
-        elif isinstance(news, Row):
-            self._curves("loss", news.loss, news.losses if news.peers is None else (), news)
-            if news.accuracy is not None and news.accuracies is not None:
-                self._curves("accuracy", news.accuracy, news.accuracies, news)
-            self._curves("bytes sent per peer", news.bytes, (), news)
-            if news.learning_rate is not None:
-                self._curves("learning rate", news.learning_rate, (), news)
+        if isinstance(update, Event):
+            self._text("events", update.text, update.round, update.seconds)
+        elif isinstance(update, Row):
+            self._curves("loss", update.loss, update.losses if update.peers is None else (), update)
+            if update.accuracy is not None and update.accuracies is not None:
+                self._curves("accuracy", update.accuracy, update.accuracies, update)
+            self._curves("bytes sent per peer", update.bytes, (), update)
+            if update.learning_rate is not None:
+                self._curves("learning rate", update.learning_rate, (), update)
 
     def close(self) -> None:
         """Write what is left, and end."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.engines.control import Control, Wish
 from labkit.errors import SettingError
-from labkit.history.rows import News
+from labkit.history.rows import Update
 from labkit.plots.panel import Picture
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Background(ABC):
         if self._error is not None:
             raise self._error
 
-    def _notify(self, news: News | None = None) -> None:
+    def _notify(self, update: Update | None = None) -> None:
         for view in list(self._views):
             view.schedule()
 

@@ -19,7 +19,7 @@ from labkit.engines.control import Wish
 from labkit.engines.experiment import Engine, Experiment
 from labkit.errors import LabkitError, SettingError
 from labkit.history.history import History
-from labkit.history.rows import Interval, News
+from labkit.history.rows import Interval, Update
 from labkit.plots.frontier import Trail, draw
 from labkit.plots.panel import Picture
 from labkit.text import Table, amount, duration, percent, some
@@ -167,10 +167,10 @@ class Comparison(Background):
         if self.errors:
             raise next(iter(self.errors.values()))
 
-    def _heard(self, name: str, news: News) -> None:
-        self.histories[name].take(news)
-        if not isinstance(news, Interval):
-            self._notify(news)
+    def _heard(self, name: str, update: Update) -> None:
+        self.histories[name].take(update)
+        if not isinstance(update, Interval):
+            self._notify(update)
 
     def _on_one_clock(self, entry: Entry) -> Engine:
         """The entry's engine; a virtual clock that measures a step does so once, for all whose steps are the same."""

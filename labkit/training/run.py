@@ -14,8 +14,8 @@ from labkit.engines.experiment import Engine, Experiment
 from labkit.errors import LabkitError, SettingError, let_go
 from labkit.history.history import History
 from labkit.history.lanes import MOST_LANES, Lanes
-from labkit.history.rows import Interval, News, Report, Row
-from labkit.history.tensorboard import Board
+from labkit.history.rows import Interval, Reporter, Row, Update
+from labkit.history.tensorboard import TensorBoardWriter
 from labkit.plots.panel import Picture
 from labkit.text import amount, remaining
 from labkit.training.background import Background
@@ -38,7 +38,7 @@ class Run(Background):
         self._lanes = Lanes("rank" if engine.name == "cluster" else "peer", engine.clock)
         self._asked: float | None = None  # the learning rate that was asked for, until a row has it
         self._heeded: float = math.inf  # the round from which it holds
-        self._boards: list[Board] = []
+        self._boards: list[TensorBoardWriter] = []
         self._telling = threading.Lock()
         self._start()
 
@@ -60,7 +60,7 @@ class Run(Background):
         Raises MissingPackage where tensorboard is not installed.
         """
         with self._telling:
-            board = Board(folder, self.history)
+            board = TensorBoardWriter(folder, self.history)
             if self.done:
                 board.close()
             else:
@@ -101,20 +101,20 @@ class Run(Background):
                 for board in self._boards:
                     board.close()
 
-    def _heard(self, news: News) -> None:
-        if isinstance(news, Interval):
-            self._lanes.add(news)
+    def _heard(self, update: Update) -> None:
+        if isinstance(update, Interval):
+            self._lanes.add(update)
             return
         with self._telling:
-            self.history.take(news)
+            self.history.take(update)
             for board in self._boards:
-                board.take(news)
-        if isinstance(news, Row):
-            self._throughput.note(news.round)
-            if news.round >= self._heeded and news.learning_rate is not None:
+                board.take(update)
+        if isinstance(update, Row):
+            self._throughput.note(update.round)
+            if update.round >= self._heeded and update.learning_rate is not None:
                 self._asked = None
-        elif news.kind == "learning rate" and news.data["rate"] == self._asked:
-            self._heeded = news.round
+        elif update.kind == "learning rate" and update.data["rate"] == self._asked:
+            self._heeded = update.round
         self._notify()
 
     @property
@@ -187,7 +187,7 @@ def blank(engine: Engine, experiment: Experiment) -> History:
     return history
 
 
-def carry_out(engine: Engine, experiment: Experiment, history: History, report: Report, control: Control) -> None:
+def carry_out(engine: Engine, experiment: Experiment, history: History, report: Reporter, control: Control) -> None:
     """Carry out the experiment; `report` puts what is new into the history, which gets what there is at the end."""
     try:
         outcome = engine.run(experiment, report, control)

@@ -52,7 +52,11 @@ def test_a_hundred_thousand_registered_clients_need_the_memory_of_those_who_take
 
 @pytest.mark.parametrize(
     ("share", "says"),
-    [(0.04, "selects nobody.*at least 0.1"), (0, "participation=0.*above 0"), (1.5, "participation=1.5.*up to 1")],
+    [
+        (0.04, "selects nobody.*at least 0.1"),
+        (0, "participation is 0;.*above 0"),
+        (1.5, "participation is 1.5;.*up to 1"),
+    ],
 )
 def test_a_participation_that_selects_nobody_is_refused(share, says):
     with pytest.raises(SettingError, match=says):

@@ -18,7 +18,7 @@ from labkit.engines.evaluation import accuracies, classes
 from labkit.engines.experiment import Experiment, Outcome, require_finite
 from labkit.exchange import Request
 from labkit.history.lanes import MOST_LANES, Bursts
-from labkit.history.rows import Interval, Report, Row
+from labkit.history.rows import Interval, Reporter, Row
 from labkit.tasks.sync import Timeline
 
 _MOST_INTERVALS = 2_000_000  # of all peers together; a longer run keeps no timeline
@@ -37,7 +37,7 @@ class Events:
         experiment: Experiment,
         fleet: Callable[..., Fleet],
         clock: Clock | None,
-        report: Report,
+        report: Reporter,
         device: torch.device,
     ) -> None:
         peers = range(experiment.peers)
@@ -154,7 +154,7 @@ def run_events(
     experiment: Experiment,
     fleet: Callable[..., Fleet],
     clock: Clock | None,
-    report: Report,
+    report: Reporter,
     control: Control,
     device: torch.device,
 ) -> Outcome:

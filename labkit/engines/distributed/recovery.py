@@ -17,7 +17,7 @@ from labkit.engines.distributed.row_assembly import Rows, watch
 from labkit.engines.distributed.train_rank import Course, Result, train_rank
 from labkit.engines.experiment import Experiment
 from labkit.errors import SettingError, Stopped, WorkerLost
-from labkit.history.rows import Event, News, Report, Row
+from labkit.history.rows import Event, Reporter, Row, Update
 
 if TYPE_CHECKING:
     from labkit.cluster.lab import Lab
@@ -31,7 +31,7 @@ _TICK = 0.02  # seconds between two looks at whether a worker is back
 class Recovery:
     """Trains by one gang after the other, until one comes to the end."""
 
-    def __init__(self, on: Cluster, experiment: Experiment, report: Report, control: Control) -> None:
+    def __init__(self, on: Cluster, experiment: Experiment, report: Reporter, control: Control) -> None:
         self._on, self._experiment, self._report, self._control = on, experiment, report, control
         self._ranks = ranks_on(on.lab, experiment)
         alone = self._ranks == experiment.peers or not experiment.stackable
@@ -86,7 +86,7 @@ class Recovery:
         first = 1 if resumption is None else resumption.number + 1
         self._interrupted = self._interrupted or resumption is not None
 
-        def pass_on(news: News) -> None:
+        def pass_on(news: Update) -> None:
             if not isinstance(news, Row):
                 self._report(news)
                 return
@@ -174,7 +174,7 @@ class _Heard(Rows):
         super().__init__(*args)
         self._safe = safe
 
-    def complete(self, told: list[dict[str, Any]]) -> list[News]:
+    def complete(self, told: list[dict[str, Any]]) -> list[Update]:
         news = super().complete(told)
         self._safe.hear(told)
         return news

@@ -9,14 +9,14 @@ from typing import Any
 from labkit.cluster.gang.launch import Gang
 from labkit.engines.control import Control, Wish
 from labkit.engines.distributed.reporting import Part
-from labkit.history.rows import Event, Interval, News, Report, Row
+from labkit.history.rows import Event, Interval, Reporter, Row, Update
 
 _POLL = 0.05  # seconds between two looks at the gang
 _PATIENCE = 5.0  # seconds a round may take to heed Stop before its group is closed under it
 _UNMATCHED = 256  # intervals that some ranks have told of, and others may not yet
 
 
-def watch(gang: Gang, rows: Rows, report: Report, control: Control) -> None:
+def watch(gang: Gang, rows: Rows, report: Reporter, control: Control) -> None:
     """Pass news up and wishes down until the gang is done."""
     told: tuple[Wish, tuple[float, ...]] = Wish.GO, ()
     since = monotonic()
@@ -44,7 +44,7 @@ class Rows:
     _parts: dict[int, dict[int, Part]] = field(default_factory=dict)
     _unmet: dict[int, dict[int, Interval]] = field(default_factory=dict)
 
-    def complete(self, told: list[dict[str, Any]]) -> list[News]:
+    def complete(self, told: list[dict[str, Any]]) -> list[Update]:
         """What happened, and the rows and intervals to which `told` brought the last missing part."""
         for note in told:
             for part in (Part(*fields) for fields in note.get("parts", ())):

@@ -2,11 +2,10 @@
 
 from labkit.exchange import topologies
 from labkit.exchange.barrier import Barrier
-from labkit.exchange.coded import Coded, HalfMean
 from labkit.exchange.collectives import Move
-from labkit.exchange.compression import QSGD, Compressor, Half, RandomK, Sign, TopK
+from labkit.exchange.compression import QSGD, Coded, Compressor, Half, RandomK, Sign, TopK
 from labkit.exchange.gather import Gather
-from labkit.exchange.mean import Mean
+from labkit.exchange.mean import HalfMean, Mean
 from labkit.exchange.message import Message, Transfer
 from labkit.exchange.mix import Mix
 from labkit.exchange.permute import Permute, pairs, shift

@@ -1,7 +1,7 @@
 """All-reduce from scratch: every rank ends with the sum of all ranks' vectors, in one of three forms.
 
-Each form is one rank's program, a generator that yields its moves. `Group` drives the same program over a real process
-group that `walk` steps through in one process.
+Each form is one rank's program, a generator that yields its moves. `RankGroup` drives the same program over a real
+process group that `walk` steps through in one process.
 """
 
 from __future__ import annotations

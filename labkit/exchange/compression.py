@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from labkit.checks import number, whole
 from labkit.errors import ExchangeError, SettingError
-from labkit.exchange.coded import Coded, HalfMean
-from labkit.exchange.mean import Mean
+from labkit.exchange.gather import Gathered
+from labkit.exchange.group import RankGroup
+from labkit.exchange.mean import HalfMean, Mean
 from labkit.exchange.message import Message
 from labkit.exchange.randomness import uniform
 from labkit.tree import Tree
@@ -53,12 +55,19 @@ class Compressor(ABC):
         """The largest δ known for which E‖C(x) − x‖² ≤ (1 − δ)‖x‖² for every x; error feedback needs δ > 0."""
 
     def message(self, mean: Mean, packed: Packed, size: int, key: int = 0) -> Message:
-        """What a peer yields instead of `mean`, whose reply `reply` reads: all codes go to everyone."""
+        """The message that carries `packed`, the encoded vector of `size` numbers, where a peer would yield `mean`.
+
+        By default a `Coded` one, which hands the codes of all peers to everyone and averages what they decode to, with
+        the weights of `mean`. What comes back goes through `reply`, which makes it the mean vector [P].
+
+        >>> x, sign = torch.tensor([3.0, -1.0, 0.5, -4.0]), Sign()
+        >>> sign.message(Mean(x), sign.encode(x), size=4).bytes(peers=2)  # one byte of signs, four of their scale
+        5
+        """
         return Coded(packed, Code(self, size, key), mean.weight)
 
-    def reply(self, reply: Tree, size: int, key: int = 0) -> Tensor:
+    def reply(self, reply: Tensor, size: int, key: int = 0) -> Tensor:
         """The mean [..., P] in the reply to `message`."""
-        assert isinstance(reply, Tensor)
         return reply
 
 
@@ -75,8 +84,76 @@ class Code:
         return self.compressor.decode(packed, self.size, self.key)
 
 
+@dataclass(frozen=True, eq=False)
+class Coded(Gathered):
+    """x̄ = Σⱼ wⱼ D(cⱼ) / Σⱼ wⱼ: the mean of what the codes cⱼ stand for, as one vector.
+
+    Codes cannot be added on the way, so they travel in a ring all-gather, and everyone decodes all of them: each peer
+    sends (n−1) · |c| bytes, where an all-reduce of the plain vector sends 2(n−1)/n · S. Coding therefore saves only
+    while |c| < 2S/n: few peers, or a strong compressor.
+    """
+
+    formula: ClassVar[str] = r"\bar x = \sum_j w_j\,D(c_j) \,\big/\, \sum_j w_j"
+
+    packed: Packed
+    code: Code
+    weight: float | Tensor | None = None
+
+    @property
+    def value(self) -> Tree:
+        return self.packed
+
+    @property
+    def gathered(self) -> Packed:
+        """The packed tensors, and the weight beside what it weighs."""
+        if self.weight is None:
+            return self.packed
+        return {**self.packed, "weight": torch.as_tensor(self.weight, dtype=torch.float32)}
+
+    @staticmethod
+    def lockstep(messages: Sequence[Coded]) -> list[Tree]:
+        return Mean.lockstep([Mean(message.code.decode(message.packed), message.weight) for message in messages])
+
+    def stacked(self) -> Tree:
+        return Mean(self.code.decode(self.packed), self.weight).stacked()  # [1, P]
+
+    def collective(self, group: RankGroup) -> Tree:
+        fields = self.gathered
+        rows = [leaf.reshape(len(leaf), leaf.shape[1:].numel()).contiguous() for leaf in fields.values()]
+        codes = group.all_gather(torch.cat([row.view(torch.uint8) for row in rows], dim=-1))  # [n, |c|]
+        pieces = torch.split(codes, [row.shape[-1] * row.element_size() for row in rows], dim=-1)
+        everyone = {
+            name: piece.contiguous().view(leaf.dtype).reshape(len(piece), *leaf.shape[1:])
+            for (name, leaf), piece in zip(fields.items(), pieces, strict=True)
+        }
+        weight = everyone.pop("weight", None)
+        return Mean(self.code.decode(everyone), weight).stacked()
+
+
 @dataclass(frozen=True)
-class TopK(Compressor):
+class Sparse(Compressor):
+    """A compressor that keeps k = share · P of the numbers; SettingError for a share outside (0, 1]."""
+
+    share: float = 0.01
+
+    def __post_init__(self) -> None:
+        number(self.share, "share", most=1, above=True)
+
+    def kept(self, size: int) -> int:
+        """k, to the nearest whole number; SettingError where that is none."""
+        count = round(self.share * size)
+        if count < 1:
+            raise SettingError(
+                f"{self} keeps none of {size} numbers: give a share of at least {1 / size if size else 1:.2g}."
+            )
+        return count
+
+    def contraction(self, size: int) -> float:
+        return self.kept(size) / size
+
+
+@dataclass(frozen=True)
+class TopK(Sparse):
     """The k = share · P numbers of largest magnitude and where they stand: 8k bytes, ratio 2 · share; δ = k/P.
 
     Stich, Cordonnier & Jaggi, arXiv:1809.07599, Def. 2.1 and Lemma A.1. Raises SettingError for a share outside (0, 1].
@@ -86,13 +163,8 @@ class TopK(Compressor):
     tensor([ 3.,  0.,  0., -4.])
     """
 
-    share: float = 0.01
-
-    def __post_init__(self) -> None:
-        number(self.share, "share", most=1, above=True)
-
     def encode(self, x: Tensor, key: int = 0, ids: Tensor | None = None) -> Packed:
-        at = x.abs().topk(_count(self, x.shape[-1]), sorted=False).indices
+        at = x.abs().topk(self.kept(x.shape[-1]), sorted=False).indices
         return {"values": x.gather(-1, at), "at": at.to(torch.int32)}
 
     def decode(self, packed: Packed, size: int, key: int = 0) -> Tensor:
@@ -100,34 +172,30 @@ class TopK(Compressor):
         return values.new_zeros(*values.shape[:-1], size).scatter_(-1, packed["at"].long(), values)
 
     def nbytes(self, size: int) -> int:
-        return 8 * _count(self, size)
-
-    def contraction(self, size: int) -> float:
-        return _count(self, size) / size
+        return 8 * self.kept(size)
 
 
 @dataclass(frozen=True)
-class RandomK(Compressor):
+class RandomK(Sparse):
     """k = share · P numbers at random places: 4k bytes, ratio = share; δ = k/P.
 
     Stich, Cordonnier & Jaggi, arXiv:1809.07599, Def. 2.1. All peers of one exchange draw the same places from the key
     that they share, so places need not travel, and the numbers are added on the way: an all-reduce of k numbers.
     With `unbiased` the numbers are scaled by P/k, so that E C(x) = x; then δ = 2 − P/k.
     Raises SettingError for a share outside (0, 1].
+
+    >>> RandomK(0.5).encode(torch.arange(8.0), key=3)["values"].shape, RandomK(0.5).ratio(8)
+    (torch.Size([4]), 0.5)
     """
 
     linear: ClassVar[bool] = True
 
-    share: float = 0.01
     unbiased: bool = False
-
-    def __post_init__(self) -> None:
-        number(self.share, "share", most=1, above=True)
 
     def encode(self, x: Tensor, key: int = 0, ids: Tensor | None = None) -> Packed:
         size = x.shape[-1]
         values = x[..., self._places(size, key).to(x.device)]
-        return {"values": values * (size / _count(self, size)) if self.unbiased else values}
+        return {"values": values * (size / self.kept(size)) if self.unbiased else values}
 
     def decode(self, packed: Packed, size: int, key: int = 0) -> Tensor:
         values = packed["values"]
@@ -137,20 +205,19 @@ class RandomK(Compressor):
 
     def _places(self, size: int, key: int) -> Tensor:
         drawn = torch.randperm(size, generator=torch.Generator().manual_seed(key))
-        return drawn[: _count(self, size)].sort().values
+        return drawn[: self.kept(size)].sort().values
 
     def nbytes(self, size: int) -> int:
-        return 4 * _count(self, size)
+        return 4 * self.kept(size)
 
     def contraction(self, size: int) -> float:
-        kept = _count(self, size) / size
-        return 2 - 1 / kept if self.unbiased else kept
+        share = super().contraction(size)
+        return 2 - 1 / share if self.unbiased else share
 
     def message(self, mean: Mean, packed: Packed, size: int, key: int = 0) -> Message:
         return replace(mean, x=packed["values"], start=None)
 
-    def reply(self, reply: Tree, size: int, key: int = 0) -> Tensor:
-        assert isinstance(reply, Tensor)
+    def reply(self, reply: Tensor, size: int, key: int = 0) -> Tensor:
         return self.decode({"values": reply}, size, key)
 
 
@@ -160,6 +227,9 @@ class Sign(Compressor):
 
     Karimireddy et al., arXiv:1901.09847, Alg. 1 and Lemma 8; with error feedback Seide et al. 2014, Interspeech.
     One bit knows no zero: a zero counts as positive.
+
+    >>> Sign().decode(Sign().encode(torch.tensor([3.0, -1.0])), size=2)
+    tensor([ 2., -2.])
     """
 
     def encode(self, x: Tensor, key: int = 0, ids: Tensor | None = None) -> Packed:
@@ -183,6 +253,9 @@ class QSGD(Compressor):
     Alistarh et al., arXiv:1610.02132, Eq. 4 and Lemma 3.1: E‖C(x) − x‖² ≤ min(P/s², √P/s)‖x‖², hence δ. Each number
     takes the least of 2, 4 and 8 bits that holds its 2s+1 levels (s up to 1, 7, 127), not the paper's Elias code whose
     length varies: ⌈P · bits / 8⌉ + 4 bytes, ratio bits/32. Raises SettingError for `levels` s outside 1 … 127.
+
+    >>> QSGD(1).decode(QSGD(1).encode(torch.tensor([0.0, -4.0, 0.0, 0.0])), size=4), QSGD(1).nbytes(4)
+    (tensor([ 0., -4.,  0.,  0.]), 5)
     """
 
     unbiased = True
@@ -221,6 +294,9 @@ class Half(Compressor):
 
     δ = 1 − 2⁻²² or 1 − 2⁻¹⁶ for numbers in the format's normal range, from 6e-5 or 1e-38 up; smaller ones lose more.
     Raises SettingError for another format, ExchangeError for numbers beyond fp16's 65504.
+
+    >>> Half("bf16").decode(Half("bf16").encode(torch.tensor([1.001])), size=1)
+    tensor([1.])
     """
 
     format: str = "fp16"
@@ -250,22 +326,11 @@ class Half(Compressor):
     def message(self, mean: Mean, packed: Packed, size: int, key: int = 0) -> Message:
         return HalfMean(packed["values"], mean.weight)
 
-    def reply(self, reply: Tree, size: int, key: int = 0) -> Tensor:
-        assert isinstance(reply, Tensor)
+    def reply(self, reply: Tensor, size: int, key: int = 0) -> Tensor:
         return reply.float()
 
 
-def _count(compressor: TopK | RandomK, size: int) -> int:
-    """k, to the nearest whole number."""
-    count = round(compressor.share * size)
-    if count < 1:
-        raise SettingError(
-            f"{compressor} keeps none of {size} numbers: give a share of at least {1 / size if size else 1:.2g}."
-        )
-    return count
-
-
-# -- Packing: small whole numbers side by side in bytes, so that a bit on the ledger is a bit in memory.
+# -- small whole numbers side by side in bytes, so that what is counted as a bit takes a bit
 
 
 def nbytes(size: int, bits: int) -> int:

@@ -20,7 +20,7 @@ Rows = Sequence[int] | NDArray[np.int64]
 
 
 @dataclass
-class Group:
+class RankGroup:
     """The default process group, and the bytes that this rank sent through it.
 
     `blocks[r]` is the number of peers that rank r holds, which may be none. The ledger counts the tensors really handed

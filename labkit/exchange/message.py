@@ -12,7 +12,7 @@ from torch import Tensor
 
 from labkit import tree
 from labkit.costs.link import Link
-from labkit.exchange.group import Group
+from labkit.exchange.group import RankGroup
 from labkit.tree import Tree
 
 
@@ -35,22 +35,24 @@ class Message(ABC):
     formula: ClassVar[str]
     unsent: ClassVar[frozenset[str]] = frozenset()  # fields that only wrappers look at, on the peer itself
 
+    x: Tree
+
     @property
-    @abstractmethod
     def value(self) -> Tree:
         """What the peer sends."""
+        return self.x
 
     @staticmethod
     @abstractmethod
-    def lockstep(messages: Sequence[Message]) -> list[Tree]:
-        """The replies to all peers' messages, by the formula as it stands in the paper."""
+    def lockstep(messages: Sequence[Any]) -> list[Tree]:
+        """The replies to all peers' messages, which are of this type, by the formula as it stands in the paper."""
 
     @abstractmethod
     def stacked(self) -> Tree:
         """The replies [K, …] when all K peers are stacked in this message, or [1, …] where all get the same."""
 
     @abstractmethod
-    def collective(self, group: Group) -> Tree:
+    def collective(self, group: RankGroup) -> Tree:
         """The replies [K, …] to this rank's K peers, out of all ranks' peers, or [1, …] where all get the same."""
 
     @abstractmethod
@@ -82,56 +84,40 @@ class Message(ABC):
         if len(messages) == 1 and order is None and not cls.unsent:
             return first
         at = None if order is None else torch.as_tensor(order)
-        joined: dict[str, object] = {}
-        for name, value in vars(first).items():
-            if name in cls.unsent:
-                joined[name] = None
-            elif isinstance(value, Tensor | dict):
-                parts = [cast(Tree, getattr(message, name)) for message in messages]
-                tree.require_alike([tree.map(_row, part) for part in parts])
-                joined[name] = tree.map(lambda *leaves: _rows(leaves, at), *parts)
-            else:
-                joined[name] = value
-        return cast(Self, replace(cast(Any, first), **joined))
+
+        def rows(*leaves: Tensor) -> Tensor:
+            joined = leaves[0] if len(leaves) == 1 else torch.cat(leaves)
+            return joined if at is None else joined[at.to(joined.device)]
+
+        fields: dict[str, Tree] = {}
+        for name in first._sent():
+            parts: list[Tree] = [getattr(message, name) for message in messages]
+            tree.require_alike([tree.map(lambda leaf: leaf[0], part) for part in parts])
+            fields[name] = tree.map(rows, *parts)
+        return first._with(fields)
 
     def lift(self) -> Self:
         """The same message with a leading peer dimension of one."""
-        return self._each(_lift)
+        numbers = {n: v for n, v in vars(self).items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        sent = self._sent() | {name: torch.tensor(value) for name, value in numbers.items()}
+        return self._with({name: tree.map(lambda leaf: leaf.unsqueeze(0), value) for name, value in sent.items()})
 
     def row(self) -> Self:
         """The first of the stacked peers' messages, which costs what each of them costs."""
-        return self._each(_first)
+        return self._each(lambda leaf: leaf[0])
 
     def none(self) -> Self:
         """The stacked message of no peer, with zero rows: what a rank sends when none of its peers takes part."""
-        return self._each(_none)
+        return self._each(lambda leaf: leaf[:0])
 
-    def _each(self, fn: Callable[[object], object]) -> Self:
-        """A copy with `fn` applied to every field: messages are dataclasses, but a base class cannot say so."""
+    def _each(self, fn: Callable[[Tensor], Tensor]) -> Self:
+        return self._with({name: tree.map(fn, value) for name, value in self._sent().items()})
+
+    def _sent(self) -> dict[str, Tree]:
+        """The fields of tensors that are sent, by name."""
+        return {n: v for n, v in vars(self).items() if isinstance(v, Tensor | dict) and n not in self.unsent}
+
+    def _with(self, fields: dict[str, Tree]) -> Self:
+        """A copy with other fields, as it is sent: messages are dataclasses, but a base class cannot say so."""
         message: Any = self
-        changed = {n: None if n in self.unsent else fn(value) for n, value in vars(message).items()}
-        copied: Self = replace(message, **changed)
-        return copied
-
-
-def _rows(leaves: Sequence[Tensor], at: Tensor | None) -> Tensor:
-    rows = leaves[0] if len(leaves) == 1 else torch.cat(list(leaves))
-    return rows if at is None else rows[at.to(rows.device)]
-
-
-def _lift(field: object) -> object:
-    if isinstance(field, Tensor | dict):
-        return tree.map(lambda leaf: leaf.unsqueeze(0), field)
-    return torch.tensor([field]) if isinstance(field, int | float) and not isinstance(field, bool) else field
-
-
-def _first(field: object) -> object:
-    return tree.map(_row, field) if isinstance(field, Tensor | dict) else field
-
-
-def _row(leaf: Tensor) -> Tensor:
-    return leaf[0]
-
-
-def _none(field: object) -> object:
-    return tree.map(lambda leaf: leaf[:0], field) if isinstance(field, Tensor | dict) else field
+        return cast(Self, replace(message, **dict.fromkeys(self.unsent), **fields))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch.nn.functional import embedding_bag
 
 from labkit import tree
 from labkit.costs.link import Link
-from labkit.exchange.group import Group
+from labkit.exchange.group import RankGroup
 from labkit.exchange.message import Message, Transfer
 from labkit.exchange.topologies import choose
 from labkit.exchange.topology import Floats, Integers, Topology
@@ -42,15 +42,11 @@ class Mix(Message):
         if not isinstance(self.topology, str | Topology):
             object.__setattr__(self, "topology", Topology.of(self.topology))
 
-    @property
-    def value(self) -> Tree:
-        return self.x
-
     @staticmethod
-    def lockstep(messages: Sequence[Message]) -> list[Tree]:
-        sent = [message.x for message in cast(Sequence[Mix], messages)]
+    def lockstep(messages: Sequence[Mix]) -> list[Tree]:
+        sent = [message.x for message in messages]
         tree.require_alike(sent)
-        topology = cast(Mix, messages[0]).among(len(messages))
+        topology = messages[0].among(len(messages))
         replies: list[Tree] = []
         for i in range(len(sent)):
             row = slice(*topology.starts[i : i + 2])
@@ -63,7 +59,7 @@ class Mix(Message):
         topology = self.among(len(tree.leaves(self.x)[0]))
         return _mixed(self.x, topology.starts, topology.sources, topology.values)  # [n, …]
 
-    def collective(self, group: Group) -> Tree:
+    def collective(self, group: RankGroup) -> Tree:
         topology = self.among(sum(group.blocks))
         stretches = [topology.starts[[*group.bounds(rank)]] for rank in range(group.size)]  # of each rank's weights
         wanted = [np.unique(topology.sources[low:high]) for low, high in stretches]

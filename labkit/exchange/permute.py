@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from labkit import tree
 from labkit.costs.link import Link
 from labkit.errors import ExchangeError, SettingError
-from labkit.exchange.group import Group
+from labkit.exchange.group import RankGroup
 from labkit.exchange.message import Message, Transfer
 from labkit.tree import Tree
 
@@ -43,22 +43,18 @@ class Permute(Message):
                 f"source has {wrong}: give each peer's source, with every peer named once, such as (1, 0, 3, 2)."
             )
 
-    @property
-    def value(self) -> Tree:
-        return self.x
-
     @staticmethod
-    def lockstep(messages: Sequence[Message]) -> list[Tree]:
-        sent = [message.x for message in cast(Sequence[Permute], messages)]
+    def lockstep(messages: Sequence[Permute]) -> list[Tree]:
+        sent = [message.x for message in messages]
         tree.require_alike(sent)
-        sources = cast(Permute, messages[0]).among(len(sent))
+        sources = messages[0].among(len(sent))
         return [tree.map(torch.clone, sent[j]) for j in sources]
 
     def stacked(self) -> Tree:
         sources = torch.tensor(self.among(len(tree.leaves(self.x)[0])))
         return tree.map(lambda leaf: leaf[sources.to(leaf.device)], self.x)  # [n, …]
 
-    def collective(self, group: Group) -> Tree:
+    def collective(self, group: RankGroup) -> Tree:
         sources = self.among(sum(group.blocks))
         return group.fetch(self.x, [sources[slice(*group.bounds(rank))] for rank in range(group.size)])  # [K, …]
 

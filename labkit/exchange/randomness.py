@@ -1,4 +1,8 @@
-"""Random numbers by address: which peer, round and message they belong to says what they are, in whichever process."""
+"""Random numbers by address: which peer, round and message they belong to says what they are, in whichever process.
+
+NumPy's Philox could be addressed too, but costs a call for each peer, which is too slow for thousands of stacked peers
+and for the masks of their pairs; torch's generators have no address on a CPU.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Request: a message to one who answers it alone, so that nobody waits for everybody's."""
+"""Request: a message to one who answers it alone, so that nobody waits for everybody's; Push to a server, Pair."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NoReturn, Protocol, cast
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import ClassVar, NoReturn, Protocol, Self, cast
 
 import numpy as np
 import torch
@@ -15,14 +15,14 @@ from torch import Tensor
 from labkit import tree
 from labkit.costs.link import Link
 from labkit.errors import ExchangeError
-from labkit.exchange.group import Group
+from labkit.exchange.group import RankGroup
 from labkit.exchange.message import Message, Transfer
 from labkit.exchange.topologies import choose
 from labkit.exchange.topology import Topology
 from labkit.tree import Tree
 
 
-class Line(Protocol):
+class ServiceConnection(Protocol):
     """A connection of this process to one that answers requests, of its own or of another machine."""
 
     def ask(self, head: int, body: bytes = b"") -> tuple[int, bytes]:
@@ -39,9 +39,10 @@ class Request(Message):
     `peer.params = yield request`. At a barrier a request is refused with ExchangeError.
     """
 
-    @abstractmethod
     def there_and_back(self, link: Link) -> tuple[float, float]:
         """Seconds that the request travels, and that the reply does."""
+        once = link.seconds(tree.nbytes(self.x), 1)
+        return once, once
 
     def seconds(self, peers: int, link: Link) -> float:
         return sum(self.there_and_back(link))
@@ -50,41 +51,28 @@ class Request(Message):
         """Nobody waits for anybody."""
         return ready + self.seconds(len(ready), link)
 
-    def split(self) -> list[Request]:
+    def split(self) -> list[Self]:
         """The requests of the K peers that are stacked in this one."""
-        fields = {n: _rows(value) for n, value in vars(self).items() if isinstance(value, Tensor | dict)}
-        message: Any = self
-        return [replace(message, **dict(zip(fields, row, strict=True))) for row in zip(*fields.values(), strict=True)]
+        return [self._each(itemgetter(k)) for k in range(len(tree.leaves(self.x)[0]))]
 
     # -- as a barrier it has no meaning
 
     @staticmethod
-    def lockstep(messages: Sequence[Message]) -> list[Tree]:
+    def lockstep(messages: Sequence[Request]) -> list[Tree]:
         _refuse(messages[0])
 
     def stacked(self) -> Tree:
         _refuse(self)
 
-    def collective(self, group: Group) -> Tree:
+    def collective(self, group: RankGroup) -> Tree:
         _refuse(self)
 
 
-def _rows(value: Tree) -> Sequence[Tree]:
-    if isinstance(value, Tensor):
-        return value.unbind()
-    each = zip(*(leaf.unbind() for leaf in value.values()), strict=True)
-    return [dict(zip(value, leaves, strict=True)) for leaves in each]
-
-
-def _refuse(message: Message) -> NoReturn:
-    name = type(cast(object, message)).__name__
+def _refuse(request: Request) -> NoReturn:
     raise ExchangeError(
-        f"{name} is a request, which one machine answers without a barrier: let the algorithm that yields it say "
-        "asynchronous = True, and put no wrapper around it."
+        f"{type(request).__name__} is a request, which one machine answers without a barrier: let the algorithm that "
+        "yields it say asynchronous = True, and put no wrapper around it."
     )
-
-
-# -- Push: a peer sends its update to a server, and receives the weights that the server then has.
 
 
 class Server(Protocol):
@@ -104,15 +92,14 @@ class Push(Request):
     A peer sends its S bytes, and the server as many back, which are not the peer's. On a cluster the server is a thread
     of the first worker, which others reach over a connection of their own, and so do the peers beside it. Raises
     ExchangeError for an update that has not the shapes of the weights.
+
+    >>> Push({"w": torch.zeros(250)}).there_and_back(Link(latency=0.5, bandwidth=2000))
+    (1.0, 1.0)
     """
 
     formula: ClassVar[str] = r"w \leftarrow U(w, x_i), \qquad \bar x_i = w"
 
     x: Tree
-
-    @property
-    def value(self) -> Tree:
-        return self.x
 
     def deliver(self, server: Server, staleness: int) -> None:
         """Let the server take the update; what it has afterwards, `server.weights`, is the reply."""
@@ -126,24 +113,18 @@ class Push(Request):
             )
         server.take(cast(dict[str, Tensor], self.x), staleness)
 
-    def ask(self, line: Line, like: Tree) -> Tree:
+    def ask(self, server: ServiceConnection, like: Tree) -> Tree:
         """On a cluster: send the updates [K, …] of this rank's peers, and receive weights [1, …] as `like`."""
-        _, weights = line.ask(len(tree.leaves(self.x)[0]), wrapped(self.x))
+        _, weights = server.ask(len(tree.leaves(self.x)[0]), wrapped(self.x))
         return unwrapped(weights, like)
 
     def bytes(self, peers: int) -> float:
         return tree.nbytes(self.x)
 
-    def there_and_back(self, link: Link) -> tuple[float, float]:
-        once = link.seconds(tree.nbytes(self.x), 1)
-        return once, once
-
     def transfers(self, peers: int) -> list[Transfer]:
         """The server comes after the peers, as number `peers`."""
         return [Transfer(i, peers, tree.nbytes(self.x)) for i in range(peers)]
 
-
-# -- Pair: a peer averages with one neighbour that chance picks, while all others go on.
 
 _PARTNERS = 1 << 42  # the choice of neighbours, apart from all other random choices of a run
 
@@ -155,6 +136,9 @@ class Pair(Request):
     xᵢ and xⱼ are what both have when they meet; `x` is the update uᵢ that the peer made from what it had before, and
     the reply is the new xᵢ. `topology` is a name such as "ring", a `Topology`, or a matrix W [n, n]; each of a peer's
     neighbours in it is equally likely, and a peer that has none adds its update only. Both send S bytes.
+
+    >>> Pair(torch.zeros(250), "star").partner(peer=3, round=1, seed=0, peers=8), Pair(torch.zeros(250)).bytes(8)
+    (0, 2000.0)
     """
 
     formula: ClassVar[str] = r"x_i \leftarrow \tfrac12 (x_i + x_j) + u_i, \qquad x_j \leftarrow \tfrac12 (x_i + x_j)"
@@ -165,10 +149,6 @@ class Pair(Request):
     def __post_init__(self) -> None:
         if not isinstance(self.topology, str | Topology):
             object.__setattr__(self, "topology", Topology.of(self.topology))
-
-    @property
-    def value(self) -> Tree:
-        return self.x
 
     def partner(self, peer: int, round: int, seed: int, peers: int) -> int | None:
         """j for this peer in this round: the seed decides, on every engine alike."""
@@ -182,30 +162,26 @@ class Pair(Request):
         """What both have after they met."""
         return tree.map(lambda a, b: (a + b) / 2, one, other)
 
-    def meet(self, peer: int, partner: int | None, line: Callable[[int], Line]) -> tuple[Tree, int]:
+    def meet(self, peer: int, partner: int | None, keeper: Callable[[int], ServiceConnection]) -> tuple[Tree, int]:
         """On a cluster: xᵢ as it is after peer i has met peer j, and how often it had been changed before.
 
-        `line(k)` leads to who keeps xₖ, and lends it to one at a time. Both are borrowed until both are given back, so
-        that nothing of third peers gets in between; and always the one of the lower number first, so that nobody waits
-        in a circle, which the paper avoids by a bipartite graph.
+        `keeper(k)` leads to who keeps xₖ, and lends it to one at a time. Both are borrowed until both are given back,
+        so that nothing of third peers gets in between; and always the one of the lower number first, so that nobody
+        waits in a circle, which the paper avoids by a bipartite graph.
         """
-        lent = {k: line(k).ask(k) for k in sorted({peer} if partner is None else {peer, partner})}
+        lent = {k: keeper(k).ask(k) for k in sorted({peer} if partner is None else {peer, partner})}
         held = {k: tree.map(lambda leaf: leaf[0], unwrapped(body, self.x)) for k, (_, body) in lent.items()}
         mine = held[peer]
         if partner is not None:
             mine = self.average(mine, held[partner])
-            line(partner).tell(partner, wrapped(mine))
+            keeper(partner).tell(partner, wrapped(mine))
         mine = tree.map(torch.add, mine, self.x)
-        line(peer).tell(peer, wrapped(mine))
+        keeper(peer).tell(peer, wrapped(mine))
         return mine, lent[peer][0]
 
     def bytes(self, peers: int) -> float:
         social = int(np.count_nonzero(choose(self.topology, peers).degrees))
         return 2 * social / peers * tree.nbytes(self.x)
-
-    def there_and_back(self, link: Link) -> tuple[float, float]:
-        once = link.seconds(tree.nbytes(self.x), 1)
-        return once, once
 
     def transfers(self, peers: int) -> list[Transfer]:
         """What is sent on average, as chance picks one of the neighbours."""
@@ -215,7 +191,7 @@ class Pair(Request):
         return there + [Transfer(it.target, it.source, it.nbytes) for it in there]
 
 
-# -- Parcels: a tree as bytes, to send to one who knows its names and shapes.
+# -- a tree as bytes, to send to one who knows its names and shapes
 
 
 def wrapped(value: Tree) -> bytes:
@@ -223,29 +199,23 @@ def wrapped(value: Tree) -> bytes:
     return b"".join(_bytes(leaf) for leaf in tree.leaves(value))
 
 
-def unwrapped(parcel: bytes, like: Tree) -> Tree:
-    """The stacked trees [K, …] in a parcel, each of the names, shapes and types of `like`, which is not stacked.
+def unwrapped(body: bytes, like: Tree) -> Tree:
+    """The stacked trees [K, …] in these bytes, each of the names, shapes and types of `like`, which is not stacked.
 
-    Raises ExchangeError for a parcel that does not hold a whole number of them.
+    Raises ExchangeError for bytes that do not hold a whole number of them.
 
     >>> unwrapped(wrapped(torch.ones(3, 2)), like=torch.zeros(2)).shape
     torch.Size([3, 2])
     """
     size = tree.nbytes(like)
-    if not size or not parcel or len(parcel) % size:
+    if not size or not body or len(body) % size:
         raise ExchangeError(
-            f"A peer sends {len(parcel)} bytes where a model of {size} is kept: give all peers the same model."
+            f"A peer sends {len(body)} bytes where a model of {size} is kept: give all peers the same model."
         )
-    rows, at = len(parcel) // size, 0
-    held = torch.frombuffer(bytearray(parcel), dtype=torch.uint8)
-
-    def cut(leaf: Tensor) -> Tensor:
-        nonlocal at
-        end = at + rows * leaf.numel() * leaf.element_size()
-        piece, at = held[at:end], end
-        return piece.clone().view(leaf.dtype).reshape(rows, *leaf.shape)
-
-    return tree.map(cut, like)
+    rows = len(body) // size
+    held = torch.frombuffer(bytearray(body), dtype=torch.uint8)
+    pieces = iter(torch.split(held, [rows * tree.nbytes(leaf) for leaf in tree.leaves(like)]))
+    return tree.map(lambda leaf: next(pieces).clone().view(leaf.dtype).reshape(rows, *leaf.shape), like)
 
 
 def _bytes(leaf: Tensor) -> bytes:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from labkit import tree
 from labkit.checks import whole
-from labkit.costs.link import Link
 from labkit.errors import ExchangeError
-from labkit.exchange.gather import Gather
-from labkit.exchange.group import Group
-from labkit.exchange.message import Message, Transfer
+from labkit.exchange.gather import Gathered
+from labkit.exchange.group import RankGroup
 from labkit.tree import Tree
 
 
@@ -109,7 +107,7 @@ class Krum(Rule):
 
 
 @dataclass(frozen=True, eq=False)
-class RobustMean(Message):
+class RobustMean(Gathered):
     """x̂ = R(x₁, …, xₙ) by a rule R that a few bad peers cannot move at will; all peers weigh alike.
 
     Every peer must see every vector, so they travel in a ring all-gather, (n−1) · S bytes from each peer. Weights are
@@ -121,35 +119,21 @@ class RobustMean(Message):
     x: Tree
     rule: Rule
 
-    @property
-    def value(self) -> Tree:
-        return self.x
-
     @staticmethod
-    def lockstep(messages: Sequence[Message]) -> list[Tree]:
-        sent = cast(Sequence[RobustMean], messages)
-        tree.require_alike([message.x for message in sent])
-        rows = torch.stack([tree.flatten(message.x) for message in sent])  # [n, P]
-        robust = _combine(sent[0].rule, rows)
-        return [tree.unflatten(robust.clone(), message.x) for message in sent]
+    def lockstep(messages: Sequence[RobustMean]) -> list[Tree]:
+        tree.require_alike([message.x for message in messages])
+        rows = torch.stack([tree.flatten(message.x) for message in messages])  # [n, P]
+        robust = _combine(messages[0].rule, rows)
+        return [tree.unflatten(robust.clone(), message.x) for message in messages]
 
     def stacked(self) -> Tree:
         return self._everyone(tree.flatten(self.x, lead=1))
 
-    def collective(self, group: Group) -> Tree:
+    def collective(self, group: RankGroup) -> Tree:
         return self._everyone(group.all_gather(tree.flatten(self.x, lead=1)))
 
     def _everyone(self, rows: Tensor) -> Tree:
         return tree.unflatten(_combine(self.rule, rows).unsqueeze(0), self.x, lead=1)  # [1, …]
-
-    def bytes(self, peers: int) -> float:
-        return Gather(self.x).bytes(peers)
-
-    def seconds(self, peers: int, link: Link) -> float:
-        return Gather(self.x).seconds(peers, link)
-
-    def transfers(self, peers: int) -> list[Transfer]:
-        return Gather(self.x).transfers(peers)
 
 
 def too_few(rule: Rule, peers: int) -> str | None:

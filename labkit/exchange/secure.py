@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from labkit import tree
 from labkit.costs.link import Link
 from labkit.errors import ExchangeError
 from labkit.exchange.collectives import form
-from labkit.exchange.group import Group
+from labkit.exchange.group import RankGroup
 from labkit.exchange.message import Message, Transfer
 from labkit.exchange.randomness import Words, fold, words
 from labkit.tree import Tree
@@ -36,21 +36,16 @@ class ModularSum(Message):
     x: Tensor
     form: str = "native"
 
-    @property
-    def value(self) -> Tree:
-        return self.x
-
     @staticmethod
-    def lockstep(messages: Sequence[Message]) -> list[Tree]:
-        sent = [message.x for message in cast(Sequence[ModularSum], messages)]
-        tree.require_alike(list(sent))
-        total = torch.stack(sent).sum(0)  # 64-bit addition wraps
-        return [total.clone() for _ in sent]
+    def lockstep(messages: Sequence[ModularSum]) -> list[Tree]:
+        tree.require_alike([message.x for message in messages])
+        total = torch.stack([message.x for message in messages]).sum(0)  # 64-bit addition wraps
+        return [total.clone() for _ in messages]
 
     def stacked(self) -> Tree:
         return self.x.sum(0, keepdim=True)  # [1, P]
 
-    def collective(self, group: Group) -> Tree:
+    def collective(self, group: RankGroup) -> Tree:
         return group.all_reduce(self.x.sum(0), self.form).unsqueeze(0)  # a rank adds up its own peers' masked numbers
 
     def bytes(self, peers: int) -> float:

@@ -15,7 +15,7 @@ from labkit.cluster.local import local_cluster
 from labkit.errors import ExchangeError, GangError, WorkerLost
 from labkit.exchange import Gather, Mean, Mix, Move, Permute, topologies, walk
 from labkit.exchange.collectives import FORMS
-from labkit.exchange.group import Group
+from labkit.exchange.group import RankGroup
 from tests.exchange.test_collectives import EVERY_FORM, vectors
 
 pytestmark = pytest.mark.alone
@@ -38,7 +38,7 @@ def test_a_form_over_a_real_process_group_sums_and_sends_what_its_walk_sends(tri
         """One rank: its sums, and the bytes in its ledger."""
         results = []
         for name, numbers in cases:
-            group = Group((1, 1, 1))
+            group = RankGroup((1, 1, 1))
             results.append((group.all_reduce(vectors(3, numbers)[group.rank].clone(), name), group.sent))
         return results
 
@@ -51,7 +51,7 @@ def test_a_form_over_a_real_process_group_sums_and_sends_what_its_walk_sends(tri
 
 def test_a_program_of_ones_own_runs_over_a_real_process_group(trio):
     def twice_around():
-        group = Group((1, 1, 1))
+        group = RankGroup((1, 1, 1))
 
         def around(rank, size, x):
             passing = x.clone()
@@ -102,10 +102,10 @@ MESSAGES = {
 
 def exchange(kind, blocks):
     """One rank: the replies to its block of the message's rows, and the bytes in its ledger."""
-    group = Group(blocks)
+    group = RankGroup(blocks)
     message = MESSAGES[kind](sum(blocks))
     first, last = group.bounds(group.rank)
-    mine = message._each(lambda f: tree.map(lambda x: x[first:last], f) if isinstance(f, torch.Tensor | dict) else f)
+    mine = message._each(lambda leaf: leaf[first:last])
     return mine.collective(group), group.sent
 
 
@@ -143,7 +143,7 @@ def test_the_ledger_is_the_formula(exchanged, kind):
 
 def test_ranks_fetch_only_what_they_lack_and_each_row_once(trio):
     def fetch():
-        group = Group((2, 2, 2))
+        group = RankGroup((2, 2, 2))
         first, last = group.bounds(group.rank)
         rows = torch.arange(6.0)[first:last].unsqueeze(-1)
         return group.fetch(rows, [[5, 0, 5, 1], [], [4, 5]]).flatten().tolist(), group.sent
@@ -153,7 +153,7 @@ def test_ranks_fetch_only_what_they_lack_and_each_row_once(trio):
 
 def test_blocks_may_change_from_round_to_round(trio):
     def rounds():
-        group = Group((1, 1, 1))
+        group = RankGroup((1, 1, 1))
         replies = []
         for blocks in ((1, 1, 1), (2, 0, 1), (0, 1, 0)):
             group.blocks = blocks
@@ -175,7 +175,7 @@ def test_blocks_may_change_from_round_to_round(trio):
 def test_an_exchange_after_the_process_group_is_gone_says_so_in_one_sentence(lab, message):
     def too_late():
         dist.destroy_process_group()
-        message.collective(Group((1, 1)))
+        message.collective(RankGroup((1, 1)))
 
     with pytest.raises(
         GangError, match=r"process group is gone, so nothing can be exchanged: .*launch again"
@@ -186,7 +186,7 @@ def test_an_exchange_after_the_process_group_is_gone_says_so_in_one_sentence(lab
 
 def test_an_exchange_without_a_process_group_says_so_in_one_sentence():
     with pytest.raises(ExchangeError, match="process group is gone"):
-        Mean(torch.ones(1, 2)).collective(Group((1,)))
+        Mean(torch.ones(1, 2)).collective(RankGroup((1,)))
 
 
 @pytest.mark.parametrize("kind", ["Mean-native", "Mix-ring"])

@@ -27,7 +27,7 @@ from labkit.exchange import (
     TopK,
     TrimmedMean,
 )
-from labkit.exchange.group import Group
+from labkit.exchange.group import RankGroup
 from tests.exchange.test_collectives import EVERY_FORM
 
 SIZE = 37  # neither a multiple of a byte's bits nor of the ranks
@@ -61,14 +61,14 @@ MESSAGES = {
 
 
 def rows(message, first, last):
-    return message._each(lambda f: tree.map(lambda x: x[first:last], f) if isinstance(f, torch.Tensor | dict) else f)
+    return message._each(lambda leaf: leaf[first:last])
 
 
 def exchange_all(blocks):
     """One rank: of each kind of message the reply, and the bytes in its ledger."""
     answers = {}
     for kind, made in MESSAGES.items():
-        group = Group(blocks)
+        group = RankGroup(blocks)
         answers[kind] = rows(made(sum(blocks)), *group.bounds(group.rank)).collective(group), group.sent
     return answers
 

@@ -11,7 +11,7 @@ from labkit import tree
 from labkit.costs.link import Link
 from labkit.errors import ExchangeError, SettingError
 from labkit.exchange import Pair, Push, topologies
-from labkit.exchange.group import Group
+from labkit.exchange.group import RankGroup
 from labkit.exchange.requests import unwrapped, wrapped
 
 X = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.float64), "s": torch.tensor(3.0)}
@@ -39,7 +39,7 @@ def stacked(rows):
 @pytest.mark.parametrize("request_", [Push(X), Pair(X)], ids=["Push", "Pair"])
 @pytest.mark.parametrize(
     "barrier",
-    [lambda it: type(it).lockstep([it, it]), lambda it: it.stacked(), lambda it: it.collective(Group((1, 1)))],
+    [lambda it: type(it).lockstep([it, it]), lambda it: it.stacked(), lambda it: it.collective(RankGroup((1, 1)))],
     ids=["lockstep", "stacked", "collective"],
 )
 def test_a_request_is_refused_at_a_barrier_in_every_form(request_, barrier):

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from labkit.exchange.group import Group
+from labkit.exchange.group import RankGroup
 
 
-def synchronised(net: nn.Module, group: Group, device: torch.device) -> nn.Module:
+def synchronised(net: nn.Module, group: RankGroup, device: torch.device) -> nn.Module:
     """The module with its batch normalisation layers synchronised; parameters and statistics stay the same tensors."""
     if device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
@@ -34,7 +34,7 @@ def synchronised(net: nn.Module, group: Group, device: torch.device) -> nn.Modul
 class SynchronisedBatchNorm(_BatchNorm):
     """y = γ (x − μ) / √(σ² + ε) + β with μ and σ² over the batches of all ranks (arXiv:1502.03167, Alg. 1)."""
 
-    def __init__(self, layer: _BatchNorm, group: Group) -> None:
+    def __init__(self, layer: _BatchNorm, group: RankGroup) -> None:
         tracks = layer.track_running_stats
         super().__init__(layer.num_features, layer.eps, layer.momentum, affine=False, track_running_stats=tracks)
         self.affine, self.weight, self.bias = layer.affine, layer.weight, layer.bias
@@ -78,17 +78,17 @@ class _Sum(Function):
     """Σⱼ xⱼ over the ranks; its gradient with respect to xᵢ is the sum of the gradients that all ranks have of it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: RankGroup) -> Tensor:
         ctx.group = group
         return group.all_reduce(x.clone())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        group: Group = ctx.group
+        group: RankGroup = ctx.group
         return group.all_reduce(gradients[0].clone(memory_format=torch.contiguous_format)), None
 
 
-def _count(group: Group, layer: nn.SyncBatchNorm, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _count(group: RankGroup, layer: nn.SyncBatchNorm, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     """torch's layer gathers mean, deviation and count of each rank, and sums two gradients per channel on its way back.
 
     See torch.nn.modules._functions.SyncBatchNorm.

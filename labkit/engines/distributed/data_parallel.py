@@ -25,7 +25,7 @@ from labkit.engines.experiment import Experiment
 from labkit.engines.peer import Exchanged, OnePeer, Place
 from labkit.errors import ModelError, SettingError
 from labkit.exchange import Mean
-from labkit.exchange.group import Group
+from labkit.exchange.group import RankGroup
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def overlapping(experiment: Experiment) -> Experiment:
 class DataParallelPeer(OnePeer):
     """One peer whose backward pass averages the gradients: torch's DistributedDataParallel, buckets and overlap."""
 
-    def __init__(self, experiment: Experiment, peer: int, place: Place, group: Group, ddp: DDP) -> None:
+    def __init__(self, experiment: Experiment, peer: int, place: Place, group: RankGroup, ddp: DDP) -> None:
         super().__init__(experiment, peer, place)
         if ddp.sync_batchnorm:
             self.net = synchronised(self.net, group, place.device)
@@ -226,7 +226,7 @@ _RANK = 2  # of PowerSGD's matrices: the paper's choice for images (arXiv:1905.1
 _UNCOMPRESSED = 0.1  # the share of a run before PowerSGD begins, which torch's documentation advises
 
 
-def register(parallel: DistributedDataParallel, hook: str | Hook, group: Group, rounds: int) -> None:
+def register(parallel: DistributedDataParallel, hook: str | Hook, group: RankGroup, rounds: int) -> None:
     """Let the buckets of `parallel` go through the hook, of which `group` counts the bytes.
 
     A hook of the user's own gets None for its state, and counts what it hands to torch.distributed before it returns.
@@ -247,12 +247,12 @@ def register(parallel: DistributedDataParallel, hook: str | Hook, group: Group, 
     parallel.register_comm_hook(None, through)
 
 
-def _counted(hook: Hook, group: Group, bucket: Any) -> Any:
+def _counted(hook: Hook, group: RankGroup, bucket: Any) -> Any:
     with Handed(group):
         return hook(None, bucket)
 
 
-def _low_rank(state: PowerSGDState, group: Group, bucket: Any) -> Any:
+def _low_rank(state: PowerSGDState, group: RankGroup, bucket: Any) -> Any:
     """M ≈ P Qᵀ with P = M Q, Q = Mᵀ P, one power iteration a step (Vogels et al., arXiv:1905.13727, Alg. 1)."""
     before = state.total_numel_after_compression
     future = powerSGD_hook(state, bucket)
@@ -266,7 +266,7 @@ def _low_rank(state: PowerSGDState, group: Group, bucket: Any) -> Any:
 class Handed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While active, adds to the group's ledger what this thread hands to torch.distributed."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: RankGroup) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._group = group
 
@@ -276,7 +276,7 @@ class Handed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _bytes(operation: str, args: Any, group: Group) -> float:
+def _bytes(operation: str, args: Any, group: RankGroup) -> float:
     """What a rank sends for a collective in its ring form (nccl-tests, PERFORMANCE.md); of others, all it gets."""
     if operation.startswith("allreduce"):
         return group.ring(_size(args[0]))

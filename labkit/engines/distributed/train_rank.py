@@ -24,7 +24,7 @@ from labkit.engines.local_peers import Answer, LocalPeers
 from labkit.engines.peer import OnePeer
 from labkit.errors import ExchangeError
 from labkit.exchange import Message
-from labkit.exchange.group import Group
+from labkit.exchange.group import RankGroup
 from labkit.tree import Tree
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def train_rank(
 ) -> Result:
     """Train this rank's block of peers, from the beginning or from a checkpoint."""
     device = torch.device(course.device or ("cuda" if "nccl" in dist.get_backend_config() else "cpu"))
-    group = Group(tuple(len(block) for block in blocks))
+    group = RankGroup(tuple(len(block) for block in blocks))
     members, like = blocks[group.rank], described(experiment)
     single: Callable[..., OnePeer] | None = OnePeer if course.alone else None
     if course.ddp is not None and data_parallel(experiment, blocks, device, course.ddp):
@@ -70,7 +70,7 @@ def train_rank(
     watch = Stopwatch(lambda: int(local.work.sum()), common_moment(_ROUND_TRIPS) - lasted, group.rank)
     steering, saver = Steering(device, start + 1), Saver(course.keeping, local, members, device, start, like)
     reports = Reports(watch, course.report_every)
-    everybody = Group(group.blocks)  # predictions are no part of what training sends
+    everybody = RankGroup(group.blocks)  # predictions are no part of what training sends
     predict = local.joined(lambda message: message.collective(everybody))
     with torch.random.fork_rng():
         torch.manual_seed(experiment.seed + members.start)

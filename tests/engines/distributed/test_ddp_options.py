@@ -54,7 +54,7 @@ def test_a_hook_trains_as_before_and_sends_what_it_says(lab, hook):
 def overheard(hook):
     """What one rank really hands to torch.distributed in a backward pass, and what its ledger says."""
     from labkit.engines.distributed import data_parallel as hooks
-    from labkit.exchange.group import Group
+    from labkit.exchange.group import RankGroup
 
     handed = []
     actual = torch.distributed.all_reduce
@@ -65,7 +65,7 @@ def overheard(hook):
 
     torch.distributed.all_reduce = listening
     try:
-        net, group = mlp(), Group((1, 1))
+        net, group = mlp(), RankGroup((1, 1))
         parallel = nn.parallel.DistributedDataParallel(net)
         hooks.register(parallel, hook, group, rounds=20)
         for _ in range(5):

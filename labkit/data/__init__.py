@@ -1,12 +1,11 @@
 """Data: sources that are there offline or of your own, and how they are dealt to peers."""
 
 from labkit.data.batches import Batches, batches
-from labkit.data.dataset import Dataset
+from labkit.data.dataset import IID, Dataset, Sharding
 from labkit.data.functions import from_file, from_function
-from labkit.data.noise import noisy
-from labkit.data.shards import IID, ByLabel, Dirichlet, Quantity, Replicated, Sharding
+from labkit.data.shards import ByLabel, Dirichlet, Quantity, Replicated
 from labkit.data.sources import SOURCES, load
-from labkit.data.tensors import Tensors, from_tensors
+from labkit.data.tensors import Tensors, from_tensors, noisy
 from labkit.data.torch_datasets import from_torch
 
 __all__ = [

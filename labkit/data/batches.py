@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,13 +43,16 @@ class Batches(Iterator[Indices]):
     """One peer's batches [B], whose order follows from `key` = (seed, peer).
 
     `dealt` is how many were dealt, those before the stream began included; `loading` is the iterator that loads their
-    examples one batch after the other, where these do not lie in memory.
+    examples one batch after the other, where these do not lie in memory. Raises SettingError for numbers out of range.
     """
 
-    key: tuple[int, int]
-    dealt: int
     per_epoch: int  # how many batches one epoch has
     loading: Iterator[tuple[Tensor, Tensor]] | None = None
+
+    def __init__(self, batch_size: int, seed: int, peer: int, start: int) -> None:
+        self.batch_size = whole(batch_size, "batch_size")
+        self.key = whole(seed, "seed", least=0), whole(peer, "peer", least=0)
+        self.dealt = whole(start, "start", least=0)
 
     @property
     def epoch(self) -> int:
@@ -69,21 +74,20 @@ class Endless(Batches):
             raise DataError(
                 f"Peer {peer} has no training examples: take fewer peers, or a split that leaves some to it."
             )
-        self._batch = whole(batch_size, "batch_size")
-        self.dealt = whole(start, "start", least=0)
-        self.key = (whole(seed, "seed", least=0), whole(peer, "peer", least=0))
-        self.per_epoch = max(1, n // self._batch)
+        super().__init__(batch_size, seed, peer, start)
+        size = self.batch_size
+        self.per_epoch = max(1, n // size)
         # Epochs in a deck: one, or of a small shard many, since a generator costs as much as shuffling hundreds; a
         # deck is never smaller than a batch, so a batch comes from two decks at most.
-        self._epochs = 1 if n >= max(self._batch, _SMALL) else -(-max(self._batch, _DECK) // n)
-        self._kept = n if n < self._batch else self.per_epoch * self._batch  # of each epoch
+        self._epochs = 1 if n >= max(size, _SMALL) else -(-max(size, _DECK) // n)
+        self._kept = n if n < size else self.per_epoch * size  # of each epoch
         self._size = self._kept * self._epochs
-        self._number, self._at = divmod(self.dealt * self._batch, self._size)
+        self._number, self._at = divmod(self.dealt * size, self._size)
         self._deck = self._shuffled()
 
     def __next__(self) -> Indices:
         at = self._at
-        end = at + self._batch
+        end = at + self.batch_size
         self.dealt += 1
         if end <= self._size:
             self._at = end
@@ -95,12 +99,12 @@ class Endless(Batches):
         return np.concatenate((rest, self._deck[: self._at]))
 
     def take(self, count: int) -> Indices:
-        dealt = np.empty((count, self._batch), dtype=np.int64)
+        dealt = np.empty((count, self.batch_size), dtype=np.int64)
         done = 0
         while done < count:
-            whole_ones = min(count - done, (self._size - self._at) // self._batch)  # in this deck
-            end = self._at + whole_ones * self._batch
-            dealt[done : done + whole_ones] = self._deck[self._at : end].reshape(-1, self._batch)
+            whole_ones = min(count - done, (self._size - self._at) // self.batch_size)  # in this deck
+            end = self._at + whole_ones * self.batch_size
+            dealt[done : done + whole_ones] = self._deck[self._at : end].reshape(-1, self.batch_size)
             self._at, self.dealt, done = end, self.dealt + whole_ones, done + whole_ones
             if done < count:
                 dealt[done] = next(self)
@@ -115,16 +119,10 @@ class Endless(Batches):
         return random.permuted(epochs, axis=1)[:, : self._kept].reshape(-1)
 
 
-# -- Epochs: batches that come to an end, when every example was dealt exactly so often.
-
-
 class Epochs(Batches):
     """`epochs` passes over one peer's shard [n] from batch number `start` on, each a new permutation in batches [B].
 
-    An epoch's last batch holds the examples that are left, which may be fewer: `per_epoch` is ⌈n / B⌉. The order
-    depends on (seed, peer) alone; `dealt` is how many batches were dealt, the first `start` included.
-
-    Raises SettingError for numbers out of range.
+    An epoch's last batch holds the examples that are left, which may be fewer: `per_epoch` is ⌈n / B⌉.
 
     >>> [sorted(batch.tolist()) for batch in Epochs([7, 8, 9], 3, seed=0, peer=0, epochs=2)]
     [[7, 8, 9], [7, 8, 9]]
@@ -133,12 +131,10 @@ class Epochs(Batches):
     """
 
     def __init__(self, shard: Any, batch_size: int, seed: int, peer: int, epochs: int, start: int = 0) -> None:
+        super().__init__(batch_size, seed, peer, start)
         self._shard = np.asarray(shard, dtype=np.int64)
-        self._batch = whole(batch_size, "batch_size")
         self._passes = whole(epochs, "epochs")
-        self.dealt = whole(start, "start", least=0)
-        self.key = (whole(seed, "seed", least=0), whole(peer, "peer", least=0))
-        self.per_epoch = -(-len(self._shard) // self._batch)
+        self.per_epoch = -(-len(self._shard) // self.batch_size)
         self._number, self._deck = -1, self._shard[:0]  # the epoch whose order is known
 
     def __next__(self) -> Indices:
@@ -149,4 +145,51 @@ class Epochs(Batches):
             self._number = epoch
             self._deck = np.random.default_rng([*self.key, epoch]).permutation(self._shard)
         self.dealt += 1
-        return self._deck[at * self._batch : (at + 1) * self._batch]
+        return self._deck[at * self.batch_size : (at + 1) * self.batch_size]
+
+
+@dataclass(frozen=True)
+class StreamShard:
+    """Every `every`-th item of a stream from item number `first` on, of `total` in one pass where that is known.
+
+    >>> len(StreamShard(first=1, every=2, total=5))
+    2
+    """
+
+    first: int
+    every: int
+    total: int | None = None
+
+    def __len__(self) -> int:
+        if self.total is None:
+            raise DataError(
+                "A stream of examples does not say how many they are, and the algorithm asks: give its IterableDataset "
+                "a __len__."
+            )
+        return len(range(self.first, self.total, self.every))
+
+
+class StreamBatches(Batches):
+    """The batches of a stream's shard, pass after pass: it deals their numbers, as nobody can ask for an item by one.
+
+    The order of the items is the stream's own; the incomplete last batch of a pass is left out. With `epochs` it ends
+    after so many passes, the last batches included.
+    """
+
+    def __init__(
+        self, shard: StreamShard, batch_size: int, seed: int, peer: int, epochs: int | None = None, start: int = 0
+    ) -> None:
+        super().__init__(batch_size, seed, peer, start)
+        self.shard = shard
+        self.epochs = None if epochs is None else whole(epochs, "epochs")
+
+    @cached_property
+    def per_epoch(self) -> int:  # type: ignore[override]  # asked for, a stream of unknown length says what to do
+        n = len(self.shard)
+        return max(1, n // self.batch_size) if self.epochs is None else -(-n // self.batch_size)
+
+    def __next__(self) -> Indices:
+        if self.epochs is not None and self.dealt >= self.epochs * self.per_epoch:
+            raise StopIteration
+        self.dealt += 1
+        return np.array([self.dealt - 1])

@@ -1,17 +1,18 @@
-"""A dataset: what peers are trained on and tested with, cut into shards for them."""
+"""A dataset: what peers are trained on and tested with, dealt to them evenly unless another way is asked for."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from labkit.checks import whole
-from labkit.data.shards import IID, Sharding
-from labkit.tasks.split import Partition
+from labkit.errors import DataError
+from labkit.tasks.split import Partition, split
 
 
 class Dataset(ABC):
@@ -58,3 +59,40 @@ class Dataset(ABC):
     @property
     def _size(self) -> str:
         return str(len(self))
+
+
+class Sharding(Protocol):
+    """A way to deal a dataset's training examples to peers."""
+
+    common_order: ClassVar[bool]  # whether all peers see the same batches in the same order
+
+    def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
+        """One shard of the training examples' indices for each peer."""
+
+
+@dataclass(frozen=True)
+class IID:
+    """Shuffle, then cut into shards whose sizes differ by at most one: every peer sees the same distribution.
+
+    >>> import labkit as lk
+    >>> lk.data.load("digits").shards(3, lk.data.IID()).sizes
+    (480, 479, 479)
+    """
+
+    common_order: ClassVar[bool] = False
+
+    def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
+        require_room(dataset, peers)
+        return split(len(dataset), parts=peers, how="random", seed=seed)
+
+
+def require_room(dataset: Dataset, peers: int, least: int = 1) -> None:
+    """Raise DataError unless there are `least` training examples for each of the peers."""
+    n = len(dataset)
+    if n < peers:
+        raise DataError(f"{dataset.name} has {n} training examples, too few for {peers} peers: take at most {n} peers.")
+    if n < peers * least:
+        raise DataError(
+            f"{dataset.name} has {n} training examples, too few to give each of {peers} peers {least}: take "
+            f"least={n // peers} or less, or fewer peers."
+        )

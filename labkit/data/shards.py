@@ -3,43 +3,23 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 
 from labkit.checks import Floats, Integers, generator, number, whole
+from labkit.data.dataset import Dataset, require_room
 from labkit.errors import DataError
-from labkit.tasks.split import Partition, split
-
-if TYPE_CHECKING:
-    from labkit.data.dataset import Dataset
-
-
-class Sharding(Protocol):
-    """A way to deal a dataset's training examples to peers."""
-
-    common_order: ClassVar[bool]  # whether all peers see the same batches in the same order
-
-    def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
-        """One shard of the training examples' indices for each peer."""
+from labkit.tasks.split import Partition
 
 
 @dataclass(frozen=True)
-class IID:
-    """Shuffle, then cut into shards whose sizes differ by at most one: every peer sees the same distribution."""
-
-    common_order: ClassVar[bool] = False
-
-    def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
-        _require_room(dataset, peers)
-        return split(len(dataset), parts=peers, how="random", seed=seed)
-
-
-@dataclass(frozen=True)
-class Concentrated:
+class Skewed(ABC):
     """Shares drawn from a Dirichlet distribution of concentration α, and at least `least` examples for everybody."""
 
     alpha: float
@@ -50,9 +30,22 @@ class Concentrated:
         number(self.alpha, "alpha", above=True)
         whole(self.least, "least")
 
+    def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
+        require_room(dataset, peers, self.least)
+        random = generator(seed)
+        owner = np.empty(len(dataset), dtype=np.int64)
+        for members in self.groups(dataset):
+            owner[random.permutation(members)] = dealt(len(members), shares(self.alpha, peers, random))
+        owner = topped_up(owner, peers, self.least, random)
+        return Partition(range(len(dataset)), parts(owner, peers), repr(self))
+
+    @abstractmethod
+    def groups(self, dataset: Dataset) -> Sequence[Integers]:
+        """The examples that are shared out together."""
+
 
 @dataclass(frozen=True)
-class Dirichlet(Concentrated):
+class Dirichlet(Skewed):
     """Skewed labels: of each class k, shares p_k ~ Dir(α, …, α) of its examples go to the peers.
 
     A small α gives a class to few peers, a large one deals it evenly. The distribution over peers is drawn for each
@@ -67,14 +60,27 @@ class Dirichlet(Concentrated):
     (every item has exactly one owner, 8)
     """
 
-    def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
-        _require_room(dataset, peers, self.least)
-        random = generator(seed)
-        owner = np.empty(len(dataset), dtype=np.int64)
-        for members in _classes(dataset, self):
-            owner[random.permutation(members)] = dealt(len(members), shares(self.alpha, peers, random))
-        owner = topped_up(owner, peers, self.least, random)
-        return Partition(range(len(dataset)), parts(owner, peers), repr(self))
+    def groups(self, dataset: Dataset) -> Sequence[Integers]:
+        return _classes(dataset, self)
+
+
+@dataclass(frozen=True)
+class Quantity(Skewed):
+    """Skewed sizes: shares q ~ Dir(α, …, α) of the shuffled examples go to the peers, their labels as in IID.
+
+    Li et al., arXiv:2102.02079 (quantity skew). Whoever ends with fewer than `least` examples is topped up from the
+    largest shards.
+
+    Raises SettingError for α ≤ 0 or `least` < 1.
+
+    >>> import labkit as lk
+    >>> sizes = lk.data.load("digits").shards(4, lk.data.Quantity(0.5)).sizes
+    >>> sum(sizes), max(sizes) > 2 * min(sizes)
+    (1438, True)
+    """
+
+    def groups(self, dataset: Dataset) -> Sequence[Integers]:
+        return [np.arange(len(dataset))]
 
 
 @dataclass(frozen=True)
@@ -129,30 +135,6 @@ class ByLabel:
 
 
 @dataclass(frozen=True)
-class Quantity(Concentrated):
-    """Skewed sizes: shares q ~ Dir(α, …, α) of the shuffled examples go to the peers, their labels as in IID.
-
-    Li et al., arXiv:2102.02079 (quantity skew). Whoever ends with fewer than `least` examples is topped up from the
-    largest shards.
-
-    Raises SettingError for α ≤ 0 or `least` < 1.
-
-    >>> import labkit as lk
-    >>> sizes = lk.data.load("digits").shards(4, lk.data.Quantity(0.5)).sizes
-    >>> sum(sizes), max(sizes) > 2 * min(sizes)
-    (1438, True)
-    """
-
-    def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
-        _require_room(dataset, peers, self.least)
-        random = generator(seed)
-        owner = np.empty(len(dataset), dtype=np.int64)
-        owner[random.permutation(len(dataset))] = dealt(len(dataset), shares(self.alpha, peers, random))
-        owner = topped_up(owner, peers, self.least, random)
-        return Partition(range(len(dataset)), parts(owner, peers), repr(self))
-
-
-@dataclass(frozen=True)
 class Replicated:
     """Every peer holds all examples and sees them in the same order, as mutual learning and co-teaching need it.
 
@@ -167,7 +149,7 @@ class Replicated:
         return Partition(range(len(dataset)), (everything,) * peers, repr(self))
 
 
-def _classes(dataset: Dataset, how: Sharding) -> list[Integers]:
+def _classes(dataset: Dataset, how: Skewed | ByLabel) -> list[Integers]:
     """The examples of each class that occurs."""
     labels = dataset.y.cpu().numpy()
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -179,18 +161,7 @@ def _classes(dataset: Dataset, how: Sharding) -> list[Integers]:
     return np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
 
 
-def _require_room(dataset: Dataset, peers: int, least: int = 1) -> None:
-    n = len(dataset)
-    if n < peers:
-        raise DataError(f"{dataset.name} has {n} training examples, too few for {peers} peers: take at most {n} peers.")
-    if n < peers * least:
-        raise DataError(
-            f"{dataset.name} has {n} training examples, too few to give each of {peers} peers {least}: take "
-            f"least={n // peers} or less, or fewer peers."
-        )
-
-
-# -- Owners: which peer holds which example, as one array [n], however many peers there are.
+# Owners: which peer holds which example, as one array [n], however many peers there are.
 
 
 def shares(alpha: float, peers: int, random: np.random.Generator) -> Floats:
@@ -225,8 +196,8 @@ def topped_up(owner: Integers, peers: int, least: int, random: np.random.Generat
     if not missing:
         return owner
     # the highest level at which all that stands out is enough
-    level = bisect_left(range(int(sizes.max())), True, key=lambda at: _above(sizes, at).sum() < missing) - 1
-    gives = _above(sizes, level)
+    level = bisect_left(range(int(sizes.max())), True, key=lambda at: np.maximum(sizes - at, 0).sum() < missing) - 1
+    gives = np.maximum(sizes - level, 0)
     givers = np.flatnonzero(gives)
     gives[givers[: int(gives.sum()) - missing]] -= 1  # the level was met with less than one to spare for each giver
     order = random.permutation(len(owner))
@@ -236,10 +207,6 @@ def topped_up(owner: Integers, peers: int, least: int, random: np.random.Generat
     owner = owner.copy()
     owner[given] = np.repeat(np.arange(peers), wanted)
     return owner
-
-
-def _above(sizes: Integers, level: int) -> Integers:
-    return np.maximum(sizes - level, 0)
 
 
 def parts(owner: Integers, peers: int) -> tuple[Integers, ...]:

@@ -1,12 +1,10 @@
-"""Data in memory: a dataset made of tensors, arrays or lists."""
+"""Data in memory: a dataset made of tensors, arrays or lists, cut in two or with wrong labels where that is asked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,10 +13,11 @@ from torch import Tensor
 
 from labkit.checks import generator, number
 from labkit.data.dataset import Dataset
-from labkit.errors import DataError
+from labkit.errors import DataError, SettingError
 
 TEST_SHARE = 0.2
 _TOKENS = (torch.int64, torch.int32)
+_NOISE = ("symmetric", "pair")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -136,30 +135,46 @@ def classes_of(y: Tensor) -> int:
     return int(y.max()) + 1 if y.numel() else 0
 
 
-# -- The tables inside scikit-learn's wheel: measurements as numbers, and a class for each row.
+def noisy(dataset: Dataset, share: float, kind: str = "symmetric", seed: int = 0) -> Tensors:
+    """The dataset with round(share·N) of its N training labels wrong; test labels stay as they are.
 
+    The transition matrix Q of Han et al., arXiv:1804.06872, fig. 3 and appendix A, with ε = `share`:
 
-def digits() -> Tensors:
-    """1,797 handwritten digits of 8×8 pixels, scaled to 0…1; a fixed fifth is the test set (see datasets/digits.md)."""
-    table = np.loadtxt(_file("digits.csv.gz"), delimiter=",", dtype=np.float32)
-    return from_tensors(table[:, :-1] / 16.0, table[:, -1].astype(np.int64), name="digits")
+    - `symmetric`: Q[i, j] = ε/(C−1) for j ≠ i, any other class is as likely;
+    - `pair`: Q[i, i+1] = ε, a class is taken for the next one, and the last for the first.
 
+    Raises SettingError for a share outside 0…1 or an unknown kind, and DataError for targets without two classes.
 
-def _file(name: str) -> Path:
-    """A file of scikit-learn's, read without importing it, which takes a worker that has just started a second."""
-    package = find_spec("sklearn")
-    assert package is not None
-    return Path(next(iter(package.submodule_search_locations or ()))) / "datasets" / "data" / name
-
-
-def table(name: str) -> Tensors:
-    """One of scikit-learn's small tables, a fixed fifth of its rows as the test set (see datasets/NAME.md).
-
-    Every column is standardised, (x − μ)/σ, by the mean and deviation of the training rows alone.
+    >>> import labkit as lk
+    >>> digits = lk.data.load("digits")
+    >>> half = lk.data.noisy(digits, 0.5)
+    >>> half
+    Dataset digits with 50% symmetric label noise: 1438 training and 359 test examples of shape (64,), 10 classes
+    >>> int((half.y != digits.y).sum())
+    719
     """
-    import sklearn.datasets
-
-    x, y = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
-    made = from_tensors(x, y, name=name)
-    deviation, mean = torch.std_mean(made.x, dim=0)
-    return replace(made, x=(made.x - mean) / deviation, test_x=(made.test_x - mean) / deviation)
+    share = number(share, "share", most=1)
+    if kind not in _NOISE:
+        raise SettingError(f"kind={kind!r} is unknown: choose one of {', '.join(_NOISE)}.")
+    if not isinstance(dataset, Tensors):
+        raise DataError(
+            f"The labels of {dataset.name} are loaded batch by batch: let the torch dataset give wrong ones itself, or "
+            "load its examples as tensors with lk.data.from_tensors(x, y)."
+        )
+    if dataset.classes < 2 or dataset.y.dim() != 1:
+        raise DataError(
+            f"{dataset.name} has no label that could be taken for another: give one class number out of two or more "
+            "for each example."
+        )
+    wrong = round(share * len(dataset))
+    random = generator(seed)
+    at = torch.from_numpy(random.permutation(len(dataset))[:wrong])
+    away = random.integers(1, dataset.classes, size=wrong) if kind == "symmetric" else [1] * wrong
+    y = dataset.y.clone()
+    y[at] = (y[at] + torch.as_tensor(away, dtype=y.dtype)) % dataset.classes
+    return replace(
+        dataset,
+        name=f"{dataset.name} with {100 * share:.4g}% {kind} label noise",
+        y=y,
+        source=partial(noisy, dataset, share, kind, seed) if dataset.source else None,
+    )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from labkit.algorithms.base import Batch
 from labkit.data import Dataset, Tensors
 from labkit.data.batches import Batches
-from labkit.data.batchwise import Batchwise
+from labkit.data.torch_datasets import TorchDataset
 
 
 class Examples:
@@ -32,7 +32,7 @@ class Examples:
 
     def batches(self, indices: Batches) -> Iterator[Batch]:
         """One peer's batches, which go on from where an earlier stream of the same indices stopped."""
-        if not isinstance(self._dataset, Batchwise):
+        if not isinstance(self._dataset, TorchDataset):
             return map(self.__getitem__, indices)
         if indices.loading is None:
             indices.loading = self._dataset.opened(indices, ahead=self._alone)

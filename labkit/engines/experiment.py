@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from labkit.algorithms.base import Algorithm
 from labkit.algorithms.traits import Traits
 from labkit.data import Dataset, batches
-from labkit.data.batches import Batches, Epochs, Indices
-from labkit.data.streamed import Share, Turns
+from labkit.data.batches import Batches, Epochs, Indices, StreamBatches, StreamShard
 from labkit.engines.control import Control
 from labkit.errors import DataError, DivergenceError
 from labkit.history.rows import Reporter
@@ -43,7 +42,7 @@ class Experiment:
     dataset: Dataset
     algorithms: tuple[Algorithm, ...]
     traits: Traits  # of the first peer's algorithm; those that hold for the run are the same in all
-    shards: Sequence[Indices | Share]  # each peer's training examples
+    shards: Sequence[Indices | StreamShard]  # each peer's training examples
     rounds: int
     batch_size: int
     seed: int
@@ -141,8 +140,8 @@ class Experiment:
         """
         order = self.seed, 0 if self.common_order else peer
         shard = self.shards[peer]
-        if isinstance(shard, Share):
-            return Turns(shard, self.batch_size, *order, self.epochs, start)
+        if isinstance(shard, StreamShard):
+            return StreamBatches(shard, self.batch_size, *order, self.epochs, start)
         if self.epochs is not None:
             return Epochs(shard, self.batch_size, *order, self.epochs, start)
         return batches(shard, self.batch_size, *order, start)

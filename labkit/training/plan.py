@@ -15,8 +15,8 @@ from labkit.algorithms.traits import Traits
 from labkit.checks import whole
 from labkit.cluster.lab import Lab
 from labkit.data import IID, Dataset, Replicated, Sharding, Tensors
-from labkit.data.batches import Indices
-from labkit.data.streamed import Share, Streamed
+from labkit.data.batches import Indices, StreamShard
+from labkit.data.torch_datasets import IterableStyle
 from labkit.engines.cluster import Cluster
 from labkit.engines.experiment import Engine, Experiment, Schedule
 from labkit.engines.simulator import Simulator
@@ -282,9 +282,9 @@ def shares_of(
     epochs: int | None,
     seed: int,
     batch_size: int,
-) -> Sequence[Indices | Share]:
+) -> Sequence[Indices | StreamShard]:
     """What each peer has: examples by number, or its turns at a stream. Raises DataError or SettingError."""
-    if isinstance(dataset, Streamed):
+    if isinstance(dataset, IterableStyle):
         return dataset.shares(peers, dealing, _counts(traits, epochs))
     return _numbered(dataset, peers, dealing, seed, batch_size)
 

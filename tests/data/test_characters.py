@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from labkit.data import load
-from labkit.data.characters import ALPHABET, WINDOW, _corpus, characters, decode, encode
+from labkit.data.sources import ALPHABET, WINDOW, _corpus, characters, decode, encode
 from labkit.errors import DataError
 
 
@@ -24,7 +24,7 @@ def test_every_window_is_followed_in_the_text_by_its_target():
 
 def test_no_character_is_both_trained_on_and_tested(monkeypatch):
     numbers = np.arange(5000)
-    monkeypatch.setattr("labkit.data.characters.encode", lambda text: numbers)
+    monkeypatch.setattr("labkit.data.sources.encode", lambda text: numbers)
     made = characters()
     trained, tested = (
         {*part[0].flatten().tolist(), *part[1].tolist()} for part in ((made.x, made.y), (made.test_x, made.test_y))
@@ -34,7 +34,7 @@ def test_no_character_is_both_trained_on_and_tested(monkeypatch):
 
 
 def test_the_size_is_bounded_however_long_the_text(monkeypatch):
-    monkeypatch.setattr("labkit.data.characters.encode", lambda text: np.zeros(2_000_000, np.int64))
+    monkeypatch.setattr("labkit.data.sources.encode", lambda text: np.zeros(2_000_000, np.int64))
     assert len(characters()) + len(characters().test_x) == 12_500
 
 

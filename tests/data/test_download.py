@@ -10,7 +10,7 @@ import pooch
 import pytest
 
 from labkit.data import load, sources
-from labkit.data.download import Remote
+from labkit.data.images import Remote
 from labkit.errors import DataError, MissingPackage
 from tests.data.servers import Server, nobody, serving
 

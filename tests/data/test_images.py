@@ -18,8 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.data import load, sources
-from labkit.data.download import Remote
-from labkit.data.images import CIFAR10, FASHION_MNIST, MNIST, cifar, mnist, read_idx, read_records
+from labkit.data.images import CIFAR10, FASHION_MNIST, MNIST, Remote, cifar, mnist, read_idx, read_records
 from labkit.errors import DataError
 from tests.examples import many
 

@@ -12,7 +12,7 @@ import pytest
 
 import labkit as lk
 from labkit.data import from_torch
-from labkit.data.streamed import Share, Turns
+from labkit.data.batches import StreamBatches, StreamShard
 from labkit.errors import DataError
 from tests.data.items import Counter, Traced
 from tests.data.test_torch_datasets import linear, trained
@@ -63,7 +63,7 @@ def test_processes_that_load_for_a_worker_end_with_it_when_it_is_killed(lab, tmp
 
 def test_daemonic_processes_say_how_to_be_others(tmp_path):
     def try_to_load(sender):
-        turns = Turns(Share(0, 1, total=8), 4, seed=0, peer=0)
+        turns = StreamBatches(StreamShard(0, 1, total=8), 4, seed=0, peer=0)
         try:
             next(from_torch(Counter(8), name="mine", workers=2).opened(turns, ahead=True))
         except DataError as error:

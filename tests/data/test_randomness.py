@@ -7,7 +7,7 @@ import random
 import numpy as np
 import torch
 
-from labkit.data.loading import Randomness
+from labkit.data.randomness import Randomness
 
 
 def drawn():

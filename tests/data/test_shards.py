@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.data import IID, ByLabel, Dirichlet, Quantity, Replicated, load
-from labkit.data.shards import Sharding, dealt, shares, slots, topped_up
+from labkit.data.dataset import Sharding
+from labkit.data.shards import dealt, shares, slots, topped_up
 from labkit.errors import DataError, SettingError
 from tests.data.toys import labelled
 from tests.examples import few, many

@@ -14,8 +14,8 @@ from torch.utils.data import Subset, TensorDataset
 
 import labkit as lk
 from labkit.algorithms import AllReduce, CoTeaching, FedAvg, Gossip, LocalSGD
-from labkit.data import from_torch, streamed
-from labkit.data.streamed import Share, Turns
+from labkit.data import from_torch, torch_datasets
+from labkit.data.batches import StreamBatches, StreamShard
 from labkit.errors import DataError, SettingError
 from tests.data.items import (
     DIGITS,
@@ -95,7 +95,7 @@ def test_what_a_dataset_draws_leaves_the_random_numbers_of_others_alone():
 def dealt(dataset, peers, size, epochs, start=0):
     """The targets in each batch of every peer."""
     shares = dataset.shares(peers, None, counted=True)
-    turns = [Turns(share, size, seed=5, peer=k, epochs=epochs, start=start) for k, share in enumerate(shares)]
+    turns = [StreamBatches(share, size, seed=5, peer=k, epochs=epochs, start=start) for k, share in enumerate(shares)]
     return [[y.tolist() for _, y in dataset.opened(own, ahead=False)] for own in turns]
 
 
@@ -120,7 +120,7 @@ def test_a_stream_may_begin_at_any_batch(n, size, start):
 @few
 @given(n=st.integers(8, 40), size=st.integers(1, 4))
 def test_without_epochs_a_stream_begins_anew_and_leaves_out_incomplete_batches(n, size):
-    turns = Turns(Share(0, 2), size, seed=0, peer=0)
+    turns = StreamBatches(StreamShard(0, 2), size, seed=0, peer=0)
     items = from_torch(Counter(n, shuffled=False)).opened(turns, ahead=False)
     per_pass = len(range(0, n, 2)) // size
     got = [y.tolist() for _, y in islice(items, 3 * per_pass)]
@@ -134,7 +134,7 @@ def test_a_stream_without_end_trains_for_so_many_rounds():
 
 
 def test_a_stream_without_end_is_not_counted_for_ever(monkeypatch):
-    monkeypatch.setattr(streamed, "COUNTING", 0.1)
+    monkeypatch.setattr(torch_datasets, "COUNTING", 0.1)
     with pytest.raises(
         DataError, match=r"0.1 s did not do to count them: give it a __len__, or train for so many rounds"
     ):

@@ -1,15 +1,15 @@
-"""Clock: virtual time; each peer computes at its own speed, and messages travel over a link."""
+"""Clock: a run's seconds, this machine's or virtual ones; each peer computes at its own speed and messages travel."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from labkit.checks import number
 from labkit.costs.link import Link
@@ -21,20 +21,57 @@ from labkit.engines.shared_state import SharedState
 from labkit.errors import SettingError
 from labkit.exchange import Message
 from labkit.history.lanes import MOST_LANES, Bursts
-from labkit.history.rows import Interval, Reporter
+from labkit.history.rows import Interval
 from labkit.tasks.sync import BSP, Timeline
-from labkit.tree import Tree
 
 _MOST_INTERVALS = 2_000_000  # of all peers together; a longer run keeps no timeline
 
 
 class Clock:
+    """The seconds of training since `zero`, on this machine's clock; time in which it is stopped does not count.
+
+    Where several processes train together, `last` tells each of them who of all stopped last, so that they go on alike.
+    """
+
+    def __init__(self, zero: float | None = None, last: Callable[[float], float] = float) -> None:
+        self._zero, self._last = perf_counter() if zero is None else zero, last
+
+    @property
+    def seconds(self) -> float:
+        """For how long the run has trained."""
+        return perf_counter() - self._zero
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What is done within is no training: evaluation, a pause, a reader's look at a message."""
+        begun = self.seconds
+        yield
+        self._zero = perf_counter() - self._last(begun)
+
+    def begin(self, local: LocalPeers) -> None:
+        """Those of the peers who are present begin a round."""
+
+    def meet(self, message: Message) -> list[Interval]:
+        """They compute up to the message, of which this is one peer's, and then it takes its time; what that was."""
+        return []
+
+    def end(self) -> list[Interval]:
+        """They have computed what comes after the last message of the round."""
+        return []
+
+    def timeline(self) -> Timeline | None:
+        """When all peers worked, from message to message, if that is known."""
+        return None
+
+
+class VirtualClock(Clock):
     """Every peer's virtual time in seconds, [n]; who computes takes its time, who sends waits for the reply.
 
     `step` is the seconds of one local step at speed 1, `link` the network between every two peers.
     """
 
     def __init__(self, peers: int, step: float, speeds: Sequence[float] | None = None, link: Link | None = None):
+        super().__init__()
         given = [1.0] * peers if speeds is None else [float(s) for s in speeds]
         if len(given) != peers or any(not s > 0 or math.isinf(s) for s in given):
             raise SettingError(
@@ -44,57 +81,58 @@ class Clock:
         self.seconds_per_step = step / torch.tensor(given, dtype=torch.float64)  # [n]
         self.link = link or Link()
         self._times = torch.zeros(peers, dtype=torch.float64)
-        self._intervals = Intervals(peers)
-
-    def at(self, peers: Tensor) -> Tensor:
-        """The times of these peers, [m]."""
-        return self._times[peers]
+        self._starts: list[np.ndarray] = []  # [n] each: when the peers began to compute before each message
+        self._ends: list[np.ndarray] = []
+        self._number, self._bursts = 0, Bursts()
 
     @property
     def seconds(self) -> float:
         """The time of the peer that is furthest."""
         return float(self._times.max())
 
-    def compute(self, present: Tensor, steps: Tensor) -> None:
-        """Those present [m] take so many local steps [m] each."""
-        start = self._times[present]
-        self._times[present] = start + steps * self.seconds_per_step[present]
-        if len(present) == len(self._times) and steps.any():
-            self._intervals.add(start.numpy(), self._times.numpy().copy())
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        yield
 
-    def exchange(self, present: Tensor, message: Message) -> None:
-        """Those present send `message` (one peer's, not stacked) and receive their replies."""
-        self._times[present] = message.arrivals(self._times[present], self.link)
+    def begin(self, local: LocalPeers) -> None:
+        self._local, self._present = local, torch.as_tensor(local.present)
+        self._counted = torch.zeros(len(self._present), dtype=torch.int64)
+        if local.comes_and_goes:  # when the last round has ended, a server has sent them its model
+            self._times[self._present] = self._times.max()
 
-    def gather(self, present: Tensor) -> None:
-        """Those who are about to take part begin when the last round has ended: a server has sent them its model."""
-        self._times[present] = self._times.max()
+    def meet(self, message: Message) -> list[Interval]:
+        return self._advance(message)
+
+    def end(self) -> list[Interval]:
+        return self._advance(None) if (self._local.work > self._counted).any() else []
 
     def timeline(self) -> Timeline | None:
-        """The intervals that all peers worked, from message to message; None where some were not always there."""
-        return self._intervals.timeline("predicted")
-
-
-class Intervals:
-    """When each of n peers began and ended its work between one message and the next."""
-
-    def __init__(self, peers: int) -> None:
-        self._peers = peers
-        self._starts: list[np.ndarray] = []
-        self._ends: list[np.ndarray] = []
-
-    def add(self, start: np.ndarray, end: np.ndarray) -> None:
-        """One interval of every peer, [n] seconds each."""
-        if self._peers * len(self._starts) < _MOST_INTERVALS:
-            self._starts.append(start)
-            self._ends.append(end)
-
-    def timeline(self, kind: str) -> Timeline | None:
-        """All of them as a Timeline [n, intervals]."""
-        if not self._starts or self._peers * len(self._starts) >= _MOST_INTERVALS:
+        """None where some were not always there, too."""
+        if not self._starts or not self._keeps:
             return None
-        start, finish = np.stack(self._starts, axis=1), np.stack(self._ends, axis=1)
-        return Timeline(start, finish, BSP(), kind, "peer")
+        return Timeline(np.stack(self._starts, axis=1), np.stack(self._ends, axis=1), BSP(), "predicted", "peer")
+
+    @property
+    def _keeps(self) -> bool:
+        return len(self._times) * len(self._starts) < _MOST_INTERVALS
+
+    def _advance(self, message: Message | None) -> list[Interval]:
+        """Those present take the steps that were not counted yet, and exchange a message, if there is one."""
+        present, times, work = self._present, self._times, self._local.work
+        steps, self._counted = work - self._counted, work
+        begun = times[present]
+        arrived = begun + steps * self.seconds_per_step[present]
+        if len(present) == len(times) and steps.any() and self._keeps:
+            self._starts.append(begun.numpy())
+            self._ends.append(arrived.numpy())
+        done = arrived if message is None else message.arrivals(arrived, self.link)
+        times[present] = done
+        self._number += 1
+        if not self._bursts.tells(perf_counter()):
+            return []
+        met = torch.minimum(arrived.max(), done)
+        each = [own[:MOST_LANES].tolist() for own in (present, begun, arrived, met, done)]
+        return [Interval(lane, self._number, *moments) for lane, *moments in zip(*each, strict=True)]
 
 
 def seconds_per_step(experiment: Experiment, device: torch.device) -> float:
@@ -107,9 +145,6 @@ def seconds_per_step(experiment: Experiment, device: torch.device) -> float:
         peer.step(peer.loss(batch))
         taken.append(perf_counter() - begun)
     return sorted(taken[1:])[4]
-
-
-# -- Meter: what a run in one process counts, bytes by their formula and seconds on a virtual clock.
 
 
 @dataclass(frozen=True)
@@ -137,59 +172,9 @@ class Timed:
         """ "virtual" where seconds are computed, "wall" where they are measured."""
         return "wall" if self.network is None and self.speeds is None else "virtual"
 
-    def virtual(self, experiment: Experiment, device: torch.device) -> Clock | None:
+    def virtual(self, experiment: Experiment, device: torch.device) -> VirtualClock | None:
         """The virtual clock of a run, if it has one."""
         if self.clock == "wall":
             return None
         step = seconds_per_step(experiment, device) if self.step_seconds is None else self.step_seconds
-        return Clock(experiment.peers, step, self.speeds, self.network)
-
-
-class Meter:
-    """Counts what the peers send, and lets the clock, if there is one, know of steps and messages."""
-
-    def __init__(self, local: LocalPeers, clock: Clock | None, report: Reporter) -> None:
-        self._local, self._clock, self._report = local, clock, report
-        self._number, self._bursts = 0, Bursts()
-        self.sent = 0.0  # bytes of all peers together
-        self.wall = 0.0  # seconds of this machine, evaluations left out
-
-    def begin(self) -> None:
-        """A round begins."""
-        self._present = torch.as_tensor(self._local.present)
-        self._counted = torch.zeros(len(self._present), dtype=torch.int64)
-        if self._clock is not None and self._local.comes_and_goes:
-            self._clock.gather(self._present)
-
-    def meet(self, message: Message) -> None:
-        """Everyone computes up to the message, of which this is one peer's, then it takes its time."""
-        self.sent += message.bytes(len(self._present)) * len(self._present)
-        if self._clock is not None:
-            self._lap(self._clock, message)
-
-    def answer(self, message: Message) -> Tree:
-        """The replies to a stacked message."""
-        self.meet(message.row())
-        return message.stacked()
-
-    def end(self) -> None:
-        """Count the work after the last message of the round."""
-        if self._clock is not None and (self._local.work > self._counted).any():
-            self._lap(self._clock, None)
-
-    def _lap(self, clock: Clock, message: Message | None) -> None:
-        """Those present take the steps that were not counted yet, and exchange a message, if there is one."""
-        self._number += 1
-        tells, few = self._bursts.tells(perf_counter()), self._present[:MOST_LANES]
-        work, begun = self._local.work, clock.at(few)
-        clock.compute(self._present, work - self._counted)
-        self._counted = work
-        arrived, met = clock.at(few), clock.at(self._present).max() if tells else None
-        if message is not None:
-            clock.exchange(self._present, message)
-        if met is None:
-            return
-        done = clock.at(few)
-        each = torch.stack([few, begun, arrived, torch.minimum(met, done), done], dim=1)  # float64 [m, 5]
-        for lane, *moments in each.tolist():
-            self._report(Interval(int(lane), self._number, *moments))
+        return VirtualClock(experiment.peers, step, self.speeds, self.network)

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from labkit import tree
+from labkit.engines.barriers import Answer, Meeting, barriers, exhaust
 from labkit.engines.batches import Examples, StackedStream, Stream
 from labkit.engines.checkpoint import Part, kept, moved, restore
-from labkit.engines.evaluation import accuracies, agreed, classes, server_model, trained
+from labkit.engines.evaluation import AT_ONCE, accuracies, classes, trained
 from labkit.engines.experiment import Experiment, require_finite
 from labkit.engines.peer import Exchanged, OnePeer, Peers, Place
-from labkit.engines.rounds import MessageGenerator, answered, conduct
 from labkit.engines.shared_state import SharedState
 from labkit.engines.stacked.block_size import block_key, block_size
 from labkit.engines.stacked.peers import StackedPeers
 from labkit.exchange import Message
 from labkit.history.rows import Event
 from labkit.tree import Tree
-
-Answer = Callable[[list[Message]], Sequence[Tree]]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class LocalPeers:
             self._stand_in = not self.present
             self._blocks = self._made(self.present or self._members[:1])
             self._order = self._order_of(self._blocks)
+        self._number = number
         for block in self._blocks:
             block.peers.begin(number)
 
@@ -88,17 +89,12 @@ class LocalPeers:
         """Let the peers take over what was asked for last of these learning rates; what is to be told of it."""
         return self._place.rate.adopt(rates, number, seconds)
 
-    def round(self, answer: Answer) -> None:
-        """Run the round, the messages at each barrier being answered by `answer`, one reply for each block."""
-        conduct(self._generators(), answer)
-
-    def barriers(self, answer: Answer) -> Iterator[tuple[list[Message], Sequence[Tree]]]:
-        """The same, stopping at every barrier for whoever wants to see the messages there and the replies to them."""
-        return answered(self._generators(), answer)
-
-    def _generators(self) -> list[MessageGenerator]:
+    def round(self, answer: Answer) -> Generator[Meeting, None, None]:
+        """Run the round from barrier to barrier; `answer` gives a reply to the message of each block."""
         own = self._experiment.algorithm_of
-        return [own(block.peers.members[0]).round(block.peers, block.stream) for block in self._blocks]
+        rounds = [own(block.peers.members[0]).round(block.peers, block.stream) for block in self._blocks]
+        for messages, replies in barriers(rounds, answer):
+            yield Meeting(self._number, self.present, messages, replies)
 
     def end(self) -> None:
         """Take over what the round has written to the memories, once its losses were looked at."""
@@ -107,6 +103,10 @@ class LocalPeers:
             for block in self._blocks:
                 block.peers.state.put_back()
             self._put_back_streams()
+
+    def first(self, messages: Sequence[Message]) -> Message:
+        """One peer's message, of those that the blocks meet with."""
+        return messages[0].row() if self._blocks[0].peers.lead else messages[0]
 
     def joined(self, answer: Callable[[Message], Tree]) -> Answer:
         """Let a function of one stacked message answer those of all blocks, their rows in the order of the peers."""
@@ -183,8 +183,8 @@ class LocalPeers:
         """What took those present their time in this round, in local steps, [K]."""
         return self._in_order([block.peers.work for block in self._blocks])
 
-    def mean_losses(self, number: int) -> tuple[float, ...]:
-        """The mean losses of those present in round `number`; NaN for who took no step.
+    def mean_losses(self) -> tuple[float, ...]:
+        """The mean losses of those present in this round; NaN for who took no step.
 
         Raises DivergenceError for a loss that is not finite.
         """
@@ -194,27 +194,59 @@ class LocalPeers:
             return ()
         losses = self._in_order(each).tolist()
         took = [at for at, count in enumerate(steps.tolist()) if count]
-        require_finite([losses[at] for at in took], number, [self.present[at] for at in took])
+        require_finite([losses[at] for at in took], self._number, [self.present[at] for at in took])
         return tuple(losses)
 
-    def accuracies(self, inputs: Tensor, targets: Tensor, answer: Answer) -> tuple[float, ...]:
-        """The share of targets [N] that each peer gets right given inputs [N, …], or the one of all together.
+    def accuracies(self, answer: Answer) -> tuple[float, ...] | None:
+        """The share of test examples that each peer gets right, or the one of all together.
 
-        A server's clients have one model; an algorithm with a `predict` generator lets the peers talk about it.
+        A server's clients have one model, which is tested where peer 0 is, and None elsewhere; an algorithm with a
+        `predict` generator lets the peers talk about the examples.
         """
+        inputs, targets = self._test
         if self._experiment.served:
-            return accuracies(classes(server_model(self._experiment, self.shared_state), inputs).unsqueeze(0), targets)
-        predict = self._experiment.traits.predict
-        if predict is None:
-            return accuracies(self._in_order([block.peers.predicted(inputs) for block in self._blocks]), targets)
-        return accuracies(agreed(predict, [block.peers for block in self._blocks], inputs, answer), targets)
+            return (
+                accuracies(classes(self._server_model(), inputs).unsqueeze(0), targets) if 0 in self._members else None
+            )
+        if self._experiment.traits.predict is not None:
+            return accuracies(self._agreed(inputs, answer), targets)
+        return accuracies(self._in_order([block.peers.predicted(inputs) for block in self._blocks]), targets)
 
     def model(self, peer: int) -> nn.Module:
         """The trained model of a member, or the one that its server has."""
         if self._experiment.served:
-            return trained(server_model(self._experiment, self.shared_state))
+            return trained(self._server_model())
         block = next(block for block in self._blocks if peer in block.peers.members)
         return block.peers.model(block.peers.members.index(peer))
+
+    @cached_property
+    def _test(self) -> tuple[Tensor, Tensor]:
+        dataset, device = self._experiment.dataset, self._place.device
+        return dataset.test_x.to(device), dataset.test_y.to(device)
+
+    def _agreed(self, inputs: Tensor, answer: Answer) -> Tensor:
+        """The classes [1, N] that the peers give inputs [N, …] once they have talked about them."""
+        predict, lead = self._experiment.traits.predict, self._blocks[0].peers.lead
+        assert predict is not None
+        pieces = []
+        for x in torch.split(inputs, AT_ONCE):
+            with ExitStack() as stack:
+                for block in self._blocks:
+                    stack.enter_context(block.peers.evaluating())
+                talks = [predict(block.peers, x.expand(*(1,) * lead, *x.shape)) for block in self._blocks]
+                logits = exhaust(barriers(talks, answer))[0]  # of one block: what they agree on is the same for all
+            pieces.append(logits.argmax(-1).reshape(-1, *logits.shape[lead:-1])[:1])
+        return torch.cat(pieces, dim=1)
+
+    def _server_model(self) -> nn.Module:
+        """The model that a server's clients share."""
+        model = self._experiment.fresh_model()
+        named = dict(model.named_parameters())
+        params: Any = self.shared_state.values["params"]
+        with torch.no_grad():
+            for name, p in params.items():
+                named[name].copy_(p)
+        return model.eval().to(self._place.device)
 
     # -- inside
 

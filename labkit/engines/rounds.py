@@ -1,72 +1,108 @@
-"""Drive: step the generators of a round from message to message."""
+"""Rounds: the one loop by which every engine trains peers that meet at barriers.
+
+What engines do each in its own way, such as how a message gets to the others, is their `Runtime`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Generator, Sequence
+from typing import Protocol
 
-from labkit.errors import ExchangeError
+from labkit.engines.barriers import Answer, Meeting
+from labkit.engines.clock import Clock
+from labkit.engines.control import Control
+from labkit.engines.experiment import Experiment
+from labkit.engines.local_peers import LocalPeers
 from labkit.exchange import Message
+from labkit.history.rows import Interval, Reporter, Row, Update
 from labkit.tree import Tree
 
-T = TypeVar("T")
-MessageGenerator = Generator[Message, Any, Any]  # a peer's round, or its part in a prediction
 
+def train(
+    experiment: Experiment, local: LocalPeers, runtime: Runtime, start: int = 0
+) -> Generator[Meeting, None, None]:
+    """Train the peers of this process from round `start` + 1 on, stopping at every barrier for whoever wants to look.
 
-def together(generators: Sequence[MessageGenerator]) -> Generator[list[Message], Sequence[Tree], list[Any]]:
-    """Run all generators from barrier to barrier: yields the messages met at each, is sent the replies to them.
-
-    Returns what the generators return. Raises ExchangeError when they do not all yield the same kind of message, or not
-    all stop together.
+    The seconds of a row are those of training: neither evaluation nor pauses count.
     """
-    replies: Sequence[Tree | None] = [None] * len(generators)
-    returned: list[Any] = [None] * len(generators)
-    while True:
-        met: list[Message | None] = []
-        for k, (generator, reply) in enumerate(zip(generators, replies, strict=True)):
-            try:
-                met.append(generator.send(reply))
-            except StopIteration as end:
-                met.append(None)
-                returned[k] = end.value
-        kinds = {"nothing" if message is None else type(message).__name__ for message in met}
-        if len(kinds) > 1:
-            raise ExchangeError(
-                f"At one barrier the peers yield different things ({', '.join(sorted(kinds))}): every peer's round "
-                "must yield the same messages in the same order."
-            )
-        messages = [message for message in met if message is not None]
-        if not messages:
-            return returned
-        replies = yield messages
+    for number in range(start + 1, experiment.rounds + 1):
+        if not runtime.proceed(number):
+            break
+        for event in local.adopt(runtime.rates, number, runtime.clock.seconds):
+            runtime.report(event)
+        local.begin(number)
+        runtime.begin(number)
+        yield from local.round(runtime.answer)
+        runtime.end()
+        losses = local.mean_losses()
+        local.end()
+        accuracies = None
+        if experiment.evaluates(number):
+            with runtime.clock.stopped():
+                accuracies = local.accuracies(runtime.predict)
+        sent, seconds = runtime.sent / experiment.peers, runtime.clock.seconds
+        runtime.report(Row(number, losses, accuracies, sent, seconds, local.who, local.learning_rate))
+        runtime.checkpoint(number)
 
 
-def answered(
-    generators: Sequence[MessageGenerator], answer: Callable[[list[Message]], Sequence[Tree]]
-) -> Generator[tuple[list[Message], Sequence[Tree]], None, list[Any]]:
-    """Run all generators, answering the messages met at each barrier; yields both before the replies are delivered."""
-    barriers = together(generators)
-    replies: Sequence[Tree] | None = None
-    while True:
-        try:
-            messages = next(barriers) if replies is None else barriers.send(replies)
-        except StopIteration as end:
-            returned: list[Any] = end.value
-            return returned
-        replies = answer(messages)
-        yield messages, replies
+class Runtime(Protocol):
+    """What is around the loop in one process: who answers, who steers, who hears of rounds, and what is measured."""
+
+    clock: Clock
+    sent: float  # bytes that the peers of this process have sent
+    rates: tuple[float, ...]  # the learning rates that were asked for, as of the last `proceed`
+
+    def proceed(self, number: int) -> bool:
+        """Wait while paused; False once the run is to stop before round `number`."""
+
+    def begin(self, number: int) -> None:
+        """The peers of this process begin the round."""
+
+    def answer(self, messages: list[Message]) -> Sequence[Tree]:
+        """The replies to the messages with which this process comes to a barrier."""
+
+    def predict(self, messages: list[Message]) -> Sequence[Tree]:
+        """The same in a prediction, whose messages do not count as sent."""
+
+    def end(self) -> None:
+        """The peers have done their work in this round."""
+
+    def report(self, news: Update) -> None:
+        """Tell of what the peers of this process have done."""
+
+    def checkpoint(self, number: int) -> None:
+        """Save how things are after round `number`, if it is time to."""
 
 
-def conduct(generators: Sequence[MessageGenerator], answer: Callable[[list[Message]], Sequence[Tree]]) -> list[Any]:
-    """Run all generators to their ends, answering the messages met at each barrier; what they return."""
-    return exhaust(answered(generators, answer))
+class InProcess:
+    """All peers are in this process: `control` steers them, and what they send is counted by the messages' formula."""
 
+    def __init__(self, local: LocalPeers, clock: Clock, answer: Answer, report: Reporter, control: Control) -> None:
+        self._local, self._answer, self._control = local, answer, control
+        self.clock, self.report, self.predict = clock, report, answer
+        self.sent, self.rates = 0.0, control.rates
 
-def exhaust(steps: Generator[Any, None, T]) -> T:
-    """Run a generator to its end; what it returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            returned: T = end.value
-            return returned
+    def proceed(self, number: int) -> bool:
+        with self.clock.stopped():
+            goes_on = self._control.proceed()
+        self.rates = self._control.rates
+        return goes_on
+
+    def begin(self, number: int) -> None:
+        self.clock.begin(self._local)
+
+    def answer(self, messages: list[Message]) -> Sequence[Tree]:
+        message, present = self._local.first(messages), len(self._local.present)
+        self.sent += message.bytes(present) * present
+        self._tell(self.clock.meet(message))
+        return self._answer(messages)
+
+    def end(self) -> None:
+        self._tell(self.clock.end())
+
+    def checkpoint(self, number: int) -> None:
+        pass  # who would go on from it dies with this process
+
+    def _tell(self, intervals: list[Interval]) -> None:
+        for interval in intervals:
+            self.report(interval)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from time import perf_counter
 
 import torch
 
@@ -13,12 +12,14 @@ from labkit.cluster.preparation import keep_memory
 from labkit.data.loading import loaders_closed
 from labkit.engines.asynchronous.async_peers import InWaves, OneByOne
 from labkit.engines.asynchronous.simulate import run_events
-from labkit.engines.clock import Meter, Timed
+from labkit.engines.barriers import exhaust
+from labkit.engines.clock import Clock, Timed
 from labkit.engines.control import Control
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.engines.local_peers import LocalPeers
 from labkit.engines.peer import OnePeer
-from labkit.history.rows import Reporter, Row
+from labkit.engines.rounds import InProcess, train
+from labkit.history.rows import Reporter
 
 
 @dataclass(frozen=True)
@@ -47,42 +48,15 @@ class Simulator(Timed):
         """Train all peers; see `labkit.engines.experiment.Engine`."""
         device = torch.device(self.device)
         keep_memory()
-        test_x, test_y = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)
         clock = self.virtual(experiment, device)
         if experiment.traits.asynchronous:
             fleet = partial(InWaves, most=self.block) if experiment.stackable else OneByOne
             return run_events(experiment, fleet, clock, report, control, device)
         single = None if experiment.stackable else OnePeer
         local = LocalPeers(experiment, range(experiment.peers), device, most=self.block, single=single)
-        meter = Meter(local, clock, report)
-        answer, predict = local.joined(meter.answer), local.joined(lambda message: message.stacked())
+        answer = local.joined(lambda message: message.stacked())
+        runtime = InProcess(local, clock or Clock(), answer, report, control)
         with torch.random.fork_rng():
             torch.manual_seed(experiment.seed)
-            for number in range(1, experiment.rounds + 1):
-                if not control.proceed():
-                    break
-                for event in local.adopt(control.rates, number, meter.wall if clock is None else clock.seconds):
-                    report(event)
-                begun = perf_counter()
-                local.begin(number)
-                meter.begin()
-                local.round(answer)
-                meter.end()
-                losses = local.mean_losses(number)
-                local.end()
-                meter.wall += perf_counter() - begun
-                tested = experiment.evaluates(number)
-                accuracies = local.accuracies(test_x, test_y, predict) if tested else None
-                seconds = meter.wall if clock is None else clock.seconds
-                report(
-                    Row(
-                        number,
-                        losses,
-                        accuracies,
-                        meter.sent / experiment.peers,
-                        seconds,
-                        local.who,
-                        local.learning_rate,
-                    )
-                )
-        return Outcome(experiment.models_of(local.model), None if clock is None else clock.timeline())
+            exhaust(train(experiment, local, runtime))
+        return Outcome(experiment.models_of(local.model), runtime.clock.timeline())

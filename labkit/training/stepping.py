@@ -10,9 +10,10 @@ import torch
 
 from labkit.algorithms import Algorithm
 from labkit.data import Dataset
+from labkit.engines.barriers import Meeting
 from labkit.engines.control import Control
 from labkit.engines.experiment import Experiment, Outcome
-from labkit.engines.lockstep import Lockstep, Meeting
+from labkit.engines.lockstep import Lockstep
 from labkit.errors import SettingError
 from labkit.exchange.barrier import Barrier
 from labkit.history.history import History

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from labkit.engines.rounds import answered
+from labkit.engines.barriers import barriers
 from labkit.exchange import Mean
 
 
@@ -66,12 +66,12 @@ class Drift:
 def in_lockstep(algorithm, peers):
     """One round of separate peers; the messages at each barrier."""
     rounds = [algorithm.round(peer, iter(())) for peer in peers]
-    return [met for met, _ in answered(rounds, lambda met: type(met[0]).lockstep(met))]
+    return [met for met, _ in barriers(rounds, lambda met: type(met[0]).lockstep(met))]
 
 
 def in_a_stack(algorithm, peer):
     """One round of stacked peers; the message at each barrier."""
-    return [met[0] for met, _ in answered([algorithm.round(peer, iter(()))], lambda met: [met[0].stacked()])]
+    return [met[0] for met, _ in barriers([algorithm.round(peer, iter(()))], lambda met: [met[0].stacked()])]
 
 
 def alone(peers, present=None, **settings):

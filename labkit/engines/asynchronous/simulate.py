@@ -12,7 +12,7 @@ import torch
 from labkit.engines.asynchronous.async_peers import Fleet
 from labkit.engines.asynchronous.request_handlers import ServerDesk, builder, desk, loaded
 from labkit.engines.asynchronous.staleness_gate import Pace
-from labkit.engines.clock import Clock
+from labkit.engines.clock import VirtualClock
 from labkit.engines.control import Control
 from labkit.engines.evaluation import accuracies, classes
 from labkit.engines.experiment import Experiment, Outcome, require_finite
@@ -36,13 +36,13 @@ class Events:
         self,
         experiment: Experiment,
         fleet: Callable[..., Fleet],
-        clock: Clock | None,
+        clock: VirtualClock | None,
         report: Reporter,
         device: torch.device,
     ) -> None:
         peers = range(experiment.peers)
         self._experiment, self._report = experiment, report
-        self._clock, self._virtual = clock or Clock(experiment.peers, 1.0), clock is not None
+        self._clock, self._virtual = clock or VirtualClock(experiment.peers, 1.0), clock is not None
         self._desk = desk(experiment, device)
         self._fleet = fleet(experiment, self._desk, device)
         self._pace = Pace(peers, experiment.traits.policy.bound)
@@ -153,7 +153,7 @@ class Events:
 def run_events(
     experiment: Experiment,
     fleet: Callable[..., Fleet],
-    clock: Clock | None,
+    clock: VirtualClock | None,
     report: Reporter,
     control: Control,
     device: torch.device,

@@ -20,6 +20,7 @@ from labkit.engines.asynchronous.async_peers import require_request
 from labkit.engines.asynchronous.connections import Seat
 from labkit.engines.asynchronous.pair_rank import Decentral
 from labkit.engines.asynchronous.server_rank import Central
+from labkit.engines.barriers import exhaust
 from labkit.engines.control import Wish
 from labkit.engines.distributed.reporting import MOST_INTERVALS, Part, Reports, Stopwatch
 from labkit.engines.distributed.steering import HEED, wish, wished_rates
@@ -90,7 +91,7 @@ def _rounds(seat: Seat, local: LocalPeers, side: Side, watch: Stopwatch) -> Iter
             begun, asked = _round(seat, local, side, number)
             watch.intervals.append((begun, asked))
             watch.interval(begun, asked, seat.seconds)
-            yield from side.finish(number, local.mean_losses(number))
+            yield from side.finish(number, local.mean_losses())
     yield from side.leave()
 
 
@@ -103,7 +104,7 @@ def _round(seat: Seat, local: LocalPeers, side: Side, number: int) -> tuple[floa
         return side.answer(number, require_request(message if len(asked) == 1 else None, seat.experiment.algorithm))
 
     local.begin(number)
-    local.round(local.joined(answer))
+    exhaust(local.round(local.joined(answer)))
     if not asked:
         require_request(None, seat.experiment.algorithm)
     local.end()

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from labkit.data.loading import loaders_closed
+from labkit.engines.barriers import Answer, exhaust
 from labkit.engines.checkpoint import described
 from labkit.engines.distributed.checkpoints import Keeping, Resumption, Saver, draw_on, sent_by
 from labkit.engines.distributed.clock_sync import common_moment
@@ -20,7 +21,7 @@ from labkit.engines.distributed.data_parallel import DDP, DataParallelPeer, data
 from labkit.engines.distributed.reporting import Part, Reports, Stopwatch
 from labkit.engines.distributed.steering import Steering
 from labkit.engines.experiment import Experiment
-from labkit.engines.local_peers import Answer, LocalPeers
+from labkit.engines.local_peers import LocalPeers
 from labkit.engines.peer import OnePeer
 from labkit.errors import ExchangeError
 from labkit.exchange import Message
@@ -65,8 +66,6 @@ def train_rank(
     local = LocalPeers(experiment, members, device, single=single, parts=parts)
     group.sent = sent_by(parts, members)
     start, lasted = (0, 0.0) if resumption is None else (resumption.number, resumption.elapsed(device))
-    test_x, test_y = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)
-    evaluates = group.rank == 0 or not experiment.served  # a server's model is tested once
     watch = Stopwatch(lambda: int(local.work.sum()), common_moment(_ROUND_TRIPS) - lasted, group.rank)
     steering, saver = Steering(device, start + 1), Saver(course.keeping, local, members, device, start, like)
     reports = Reports(watch, course.report_every)
@@ -85,16 +84,15 @@ def train_rank(
             group.blocks = _present(experiment, blocks, number)
             answer = local.joined(watch.timed(lambda message: message.collective(group)))
             watch.begin()
-            local.round(_compared(answer, stacked=single is None) if number == start + 1 else answer)
+            exhaust(local.round(_compared(answer, stacked=single is None) if number == start + 1 else answer))
             watch.end(local.exchanged)
             if number == start + 1:
                 _compare("nothing more in its round")
-            losses = local.mean_losses(number)
+            losses = local.mean_losses()
             local.end()
             if number == start + 1:
                 local.shared_state.require_same(_said_by_all(local.shared_state.digest()))
-            tested = evaluates and experiment.evaluates(number)
-            accuracies = local.accuracies(test_x, test_y, predict) if tested else None
+            accuracies = local.accuracies(predict) if experiment.evaluates(number) else None
             seconds, rate = watch.seconds, local.learning_rate
             reports.add(Part(number, losses, accuracies, group.sent, seconds, local.who, rate))
             if saver.due(number):

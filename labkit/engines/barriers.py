@@ -1,0 +1,64 @@
+"""Barriers: step the generators of peers from message to message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from labkit.errors import ExchangeError
+from labkit.exchange import Message
+from labkit.tree import Tree
+
+T = TypeVar("T")
+MessageGenerator = Generator[Message, Any, Any]  # a peer's round, or its part in a prediction
+Answer = Callable[[list[Message]], Sequence[Tree]]  # the replies to the messages met at a barrier
+
+
+class Meeting(NamedTuple):
+    """A barrier of round `round` (from 1): what the `peers` send there, and the replies they are about to receive."""
+
+    round: int
+    peers: Sequence[int]
+    messages: Sequence[Message]
+    replies: Sequence[Tree]
+
+
+def barriers(
+    generators: Sequence[MessageGenerator], answer: Answer
+) -> Generator[tuple[list[Message], Sequence[Tree]], None, list[Any]]:
+    """Run all generators from barrier to barrier; yields the messages met there and the replies about to be delivered.
+
+    Returns what the generators return. Raises ExchangeError when they do not all yield the same kind of message, or not
+    all stop together.
+    """
+    replies: Sequence[Tree | None] = [None] * len(generators)
+    returned: list[Any] = [None] * len(generators)
+    while True:
+        messages: list[Message] = []
+        for k, (generator, reply) in enumerate(zip(generators, replies, strict=True)):
+            try:
+                messages.append(generator.send(reply))
+            except StopIteration as end:
+                returned[k] = end.value
+        kinds = {type(message).__name__ for message in messages}
+        if messages and len(messages) < len(generators):
+            kinds.add("nothing")
+        if len(kinds) > 1:
+            raise ExchangeError(
+                f"At one barrier the peers yield different things ({', '.join(sorted(kinds))}): every peer's round "
+                "must yield the same messages in the same order."
+            )
+        if not messages:
+            return returned
+        replies = answered = answer(messages)
+        yield messages, answered
+
+
+def exhaust(steps: Generator[Any, None, T]) -> T:
+    """Run a generator to its end; what it returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            returned: T = end.value
+            return returned

@@ -1,7 +1,8 @@
 """Random numbers by address: which peer, round and message they belong to says what they are, in whichever process.
 
-NumPy's Philox could be addressed too, but costs a call for each peer, which is too slow for thousands of stacked peers
-and for the masks of their pairs; torch's generators have no address on a CPU.
+NumPy's Philox could be addressed too, but sets a generator for each stream: as fast for 10,000 peers' 650 numbers, but
+83 ms instead of 1 ms for ten each, and 25 s instead of 9 s for the masks of 1,000 peers' pairs. torch's generators have
+no address on a CPU, and other numbers on a GPU.
 """
 
 from __future__ import annotations

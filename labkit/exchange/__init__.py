@@ -1,6 +1,7 @@
 """Messages: what peers exchange, each with its formula, its three forms and its cost in one file."""
 
 from labkit.exchange import topologies
+from labkit.exchange.all_reduce_steps import walk
 from labkit.exchange.barrier import Barrier
 from labkit.exchange.collectives import Move
 from labkit.exchange.compression import QSGD, Coded, Compressor, Half, RandomK, Sign, TopK
@@ -13,7 +14,6 @@ from labkit.exchange.requests import Pair, Push, Request, Server
 from labkit.exchange.robust import CoordinateMedian, Krum, RobustMean, Rule, TrimmedMean
 from labkit.exchange.secure import ModularSum
 from labkit.exchange.topology import Topology
-from labkit.exchange.walk import walk
 
 __all__ = [
     "QSGD",

@@ -1,4 +1,4 @@
-"""Walk: an all-reduce in one process, step by step, to look at who sends what to whom."""
+"""An all-reduce in one process, step by step, to look at who sends what to whom."""
 
 from __future__ import annotations
 

@@ -90,28 +90,22 @@ def masks(mine: Tensor, everyone: Tensor, key: int, size: int, neighbours: int |
     row = {peer: at for at, peer in enumerate(mine.reshape(-1).tolist())}
     out = np.zeros((len(row), size), dtype=np.uint64)
     for peer, partners in _partners(list(row), everyone.reshape(-1).tolist(), key, neighbours).items():
+        own = out[row[peer]]
         at = np.array([row.get(other, -1) for other in partners.tolist()], dtype=np.int64)
-        here = at >= 0  # both ends are here: drawn once, by the lower one
-        ahead = partners > peer
-        for those in _slices(int((ahead & here).sum()), size):
-            streams = _streams(peer, partners[ahead & here][those], key, size)
-            out[row[peer]] += streams.sum(0)
-            out[_rows(at[ahead & here][those])] -= streams
-        for sign, apart in ((np.add, ahead & ~here), (np.subtract, ~ahead & ~here)):
-            for those in _slices(int(apart.sum()), size):
-                sign(out[row[peer]], _streams(peer, partners[apart][those], key, size).sum(0), out=out[row[peer]])
+        ahead, here = partners > peer, at >= 0
+        for those in _slices(np.flatnonzero(ahead), size):  # drawn once where both ends are here, by the lower one
+            streams = _streams(peer, partners[those], key, size)
+            own += streams.sum(0)
+            out[at[those][here[those]]] -= streams[here[those]]
+        for those in _slices(np.flatnonzero(~ahead & ~here), size):
+            own -= _streams(peer, partners[those], key, size).sum(0)
     return torch.from_numpy(out.view(np.int64)).reshape(*mine.shape, size).to(mine.device)
 
 
-def _slices(count: int, size: int) -> list[slice]:
-    """Stretches of `count` streams of `size` words that fit into a processor's cache."""
+def _slices(pairs: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
+    """So many pairs at once that their streams of `size` words fit into a processor's cache."""
     step = max(1, _AT_ONCE // max(1, size))
-    return [slice(start, start + step) for start in range(0, count, step)]
-
-
-def _rows(at: npt.NDArray[np.int64]) -> slice | npt.NDArray[np.int64]:
-    """Neighbouring rows as a slice, which numpy changes in place."""
-    return slice(at[0], at[-1] + 1) if (np.diff(at) == 1).all() else at
+    return [pairs[start : start + step] for start in range(0, len(pairs), step)]
 
 
 def _partners(mine: list[int], everyone: list[int], key: int, neighbours: int | None) -> dict[int, Words]:

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from labkit.errors import Stopped
-from labkit.history import files as archive
+from labkit.history import files
 from labkit.history.rows import Event as Event
 from labkit.history.rows import Row as Row
 from labkit.history.rows import Update
@@ -94,26 +94,26 @@ class History:
 
         The file appears whole, or not at all.
         """
-        archive.write(path, archive.to_csv(self))
+        files.write_csv(path, self.rows, self.peers)
 
     def to_json(self, path: str | Path) -> None:
         """Write everything but the models and the timeline, for `from_json`; the models are saved by `torch.save`.
 
         The file appears whole, or not at all.
         """
-        archive.write(path, archive.to_json(self))
+        files.write_json(path, vars(self))
 
     @classmethod
     def from_json(cls, path: str | Path) -> History:
         """The history that `to_json` wrote, without models and timeline; DataError where there is none."""
-        return cls(**archive.read(path))
+        return cls(**files.read_json(path))
 
     def to_tensorboard(self, folder: str | Path) -> None:
         """Write the rows and events to `folder` as TensorBoard reads them; `Run.tensorboard` follows a run.
 
         Raises MissingPackage where tensorboard is not installed.
         """
-        TensorBoardWriter(folder, self).close()
+        tensorboard_writer(folder, self).close()
 
     def plot(self) -> Picture:
         """Training loss and test accuracy over the rounds: each peer's, and their mean."""
@@ -140,3 +140,9 @@ class History:
 def _words(row: Row) -> list[str]:
     rate = "–" if row.learning_rate is None else f"{row.learning_rate:.4g}"
     return [str(row.round), f"{row.loss:.4f}", percent(row.accuracy), amount(row.bytes), f"{row.seconds:.3f}", rate]
+
+
+def tensorboard_writer(folder: str | Path, history: History) -> TensorBoardWriter:
+    """A writer that has written what the history knows, and takes what comes; close it."""
+    settings = history.settings | {"versions": history.versions}
+    return TensorBoardWriter(folder, settings, [*history.rows, *history.events], history.seconds)

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from math import isnan
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING
+from typing import Any
 
 from labkit.errors import MissingPackage
 from labkit.history.rows import Event, Row, Update
-
-if TYPE_CHECKING:
-    from labkit.history.history import History
-
 
 _EACH = 16  # peers whose own curves are written
 _FLUSH = 2  # seconds after which TensorBoard sees what is new
 
 
 class TensorBoardWriter:
-    """The rows and events of a run in `folder`: what `history` has, and what is taken until the board is closed.
+    """The settings, rows and events of a run in `folder`: those that it begins with, and what it takes until closed.
 
-    Raises MissingPackage where tensorboard is not installed.
+    `seconds` is for how long the run has been going on. Raises MissingPackage where tensorboard is not installed.
     """
 
-    def __init__(self, folder: str | Path, history: History) -> None:
+    def __init__(
+        self, folder: str | Path, settings: Mapping[str, Any], known: Iterable[Update], seconds: float
+    ) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -34,10 +33,9 @@ class TensorBoardWriter:
                 "tensorboard."
             ) from error
         self._writer = SummaryWriter(str(folder), flush_secs=_FLUSH)
-        self._began = time() - history.seconds
-        settings = json.dumps(history.settings | {"versions": history.versions}, indent=2)
-        self._text("settings", "\n".join(f"    {line}" for line in settings.splitlines()), 0, 0.0)
-        known: list[Update] = [*history.rows, *history.events]
+        self._began = time() - seconds
+        lines = json.dumps(settings, indent=2).splitlines()
+        self._text("settings", "\n".join(f"    {line}" for line in lines), 0, 0.0)
         for update in known:
             self.take(update)
 

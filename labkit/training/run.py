@@ -12,7 +12,7 @@ from labkit.checks import number
 from labkit.engines.control import Control
 from labkit.engines.experiment import Engine, Experiment
 from labkit.errors import LabkitError, SettingError, let_go
-from labkit.history.history import History
+from labkit.history.history import History, tensorboard_writer
 from labkit.history.lanes import MOST_LANES, Lanes
 from labkit.history.rows import Interval, Reporter, Row, Update
 from labkit.history.tensorboard import TensorBoardWriter
@@ -60,7 +60,7 @@ class Run(Background):
         Raises MissingPackage where tensorboard is not installed.
         """
         with self._telling:
-            board = TensorBoardWriter(folder, self.history)
+            board = tensorboard_writer(folder, self.history)
             if self.done:
                 board.close()
             else:

@@ -23,7 +23,7 @@ from labkit.history.rows import Interval, Update
 from labkit.plots.frontier import Trail, draw
 from labkit.plots.panel import Picture
 from labkit.text import Table, amount, duration, percent, some
-from labkit.training.background import Background
+from labkit.training.live import Background
 from labkit.training.plan import Models, Settings, evaluated, plan
 from labkit.training.run import blank, carry_out
 
@@ -170,7 +170,7 @@ class Comparison(Background):
     def _heard(self, name: str, update: Update) -> None:
         self.histories[name].take(update)
         if not isinstance(update, Interval):
-            self._notify(update)
+            self._notify()
 
     def _on_one_clock(self, entry: Entry) -> Engine:
         """The entry's engine; a virtual clock that measures a step does so once, for all whose steps are the same."""

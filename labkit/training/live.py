@@ -1,21 +1,169 @@
-"""LiveView: a Run, or another handle, as it happens, in the notebook, with the buttons that steer it."""
+"""Live: work that goes on in a thread of its own, and its view in a notebook with the buttons that steer it."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
+from abc import ABC, abstractmethod
 from base64 import b64encode
 from html import escape
-from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from time import monotonic, perf_counter
+from typing import Any
 
-import ipywidgets as widgets
+from labkit.engines.control import Control, Wish
+from labkit.errors import SettingError
+from labkit.plots.panel import Picture
 
-if TYPE_CHECKING:
-    from labkit.training.background import Background
-
-
+_TICK = 0.1  # seconds between two redraws while a cell waits for the result
 _COLOURS = {"failed": "#b3261e", "stopped": "#8a5a00", "paused": "#8a5a00", "finished": "#1b6e3c"}
 _SHARE = 20  # a redraw may take one part in _SHARE of the time, so that watching does not slow the training
+
+
+class Background(ABC):
+    """Work in a thread of its own; as the last line of a cell it draws itself and keeps the picture live."""
+
+    def __init__(self) -> None:
+        self._control = Control()
+        self._error: BaseException | None = None
+        self._ended = threading.Event()
+        self._views: list[LiveView] = []
+
+    # -- what a kind of work says of itself
+
+    @abstractmethod
+    def _work(self) -> None:
+        """Do it, obeying the control; what it raises is kept."""
+
+    @property
+    @abstractmethod
+    def total(self) -> int:
+        """How many rounds there are in all."""
+
+    @property
+    @abstractmethod
+    def progress(self) -> int:
+        """How many rounds are finished."""
+
+    @property
+    @abstractmethod
+    def stopped(self) -> bool:
+        """Whether it was ended by `stop()` before it was through."""
+
+    @property
+    @abstractmethod
+    def status(self) -> str:
+        """Where it is, in one line."""
+
+    @property
+    @abstractmethod
+    def still(self) -> str:
+        """What it is, in words that do not change with time."""
+
+    @abstractmethod
+    def picture(self) -> Picture:
+        """What it has measured so far."""
+
+    def lanes(self) -> Picture | None:
+        """When each of its workers computed, waited and communicated at last, if that is known."""
+        return None
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The learning rate, where there is one that can be changed while the work goes on."""
+        return None
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        raise SettingError(f"{self.still} has no one learning rate: change that of a run from lk.train.")
+
+    # -- what can be done with it
+
+    @property
+    def state(self) -> str:
+        """What it is doing: "running", "paused", "stopping", "finished", "stopped" or "failed"."""
+        if not self._ended.is_set():
+            return {Wish.GO: "running", Wish.PAUSE: "paused", Wish.STOP: "stopping"}[self._control.wish]
+        if self._error is not None:
+            return "failed"
+        return "stopped" if self.stopped else "finished"
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self._ended.is_set()
+
+    @property
+    def error(self) -> BaseException | None:
+        """What went wrong, if something did."""
+        return self._error
+
+    def stop(self) -> None:
+        """End after the round that is under way; `result()` then returns what was reached."""
+        self._control.set(Wish.STOP)
+
+    def pause(self) -> None:
+        """Hold after the round that is under way."""
+        self._control.set(Wish.PAUSE)
+
+    def resume(self) -> None:
+        """Go on after a pause."""
+        self._control.set(Wish.GO)
+
+    # -- inside
+
+    def _start(self) -> None:
+        threading.Thread(target=self._run, name="labkit-run", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except Exception as error:  # noqa: BLE001  kept for result(), which raises it in the user's cell
+            self._error = error
+        finally:
+            self._ended.set()
+            self._notify()
+
+    def _wait(self, timeout: float | None) -> None:
+        """Wait for the end, redrawing; raise what went wrong, or TimeoutError. An interrupt stops the work too."""
+        limit = None if timeout is None else monotonic() + timeout
+        terminal, shown = sys.stderr.isatty(), False  # a script in a terminal shows one line; a notebook shows the view
+        try:
+            while not self._ended.wait(_TICK):
+                if terminal:
+                    shown = True
+                    self._show_line()
+                self._refresh()
+                if limit is not None and monotonic() > limit:
+                    raise TimeoutError(f"The run is not finished after {timeout} s: wait longer, or stop() it.")
+        except KeyboardInterrupt:
+            self.stop()
+            self._ended.wait(10 * _TICK)
+            raise
+        finally:
+            if shown:
+                self._show_line("\n")
+            self._refresh()
+        if self._error is not None:
+            raise self._error
+
+    def _show_line(self, end: str = "") -> None:
+        sys.stderr.write(f"\r\x1b[K{self.still} {self.status}{end}")
+        sys.stderr.flush()
+
+    def _notify(self) -> None:
+        for view in list(self._views):
+            view.schedule()
+
+    def _refresh(self) -> None:
+        for view in list(self._views):
+            view.refresh()
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        view = LiveView(self)
+        self._views.append(view)
+        # Not the state of the moment, which differs each time the cell is run: the picture tells that.
+        return {**view.bundle(), "text/plain": self.still}
 
 
 class LiveView:
@@ -26,6 +174,8 @@ class LiveView:
     """
 
     def __init__(self, run: Background) -> None:
+        import ipywidgets as widgets  # a script that shows nothing needs none
+
         self._run = run
         self._pending = self._showing = False
         self._drawn = (-1, "")  # rounds and state in the picture
@@ -39,20 +189,24 @@ class LiveView:
         self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="720px"))
         self.lanes = widgets.Image(format="png", layout=widgets.Layout(max_width="720px", display="none"))
         self.pause = widgets.Button(
-            description="Pause",
-            icon="pause",
-            tooltip="Hold after this round, and go on again",
-            disabled=run.done,
+            description="Pause", icon="pause", tooltip="Hold after this round, and go on again", disabled=run.done
         )
         self.stop = widgets.Button(
-            description="Stop",
-            icon="stop",
-            tooltip="End after this round and keep what was reached",
+            description="Stop", icon="stop", tooltip="End after this round and keep what was reached", disabled=run.done
+        )
+        rate = run.learning_rate
+        self.rate = widgets.BoundedFloatText(
+            value=rate or 0.0,
+            min=0.0,
+            max=1e6,
+            description="learning rate",
+            tooltip="All peers go on with it from the same round on",
+            style={"description_width": "initial"},
+            layout=widgets.Layout(width="13em", display="none" if rate is None else None),  # where none can be changed
             disabled=run.done,
         )
         self.pause.on_click(self._pause_or_resume)
         self.stop.on_click(self._stop)
-        self.rate = _rate_field(run)
         self.rate.observe(self._set_rate, "value")
         steering = widgets.HBox([self.pause, self.stop, self.bar, self.rate])
         self.box = widgets.VBox([steering, self.status, self.image, self.lanes])
@@ -81,7 +235,8 @@ class LiveView:
         begun = perf_counter()
         self._drawn = (rows, state)
         self.bar.value = rows
-        self.status.value = _coloured(self._run)
+        colour = _COLOURS.get(state, "inherit")
+        self.status.value = f'<span style="color:{colour}">{escape(self._run.status)}</span>'
         self.pause.description = "Resume" if state == "paused" else "Pause"
         self.pause.icon = "play" if state == "paused" else "pause"
         self.pause.disabled = self.stop.disabled = self._run.done
@@ -126,22 +281,3 @@ class LiveView:
     def _stop(self, _: Any) -> None:
         self._run.stop()
         self.refresh()
-
-
-def _coloured(work: Background) -> str:
-    return f'<span style="color:{_COLOURS.get(work.state, "inherit")}">{escape(work.status)}</span>'
-
-
-def _rate_field(work: Background) -> Any:
-    """A field for the learning rate, hidden where none can be changed."""
-    rate = work.learning_rate
-    return widgets.BoundedFloatText(
-        value=rate or 0.0,
-        min=0.0,
-        max=1e6,
-        description="learning rate",
-        tooltip="All peers go on with it from the same round on",
-        style={"description_width": "initial"},
-        layout=widgets.Layout(width="13em", display="none" if rate is None else None),
-        disabled=work.done,
-    )

@@ -18,7 +18,7 @@ from labkit.history.rows import Interval, Reporter, Row, Update
 from labkit.history.tensorboard import TensorBoardWriter
 from labkit.plots.panel import Picture
 from labkit.text import amount, remaining
-from labkit.training.background import Background
+from labkit.training.live import Background
 from labkit.training.settings import learning_rate, samples_per_round, settings, versions
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint: everything that decides how a run goes on after a round, one part of it for each rank.
+"""Checkpoint: everything that decides how a run goes on after a round, in one part for each rank that made it.
 
 A part holds what its peers, wherever they live afterwards, need: the layout of ranks and stacks may change between
 saving and loading. Parts are written by torch.save and read with `weights_only=True`, so that none can run code.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,38 @@ from labkit.errors import SettingError
 from labkit.tasks.split import split
 
 Part = dict[str, Any]  # plain containers of tensors, numbers and text
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How a run stood after round `number`, for the rank that has the peers `members` now: the `parts` they are in.
+
+    Before the first round, the number is 0 and there are no parts.
+    """
+
+    number: int
+    members: range
+    parts: Sequence[Part] = ()
+
+    @property
+    def sent(self) -> float:
+        """The bytes that count as sent by this rank."""
+        return sum(float(part["sent"]) for part in self.parts if part["members"][0] in self.members)
+
+    def restore_random(self, device: torch.device) -> None:
+        """Go on with the random numbers of the rank that had the first of these members."""
+        for part in self.parts:
+            if self.members.start in range(*part["members"]):
+                on_cpu, on_gpu = part["random"]
+                torch.set_rng_state(on_cpu)
+                if device.type == "cuda" and on_gpu is not None:
+                    torch.cuda.set_rng_state(on_gpu, device)
+
+
+def rank_part(members: range, sent: float, device: torch.device) -> Part:
+    """What a part holds of its rank, besides the peers: who they are, what it has sent, its random numbers."""
+    on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"members": [members.start, members.stop], "sent": sent, "random": [torch.get_rng_state(), on_gpu]}
 
 
 def blocks_of(peers: int, ranks: int) -> list[range]:
@@ -67,9 +100,6 @@ def size(part: Any) -> int:
         return part.numel() * part.element_size()
     inside = part.values() if isinstance(part, dict) else part if isinstance(part, list | tuple) else ()
     return sum(map(size, inside))
-
-
-# -- peers
 
 
 def kept(peers: Peers) -> Part:

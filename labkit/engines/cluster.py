@@ -19,11 +19,12 @@ from labkit.cluster.sockets import host_of
 from labkit.engines.asynchronous.train_rank import train_apart
 from labkit.engines.checkpoint import blocks_of
 from labkit.engines.control import Control
+from labkit.engines.distributed.checkpoints import Store
 from labkit.engines.distributed.data_parallel import DDP
 from labkit.engines.distributed.recovery import Recovery, ranks_on
-from labkit.engines.distributed.reporting import EVERY
-from labkit.engines.distributed.row_assembly import Rows, watch
-from labkit.engines.distributed.train_rank import Result
+from labkit.engines.distributed.reporting import EVERY, Result, Rows
+from labkit.engines.distributed.steering import follow
+from labkit.engines.distributed.train_rank import RankSettings
 from labkit.engines.evaluation import trained
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.errors import DataError, GangError, LabkitError, SettingError, Stopped
@@ -83,7 +84,7 @@ class Cluster:
 
     def run(self, experiment: Experiment, report: Reporter, control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
-        train = _train_apart if experiment.traits.asynchronous else _train
+        train = _train_asynchronously if experiment.traits.asynchronous else _train
         device = common_device(self.lab.workers, self.lab.kind, self.device)
         try:
             ended = train(replace(self, device="cpu" if device == "cpu" else None), experiment, report, control)
@@ -103,22 +104,35 @@ Ended = tuple[list[range], list[Result]] | None  # each rank's peers, and what i
 
 
 def _train(on: Cluster, experiment: Experiment, report: Reporter, control: Control) -> Ended:
-    return Recovery(on, experiment, report, control).run()
+    ranks = ranks_on(on.lab, experiment)
+    alone = ranks == experiment.peers or not experiment.stackable
+    return Recovery(
+        on.lab,
+        experiment,
+        RankSettings(on.ddp, on.report_every, on.checkpoint_every, alone, on.device),
+        Store.of_run(on.checkpoint_to, resumed=experiment if on.resume else None),
+        ranks=ranks,
+        timeout=on.timeout,
+        elastic=on.elastic,
+        report=report,
+        control=control,
+    ).run()
 
 
-def _train_apart(on: Cluster, experiment: Experiment, report: Reporter, control: Control) -> Ended:
+def _train_asynchronously(on: Cluster, experiment: Experiment, report: Reporter, control: Control) -> Ended:
     blocks = blocks_of(experiment.peers, ranks_on(on.lab, experiment))
     how = on.timeout, on.report_every, on.device
     gang = launch(on.lab, train_apart, experiment, blocks, *how, ranks=len(blocks), timeout=on.timeout)
     rows = Rows(len(blocks), experiment.peers, experiment.traits.predict is not None, meet=False)
+
+    def take(told: list[dict[str, Any]]) -> None:
+        for news in rows.complete(told):
+            report(news)
+
     try:
-        watch(gang, rows, report, control)
-        return blocks, gang.result()
+        return blocks, follow(gang, control, take)
     except Stopped:
         return None
-    finally:
-        for news in rows.complete(gang.events.drain()):
-            report(news)
 
 
 def _outcome(experiment: Experiment, blocks: list[range], results: list[Result]) -> Outcome:

@@ -28,8 +28,7 @@ from labkit.cluster.gang.rank import Rank
 from labkit.cluster.sockets import host_of, open_door
 from labkit.engines.asynchronous.request_handlers import Params, loaded
 from labkit.engines.control import Wish
-from labkit.engines.distributed.clock_sync import common_moment
-from labkit.engines.distributed.steering import wish
+from labkit.engines.distributed.reporting import common_moment, wish
 from labkit.engines.evaluation import accuracies, classes
 from labkit.engines.experiment import Experiment
 from labkit.errors import ExchangeError

@@ -15,8 +15,7 @@ from torch import Tensor
 from labkit import tree
 from labkit.engines.asynchronous.connections import Address, Answers, Line, Seat, Service
 from labkit.engines.asynchronous.request_handlers import Params, beginnings, builder, require
-from labkit.engines.distributed.reporting import Part
-from labkit.engines.distributed.steering import HEED
+from labkit.engines.distributed.reporting import LOOK, RowPart
 from labkit.exchange import Pair, Request
 from labkit.exchange.requests import unwrapped, wrapped
 from labkit.tree import Tree
@@ -94,18 +93,18 @@ class Decentral:
     def adopt(self, rate: float) -> None:
         """Nothing is kept here that has a learning rate."""
 
-    def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[Part]:
+    def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[RowPart]:
         """This rank's peers have finished a round: its part of the row."""
         if number == self._seat.experiment.rounds:
             self._last = losses  # others may still average with what they have
         else:
             yield self._part(number, losses)
 
-    def leave(self) -> Iterator[Part]:
+    def leave(self) -> Iterator[RowPart]:
         """Say goodbye to all, and lend what there is until they do."""
         for line in self._lines:
             line.goodbye()
-        while not self._seat.ended(self._service, HEED):
+        while not self._seat.ended(self._service, LOOK):
             pass
         self._mine = {k: self._lender.params(k) for k in self._seat.members}
         if self._last is not None:
@@ -119,10 +118,10 @@ class Decentral:
     def _line(self, peer: int) -> Line:
         return self._lines[bisect_right(self._firsts, peer) - 1]
 
-    def _part(self, number: int, losses: tuple[float, ...]) -> Part:
+    def _part(self, number: int, losses: tuple[float, ...]) -> RowPart:
         tested = self._seat.experiment.evaluates(number)
         each = tuple(self._seat.accuracy(k, self._mine[k]) for k in self._seat.members) if tested else None
-        return Part(number, losses, each, self._sent, self._seat.seconds, None)
+        return RowPart(number, losses, each, self._sent, self._seat.seconds, None)
 
     @property
     def _sent(self) -> float:

@@ -15,8 +15,7 @@ from labkit import tree
 from labkit.engines.asynchronous.connections import Address, Answers, Seat, Service
 from labkit.engines.asynchronous.request_handlers import Params, ServerDesk, builder, require, trainable
 from labkit.engines.asynchronous.staleness_gate import Pace
-from labkit.engines.distributed.reporting import Part
-from labkit.engines.distributed.steering import HEED
+from labkit.engines.distributed.reporting import LOOK, RowPart
 from labkit.exchange import Push, Request
 from labkit.exchange.requests import unwrapped, wrapped
 from labkit.tree import Tree
@@ -104,19 +103,19 @@ class Central:
         if self._office is not None:
             self._office.desk.adopt(rate)
 
-    def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[Part]:
+    def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[RowPart]:
         """This rank's peers have finished a round; the parts of rows that are known by now."""
         if self._office is None:
-            yield Part(number, losses, None, 0.0, self._seat.seconds, None)
+            yield RowPart(number, losses, None, 0.0, self._seat.seconds, None)
             return
         self._losses[number] = losses
         yield from self._known(self._office)
 
-    def leave(self) -> Iterator[Part]:
+    def leave(self) -> Iterator[RowPart]:
         """Say goodbye; rank 0 goes on serving until all have."""
         self._line.goodbye()
         if self._office is not None:
-            while not self._seat.ended(self._service, HEED):
+            while not self._seat.ended(self._service, LOOK):
                 yield from self._known(self._office)
             yield from self._known(self._office)
 
@@ -127,7 +126,7 @@ class Central:
         model = builder(self._seat.experiment, self._office.desk.params)(0)
         return [dict(model.state_dict())], self._office.staleness
 
-    def _known(self, office: Office) -> Iterator[Part]:
+    def _known(self, office: Office) -> Iterator[RowPart]:
         while True:
             try:
                 round, weights, sent, seconds = office.finished.get_nowait()
@@ -135,4 +134,4 @@ class Central:
                 return
             if round in self._losses:  # else this rank has stopped before
                 tested = None if weights is None else (self._seat.accuracy(0, weights),)
-                yield Part(round, self._losses.pop(round), tested, sent, seconds, None)
+                yield RowPart(round, self._losses.pop(round), tested, sent, seconds, None)

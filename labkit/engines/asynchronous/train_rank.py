@@ -22,9 +22,16 @@ from labkit.engines.asynchronous.pair_rank import Decentral
 from labkit.engines.asynchronous.server_rank import Central
 from labkit.engines.barriers import exhaust
 from labkit.engines.control import Wish
-from labkit.engines.distributed.reporting import MOST_INTERVALS, Part, Reports, Stopwatch
-from labkit.engines.distributed.steering import HEED, wish, wished_rates
-from labkit.engines.distributed.train_rank import Result
+from labkit.engines.distributed.reporting import (
+    LOOK,
+    MOST_INTERVALS,
+    Reports,
+    Result,
+    RowPart,
+    Stopwatch,
+    wish,
+    wished_rates,
+)
 from labkit.engines.experiment import Experiment
 from labkit.engines.local_peers import LocalPeers
 from labkit.engines.peer import OnePeer
@@ -42,10 +49,10 @@ class Side(Protocol):
     def adopt(self, rate: float) -> None:
         """Take this learning rate, if one is kept here."""
 
-    def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[Part]:
+    def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[RowPart]:
         """The round is over; parts of rows that are known by now."""
 
-    def leave(self) -> Iterator[Part]:
+    def leave(self) -> Iterator[RowPart]:
         """Ask nothing more, and wait until nobody asks this rank; the last parts of rows."""
 
     def result(self) -> tuple[list[dict[str, Tensor]], list[list[int]]]:
@@ -77,7 +84,7 @@ def train_apart(
         return Result(states, watch.intervals[:MOST_INTERVALS], staleness)
 
 
-def _rounds(seat: Seat, local: LocalPeers, side: Side, watch: Stopwatch) -> Iterator[Part | Event]:
+def _rounds(seat: Seat, local: LocalPeers, side: Side, watch: Stopwatch) -> Iterator[RowPart | Event]:
     """All rounds of this rank's peers, until the last of the others has finished too."""
     with torch.random.fork_rng():
         torch.manual_seed(seat.experiment.seed + seat.members.start)
@@ -114,5 +121,5 @@ def _round(seat: Seat, local: LocalPeers, side: Side, number: int) -> tuple[floa
 def _proceed() -> bool:
     """Wait while paused; False once the run is to stop."""
     while (wished := wish()) is Wish.PAUSE:
-        sleep(HEED)
+        sleep(LOOK)
     return wished is Wish.GO

@@ -1,22 +1,36 @@
-"""Reports: what a rank tells the notebook of each round, several at a time."""
+"""Reporting: what a rank tells the notebook of each round and hears from it, and the rows that the notebook makes.
+
+Nothing here is about how peers exchange, so that ranks that meet at barriers and asynchronous ones report alike.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from labkit.cluster.gang.rank import tell
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from labkit.cluster.gang.rank import signals, tell
+from labkit.engines.control import Wish
 from labkit.exchange import Message
 from labkit.history.lanes import BURST, Bursts
-from labkit.history.rows import Event, Interval
+from labkit.history.rows import Event, Interval, Row, Update
 from labkit.tree import Tree
 
 EVERY = 0.5  # seconds between two reports, unless the user says
+LOOK = 0.2  # seconds between two looks at what the user wishes
+MOST_INTERVALS = 20_000  # in a rank's timeline
+_MOST_RECENT = 8 * BURST  # intervals kept for one report
+_UNMATCHED = 256  # intervals that some ranks have told of, and others may not yet
+_ROUND_TRIPS = 20  # to learn rank 0's time: on a busy machine few are not held up
 
 
-class Part(NamedTuple):
+class RowPart(NamedTuple):
     """One rank's share of a history row; it travels as a plain list."""
 
     round: int
@@ -28,37 +42,53 @@ class Part(NamedTuple):
     learning_rate: float | None = None
 
 
-class Reports:
-    """Sends parts and events to the notebook, several at a time, and when the rank worked since the last time.
+class Result(NamedTuple):
+    """What one rank has at the end: its peers' parameters, and when each interval of its work began and ended."""
 
-    The first news are sent at once, others when `every` seconds have passed since; with None nothing before the end.
+    states: list[dict[str, Tensor]]
+    intervals: list[tuple[float, float]]  # seconds since all ranks began together
+    staleness: list[list[int]] | None = None  # of asynchronous peers, what `labkit.history.history.History` says
+
+
+# -- a rank's side
+
+
+def wish() -> Wish:
+    """What the user wishes of this rank."""
+    return Wish(signals().get("wish", Wish.GO))
+
+
+def wished_rates() -> tuple[float, ...]:
+    """The learning rates that the user has asked for, as far as this rank has heard."""
+    return tuple(signals().get("rates", ()))
+
+
+def common_moment(trips: int = _ROUND_TRIPS, lasted: float = 0.0) -> float:
+    """The time, by this rank's `perf_counter`, of one moment that is the same for all ranks, which meet here.
+
+    It is now, or as many seconds ago as the run has `lasted` by rank 0's account.
+
+    Each asks rank 0 for its time and takes it to be that of the middle of the shortest round trip, which is wrong by
+    half of that at most (Cristian 1989, doi:10.1007/BF01784024): less than a request and its answer take, so that
+    nobody seems to begin before the one has finished for whom it waited.
     """
-
-    def __init__(self, watch: Stopwatch, every: float | None = EVERY) -> None:
-        self._watch, self._every = watch, every
-        self._parts: list[Part] = []
-        self._events: list[Event] = []
-        self._sent = float("-inf")
-
-    def add(self, news: Part | Event) -> None:
-        if isinstance(news, Event):
-            self._events.append(news)
-        else:
-            self._parts.append(news)
-        if self._every is not None and perf_counter() - self._sent > self._every:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._parts or self._events:
-            told = {"parts": [list(part) for part in self._parts], "events": [list(event) for event in self._events]}
-            tell(told | {"intervals": [list(interval) for interval in self._watch.recent()]})
-        self._parts, self._events, self._sent = [], [], perf_counter()
-
-
-# -- Stopwatch: when a rank works, from message to message.
-
-MOST_INTERVALS = 20_000  # in a rank's timeline
-_MOST_RECENT = 8 * BURST  # intervals kept for one report
+    began, told = perf_counter(), torch.zeros(1, dtype=torch.float64)
+    rank, found = dist.get_rank(), []  # how long each trip took, and rank 0's beginning by this rank's clock
+    for _ in range(trips * (rank > 0)):
+        sent = perf_counter()
+        dist.send(told, 0)
+        dist.recv(told, 0)
+        back = perf_counter()
+        found.append((back - sent, (sent + back) / 2 - float(told)))
+    for other in range(1, dist.get_world_size() if rank == 0 else 0):
+        for _ in range(trips):
+            dist.recv(told, other)
+            dist.send(torch.tensor([perf_counter() - began], dtype=torch.float64), other)
+    if found:
+        began = min(found)[1]
+    since = torch.tensor([perf_counter() - began - lasted], dtype=torch.float64)
+    dist.broadcast(since, 0)
+    return began + float(since)
 
 
 class Stopwatch:
@@ -126,9 +156,94 @@ class Stopwatch:
         return recent
 
     def _stop(self) -> float:
-        """A interval ends; kept are those, up to `MOST_INTERVALS`, in which steps were taken, as the clock does."""
+        """An interval ends; kept are those, up to `MOST_INTERVALS`, in which steps were taken, as the clock does."""
         end, taken = self.seconds, self._steps()
         if taken > self._taken and len(self.intervals) < MOST_INTERVALS:
             self.intervals.append((self._begun, end))
         self._taken = taken
         return end
+
+
+class Reports:
+    """Sends parts of rows and events to the notebook, several at a time, with the stopwatch's recent intervals.
+
+    The first news are sent at once, others when `every` seconds have passed since; with None nothing before the end.
+    """
+
+    def __init__(self, watch: Stopwatch, every: float | None = EVERY) -> None:
+        self._watch, self._every = watch, every
+        self._parts: list[RowPart] = []
+        self._events: list[Event] = []
+        self._sent = float("-inf")
+
+    def add(self, news: RowPart | Event) -> None:
+        if isinstance(news, Event):
+            self._events.append(news)
+        else:
+            self._parts.append(news)
+        if self._every is not None and perf_counter() - self._sent > self._every:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._parts or self._events:
+            told: dict[str, Sequence[tuple[Any, ...]]] = {"parts": self._parts, "events": self._events}
+            told["intervals"] = self._watch.recent()
+            tell({name: [list(it) for it in each] for name, each in told.items()})
+        self._parts, self._events, self._sent = [], [], perf_counter()
+
+
+# -- the notebook's side
+
+
+@dataclass
+class Rows:
+    """Puts together what each rank tells of a round when it likes: rows in order, and the intervals of all."""
+
+    ranks: int
+    peers: int
+    together: bool  # whether the peers are tested as one
+    meet: bool = True  # whether the ranks meet at barriers
+    _parts: dict[int, dict[int, RowPart]] = field(default_factory=dict)
+    _unmet: dict[int, dict[int, Interval]] = field(default_factory=dict)
+
+    def complete(self, told: list[dict[str, Any]]) -> list[Update]:
+        """What happened, and the rows and intervals to which `told` brought the last missing part."""
+        for note in told:
+            for part in (RowPart(*fields) for fields in note.get("parts", ())):
+                self._parts.setdefault(part.round, {})[note["rank"]] = part
+        ready = sorted(number for number, parts in self._parts.items() if len(parts) == self.ranks)
+        rows = [self._row([parts for _, parts in sorted(self._parts.pop(number).items())]) for number in ready]
+        events = [Event(*fields) for note in told if note["rank"] == 0 for fields in note.get("events", ())]
+        return [*events, *rows, *self._intervals(told)]
+
+    def _row(self, parts: list[RowPart]) -> Row:
+        tested = parts[0].accuracies is not None
+        shares = tuple(share for part in parts for share in part.accuracies or ())
+        return Row(
+            parts[0].round,
+            tuple(loss for part in parts for loss in part.losses),
+            (shares[:1] if self.together else shares) if tested else None,
+            sum(part.sent for part in parts) / self.peers,
+            max(part.seconds for part in parts),
+            None if parts[0].peers is None else tuple(peer for part in parts for peer in part.peers or ()),
+            parts[0].learning_rate,
+        )
+
+    def _intervals(self, told: list[dict[str, Any]]) -> list[Interval]:
+        """Everyone's intervals up to the same message: they have met when the last one has arrived."""
+        each = [Interval(*fields) for note in told for fields in note.get("intervals", ())]
+        if not self.meet:
+            return each
+        for interval in each:
+            self._unmet.setdefault(interval.number, {})[interval.lane] = interval
+        whole = sorted(number for number, each in self._unmet.items() if len(each) == self.ranks)
+        found = [_met(self._unmet.pop(number)) for number in whole]
+        for number in sorted(self._unmet)[:-_UNMATCHED]:  # some rank has not kept these
+            del self._unmet[number]
+        return [interval for each in found for interval in each]
+
+
+def _met(intervals: dict[int, Interval]) -> list[Interval]:
+    """The intervals of all ranks up to one message, by rank."""
+    met = max(interval.arrived for interval in intervals.values())
+    return [interval._replace(met=min(met, interval.done)) for _, interval in sorted(intervals.items())]

@@ -1,22 +1,47 @@
-"""Steering: the ranks of a run agree, now and then, on what the user wishes."""
+"""Steering: the user's wishes on their way to the ranks of a run, which agree on them now and then."""
 
 from __future__ import annotations
 
-from time import perf_counter, sleep
+from collections.abc import Callable
+from time import monotonic, perf_counter, sleep
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from labkit.cluster.gang.rank import signals
-from labkit.engines.control import Wish
+from labkit.cluster.gang.launch import Gang
+from labkit.engines.control import Control, Wish
+from labkit.engines.distributed.reporting import LOOK, Result, wish, wished_rates
 
-HEED = 0.2  # seconds between two agreements on what the user wishes
+_POLL = 0.05  # seconds between two looks at the gang
+_PATIENCE = 5.0  # seconds that a round may take to obey Stop before its group is closed under it
+
+
+def follow(gang: Gang, control: Control, take: Callable[[list[dict[str, Any]]], None]) -> list[Result]:
+    """Pass wishes down and, to `take`, what the ranks tell, until the gang is done; then return what came of it."""
+    told: tuple[Wish, tuple[float, ...]] = Wish.GO, ()
+    since = monotonic()
+    try:
+        while not gang.wait(_POLL):
+            take(gang.events.drain())
+            gang.show()
+            wished = control.wish, control.rates
+            if wished != told:
+                since = since if wished[0] is told[0] else monotonic()
+                told = wished
+                gang.signal({"wish": int(wished[0]), "rates": list(wished[1])})
+            if told[0] is Wish.STOP and (monotonic() - since > _PATIENCE or not gang.started):
+                gang.stop()
+        results: list[Result] = gang.result()
+        return results
+    finally:
+        take(gang.events.drain())
 
 
 class Steering:
-    """All ranks heed pause, stop and learning rate at the same round: now and then they agree on the largest wish.
+    """All ranks obey pause, stop and learning rate at the same round: now and then they agree on the largest wish.
 
-    Each agreement is one small all-reduce, so it is held once in `HEED` seconds; the ranks also agree on how many
+    Each agreement is one small all-reduce, so it is held once in `LOOK` seconds; the ranks also agree on how many
     rounds that is. `rates` are the learning rates that all of them have heard of.
     """
 
@@ -31,14 +56,14 @@ class Steering:
             return True
         pace = (perf_counter() - self._at) / max(1, number - self._last)  # seconds a round
         while True:
-            wish, slowest = self._agree(pace)
-            if wish is not Wish.PAUSE:
+            agreed, slowest = self._agree(pace)
+            if agreed is not Wish.PAUSE:
                 break
-            sleep(HEED)
-        soon = int(HEED / max(slowest, 1e-9))
+            sleep(LOOK)
+        soon = int(LOOK / max(slowest, 1e-9))
         self._last, self._at = number, perf_counter()
         self._next = number + max(1, min(soon, 2 * (number - self._first + 1)))
-        return wish is Wish.GO
+        return agreed is Wish.GO
 
     def _agree(self, pace: float) -> tuple[Wish, float]:
         rates = wished_rates()  # more may come while the ranks talk
@@ -48,13 +73,3 @@ class Steering:
         agreed, slowest, fewest = asked.tolist()
         self.rates = rates[: -int(fewest)] if fewest else ()
         return Wish(int(agreed)), slowest
-
-
-def wish() -> Wish:
-    """What the user wishes of this rank."""
-    return Wish(signals().get("wish", Wish.GO))
-
-
-def wished_rates() -> tuple[float, ...]:
-    """The learning rates that the user has asked for, as far as this rank has heard."""
-    return tuple(signals().get("rates", ()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,10 +15,9 @@ from torch import Tensor
 from labkit.data.loading import loaders_closed
 from labkit.engines.barriers import Answer, exhaust
 from labkit.engines.checkpoint import described
-from labkit.engines.distributed.checkpoints import Keeping, Resumption, Saver, draw_on, sent_by
-from labkit.engines.distributed.clock_sync import common_moment
+from labkit.engines.distributed.checkpoints import Saver, Store
 from labkit.engines.distributed.data_parallel import DDP, DataParallelPeer, data_parallel, overlapping
-from labkit.engines.distributed.reporting import Part, Reports, Stopwatch
+from labkit.engines.distributed.reporting import Reports, Result, RowPart, Stopwatch, common_moment
 from labkit.engines.distributed.steering import Steering
 from labkit.engines.experiment import Experiment
 from labkit.engines.local_peers import LocalPeers
@@ -32,49 +31,38 @@ T = TypeVar("T")
 _ROUND_TRIPS = 5  # when ranks meet again and again, and nothing depends on who comes first, it need not be so exact
 
 
-class Result(NamedTuple):
-    """What one rank has at the end: its peers' parameters, and when each interval of its work began and ended."""
-
-    states: list[dict[str, Tensor]]
-    intervals: list[tuple[float, float]]  # seconds since all ranks began together
-    staleness: list[list[int]] | None = None  # of asynchronous peers, what `labkit.history.history.History` says
-
-
 @dataclass(frozen=True)
-class Course:
+class RankSettings:
     """How the ranks of a run go about it: `alone` are peers that are no part of a stack, `device` is theirs."""
 
     ddp: DDP | None
     report_every: float | None
-    keeping: Keeping
+    checkpoint_every: int | None
     alone: bool
     device: str | None = None
 
 
 @loaders_closed()
-def train_rank(
-    experiment: Experiment, blocks: list[range], course: Course, resumption: Resumption | None = None
-) -> Result:
+def train_rank(experiment: Experiment, blocks: list[range], settings: RankSettings, store: Store) -> Result:
     """Train this rank's block of peers, from the beginning or from a checkpoint."""
-    device = torch.device(course.device or ("cuda" if "nccl" in dist.get_backend_config() else "cpu"))
+    device = torch.device(settings.device or ("cuda" if "nccl" in dist.get_backend_config() else "cpu"))
     group = RankGroup(tuple(len(block) for block in blocks))
     members, like = blocks[group.rank], described(experiment)
-    single: Callable[..., OnePeer] | None = OnePeer if course.alone else None
-    if course.ddp is not None and data_parallel(experiment, blocks, device, course.ddp):
-        experiment, single = overlapping(experiment), partial(DataParallelPeer, group=group, ddp=course.ddp)
-    parts = [] if resumption is None else resumption.read(experiment.peers, members)
-    local = LocalPeers(experiment, members, device, single=single, parts=parts)
-    group.sent = sent_by(parts, members)
-    start, lasted = (0, 0.0) if resumption is None else (resumption.number, resumption.elapsed(device))
-    watch = Stopwatch(lambda: int(local.work.sum()), common_moment(_ROUND_TRIPS) - lasted, group.rank)
-    steering, saver = Steering(device, start + 1), Saver(course.keeping, local, members, device, start, like)
-    reports = Reports(watch, course.report_every)
+    single: Callable[..., OnePeer] | None = OnePeer if settings.alone else None
+    if settings.ddp is not None and data_parallel(experiment, blocks, device, settings.ddp):
+        experiment, single = overlapping(experiment), partial(DataParallelPeer, group=group, ddp=settings.ddp)
+    checkpoint = store.load(experiment, members)
+    local = LocalPeers(experiment, members, device, single=single, parts=checkpoint.parts)
+    group.sent, start = checkpoint.sent, checkpoint.number
+    watch = Stopwatch(lambda: int(local.work.sum()), common_moment(_ROUND_TRIPS, store.elapsed), group.rank)
+    steering = Steering(device, start + 1)
+    saver = Saver(store, settings.checkpoint_every, local, members, device, like)
+    reports = Reports(watch, settings.report_every)
     everybody = RankGroup(group.blocks)  # predictions are no part of what training sends
     predict = local.joined(lambda message: message.collective(everybody))
     with torch.random.fork_rng():
         torch.manual_seed(experiment.seed + members.start)
-        if parts:
-            draw_on(parts, members, device)
+        checkpoint.restore_random(device)
         for number in range(start + 1, experiment.rounds + 1):
             if not steering.proceed(number):
                 break
@@ -94,7 +82,7 @@ def train_rank(
                 local.shared_state.require_same(_said_by_all(local.shared_state.digest()))
             accuracies = local.accuracies(predict) if experiment.evaluates(number) else None
             seconds, rate = watch.seconds, local.learning_rate
-            reports.add(Part(number, losses, accuracies, group.sent, seconds, local.who, rate))
+            reports.add(RowPart(number, losses, accuracies, group.sent, seconds, local.who, rate))
             if saver.due(number):
                 reports.flush()  # before the checkpoint: rounds that nobody goes through again must have been reported
                 saver.save(number, group.sent)

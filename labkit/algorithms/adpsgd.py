@@ -25,6 +25,12 @@ class ADPSGD:
     where AllReduce is with plain SGD; and of two peers that have met, each is half of the last step from their mean.
     `topology` is a name such as "ring", a Topology, or a doubly stochastic matrix W, of which only who neighbours whom
     matters; without neighbours the peers are Independent.
+    Raises SettingError for an unknown topology, ExchangeError for one of another number of peers.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, ADPSGD("ring"), peers=4, rounds=100).result()
+    History: ADPSGD, 4 peers, after 100 rounds test accuracy 8...%, 0.52 MB sent per peer
     """
 
     asynchronous: ClassVar[bool] = True

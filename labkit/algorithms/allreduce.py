@@ -27,6 +27,12 @@ class AllReduce:
     On real workers torch's DistributedDataParallel does this, with buckets that overlap the backward pass; this
     generator is its specification, and a test holds the two equal. With a `form` of "naive", "ring" or "tree" the
     workers run the generator, and gradients travel by that form of all-reduce.
+    Raises SettingError for an unknown form or for `accumulate` below one.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, AllReduce("ring"), peers=4, rounds=100).result()
+    History: AllReduce, 4 peers, after 100 rounds test accuracy 8...%, 0.39 MB sent per peer
     """
 
     form: str = "native"

@@ -1,4 +1,4 @@
-"""Byzantine: some peers send what harms, as an experiment on those who average it."""
+"""Byzantine: an attack; some peers send something else than the algorithm says, to test how averages bear it."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ class Byzantine(Wrapper):
 
     xᵢ is a gradient, or the change of parameters since all peers were alike. Raises SettingError for an unknown attack
     or a peer that there is not.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, Byzantine(lk.algorithms.AllReduce(), scale=10.0), peers=5, rounds=100).result()
+    History: Byzantine, 5 peers, after 100 rounds test accuracy 1...%, 0.42 MB sent per peer
     """
 
     peers: tuple[int, ...] = (0,)

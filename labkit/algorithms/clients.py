@@ -1,4 +1,4 @@
-"""Clients: what the algorithms share in which a server holds the model and some of the peers train it each round."""
+"""Clients: what federated algorithms share, in which a server holds the model and some peers train it each round."""
 
 from __future__ import annotations
 

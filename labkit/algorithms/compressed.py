@@ -1,4 +1,4 @@
-"""Compressed: send less in each exchange, and make up for it in the next ones."""
+"""Compressed: each exchange sends less, and error feedback makes up for it in the next ones."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ class Compressed(Wrapper):
     the same units, so a learning rate that falls makes old errors count for more.
 
     Raises SettingError for feedback with a compressor whose error may be larger than what it compresses.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, Compressed(lk.algorithms.AllReduce(), lk.exchange.Sign()), peers=4, rounds=100).result()
+    History: Compressed, 4 peers, after 100 rounds test accuracy 8...%, 0.03 MB sent per peer
     """
 
     approximates: ClassVar[bool] = True

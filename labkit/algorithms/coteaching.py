@@ -20,6 +20,12 @@ class CoTeaching:
     R(T) = 1 − τ min(T/T_k, 1) after T epochs: networks learn what is regular first, and what is wrongly labelled last.
     τ is `forget`, the share of labels that are wrong; T_k is `ramp`. Peers 0 and 1, 2 and 3, … are partners, and may
     differ in architecture; what they send is the numbers of examples within the batch.
+    Raises SettingError for settings out of range and for an odd number of peers.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, lk.data.noisy(digits, 0.2), CoTeaching(forget=0.2), peers=2, rounds=100).result()
+    History: CoTeaching, 2 peers, after 100 rounds test accuracy 8...%, 0.03 MB sent per peer
     """
 
     starts_apart: ClassVar[bool] = True

@@ -20,7 +20,12 @@ class DiLoCo:
 
     The inner optimiser is the run's (AdamW in the paper) and goes on from round to round; the outer one is SGD with
     Nesterov momentum as torch has it: v ← μ v + Δ, x ← x − η (Δ + μ v). `every` is H, η is `outer_lr`, μ is `momentum`;
-    without `nesterov` x ← x − η v. With η = 1 and μ = 0 it is LocalSGD.
+    without `nesterov` x ← x − η v. With η = 1 and μ = 0 it is LocalSGD. Raises SettingError for settings out of range.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, DiLoCo(every=10), peers=4, rounds=10).result()
+    History: DiLoCo, 4 peers, after 10 rounds test accuracy 9...%, 0.04 MB sent per peer
     """
 
     every: int = 50

@@ -1,4 +1,4 @@
-"""EASGD: workers explore on their own, tied to a common centre by springs."""
+"""EASGD: workers train on their own, and an elastic force pulls them and a common centre together."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ class EASGD:
     Synchronous: all use the values from before the exchange, which takes place at the first of `every` steps. By
     default α = β/n, the elastic symmetry in which what a worker loses the centre wins. With α = 0 the workers are
     Independent. What is tested is the centre x̃; the models that come back are the workers'.
+    Raises SettingError for settings out of range.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, EASGD(every=10), peers=4, rounds=10).result()
+    History: EASGD, 4 peers, after 10 rounds test accuracy 8...%, 0.04 MB sent per peer
     """
 
     every: int = 8

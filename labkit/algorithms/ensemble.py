@@ -1,4 +1,4 @@
-"""Ensemble: peers that never talk while they train, and vote when asked."""
+"""Ensemble: peers that train independently, and whose predictions are averaged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from labkit.exchange import Mean, Message
 
 @dataclass(frozen=True)
 class Ensemble(Independent):
-    """p(y|x) = (1/n) Σᵢ pᵢ(y|x), of peers trained apart from different weights  (arXiv:1612.01474, Sec. 2.4)."""
+    """p(y|x) = (1/n) Σᵢ pᵢ(y|x), of peers trained apart from different weights  (arXiv:1612.01474, Sec. 2.4).
+
+    Raises SettingError for `every` below one.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, Ensemble(every=10), peers=4, rounds=10).result()
+    History: Ensemble, 4 peers, after 10 rounds test accuracy 8...%, 0.00 MB sent per peer
+    """
 
     starts_apart: ClassVar[bool] = True
 

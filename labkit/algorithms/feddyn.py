@@ -1,4 +1,4 @@
-"""FedDyn: a regulariser that each client adapts, so that what is best for the clients is best for all."""
+"""FedDyn: a regulariser that each client adapts, so that the clients' optima agree with that of all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ class FedDyn(Clients):
 
     The server: h ← h − α (1/n) Σₖ∈S (xₖ − x), x ← (1/|S|) Σₖ∈S xₖ − h/α, where n counts all registered clients. In the
     paper a client finds the minimum; here it takes `every` steps towards it. Clients count alike, whatever their number
-    of examples.
+    of examples. Raises SettingError for settings out of range.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, FedDyn(alpha=0.1), peers=8, rounds=10, shards=lk.data.Dirichlet(0.5)).result()
+    History: FedDyn, 8 peers, after 10 rounds test accuracy 9...%, 0.05 MB sent per peer
     """
 
     alpha: float = 0.1

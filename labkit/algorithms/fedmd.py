@@ -1,4 +1,4 @@
-"""FedMD: models of any architecture agree on what public inputs are, and learn from the agreement."""
+"""FedMD: models of any architecture learn from the mean of their predictions on public inputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ class FedMD:
     f are class scores before the softmax, and to digest is to lessen the mean of |fᵢ − f̃|, as in the authors' code.
     `public` batches are digested a round, then `every` private ones are revisited. The paper first trains all models
     on public labels, which here do not exist: the first `warmup` rounds are private training instead. Architectures
-    may differ.
+    may differ. Raises SettingError for settings out of range, and a run without public inputs DataError.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, FedMD(public=2), peers=4, rounds=10, public=digits).result()
+    History: FedMD, 4 peers, after 10 rounds test accuracy 8...%, 0.03 MB sent per peer
     """
 
     starts_apart: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""FedNova: FedAvg in which a client that takes more steps has no more say."""
+"""FedNova: FedAvg of changes that are divided by the length of the local training that made them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ class FedNova(Clients):
 
     aₖ = ‖𝐚ₖ‖₁ is how far τₖ local steps go: τₖ for plain SGD, and [τₖ − ρ(1−ρ^τₖ)/(1−ρ)] / (1−ρ) for SGD with
     momentum ρ, which is to be told as `momentum` where the run's optimiser has one. Clients differ in τₖ with `epochs`;
-    where all take equally many steps it is FedAvg.
+    where all take equally many steps it is FedAvg. Raises SettingError for settings out of range.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, FedNova(epochs=1), peers=8, rounds=40, shards=lk.data.Quantity(0.5)).result()
+    History: FedNova, 8 peers, after 40 rounds test accuracy 9...%, 0.18 MB sent per peer
     """
 
     means_are_updates: ClassVar[bool] = False  # τ_eff is none

@@ -17,7 +17,12 @@ class FedProx(Clients):
     """Clients descend on ℓₖ(xₖ) + μ/2 ‖xₖ − x‖², whose gradient is ∇ℓₖ + μ (xₖ − x)  (arXiv:1812.06127, Alg. 2).
 
     With μ = 0 it is FedAvg, as whose clients these are sampled and weighted; Alg. 2 samples them in proportion to their
-    examples and averages plainly, which has the same expectation.
+    examples and averages plainly, which has the same expectation. Raises SettingError for settings out of range.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, FedProx(mu=0.1, participation=0.5), peers=8, rounds=20).result()
+    History: FedProx, 8 peers, after 20 rounds test accuracy 9...%, 0.04 MB sent per peer
     """
 
     mu: float = 0.1

@@ -1,4 +1,4 @@
-"""FedYogi: FedAdam whose second moment changes by additions, so that it cannot forget quickly."""
+"""FedYogi: FedAdam with an additive update of the second moment, which decays more slowly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from labkit.algorithms.fedadam import FedAdam
 
 @dataclass(frozen=True)
 class FedYogi(FedAdam):
-    """v ← v − (1−β₂) Δ² sign(v − Δ²), the rest as in FedAdam  (Reddi et al., arXiv:2003.00295, Alg. 2)."""
+    """v ← v − (1−β₂) Δ² sign(v − Δ²), the rest as in FedAdam  (Reddi et al., arXiv:2003.00295, Alg. 2).
+
+    Raises SettingError for settings out of range.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, FedYogi(server_lr=0.03, participation=0.5), peers=8, rounds=20).result()
+    History: FedYogi, 8 peers, after 20 rounds test accuracy 9...%, 0.04 MB sent per peer
+    """
 
     def second_moment(self, v: Tensor, change: Tensor) -> Tensor:
         """v ← v − (1−β₂) Δ² sign(v − Δ²)."""

@@ -21,6 +21,12 @@ class Gossip:
     Alg. 1 takes the gradient at xᵢ and subtracts it after mixing; here peers step first and mix what they then have,
     so that on the complete graph this is AllReduce, and peers agree where a round ends. `topology` is a name such as
     "ring", a Topology, or a doubly stochastic matrix W; with `every` they mix after so many steps.
+    Raises SettingError for settings out of range, ExchangeError for a topology of another number of peers.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, Gossip("torus"), peers=9, rounds=100).result()
+    History: Gossip, 9 peers, after 100 rounds test accuracy 8...%, 1.04 MB sent per peer
     """
 
     topology: str | Topology | ArrayLike = "ring"

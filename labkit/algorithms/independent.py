@@ -12,7 +12,15 @@ from labkit.checks import whole
 
 @dataclass(frozen=True)
 class Independent:
-    """xᵢ ← xᵢ − η ∇ℓᵢ(xᵢ), `every` times a round, and not one byte sent."""
+    """xᵢ ← xᵢ − η ∇ℓᵢ(xᵢ), `every` times a round, and not one byte sent.
+
+    Raises SettingError for `every` below one.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, Independent(every=10), peers=4, rounds=10).result()
+    History: Independent, 4 peers, after 10 rounds test accuracy 8...%, 0.00 MB sent per peer
+    """
 
     every: int = 1
 

@@ -19,6 +19,12 @@ class LocalSGD:
     """H local steps, then average:  xᵢ ← (1/n) Σⱼ xⱼ   (Stich, arXiv:1805.09767, Alg. 1).
 
     `every` is H. With `every=1` and plain SGD it is AllReduce; it sends 1/H of AllReduce's bytes per step.
+    Raises SettingError for `every` below one.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, LocalSGD(every=10), peers=4, rounds=10).result()
+    History: LocalSGD, 4 peers, after 10 rounds test accuracy 8...%, 0.04 MB sent per peer
     """
 
     every: int = 8

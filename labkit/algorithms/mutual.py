@@ -19,6 +19,12 @@ class Mutual:
 
     λ is `weight`, 1 in the paper. There networks are updated one after the other, each looking at the newest
     predictions of the others; here all look at those from before the step. Architectures may differ.
+    Raises SettingError for a negative weight, or for a peer that is alone.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, Mutual(), peers=2, rounds=80).result()
+    History: Mutual, 2 peers, after 80 rounds test accuracy 8...%, 0.10 MB sent per peer
     """
 
     starts_apart: ClassVar[bool] = True

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from labkit import tree
-from labkit.algorithms.asynchrony import OptimizerFactory, require_policy
 from labkit.algorithms.base import Batch, Peer, Round
+from labkit.errors import SettingError
 from labkit.exchange import Push
 from labkit.tasks.sync import ASP, BSP, SSP
+
+OptimizerFactory = Callable[[Iterable[Tensor]], Optimizer]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,12 @@ class ParameterServer:
 
     On real workers the server is a thread of the first one. Who comes first is then not up to the seed: only BSP gives
     the same result every time. Peers on one worker compute together and push one right after the other.
+    Raises SettingError for a policy of another type.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, ParameterServer(lk.SSP(2)), peers=4, rounds=100).result()
+    History: ParameterServer, 4 peers, after 100 rounds test accuracy 8...%, 0.26 MB sent per peer
     """
 
     asynchronous: ClassVar[bool] = True
@@ -74,3 +83,9 @@ class GradientServer:
             w.grad = update[name]
         self._optimizer.step()
         self.version += 1
+
+
+def require_policy(policy: object) -> None:
+    """Raise SettingError for what does not say who waits for whom."""
+    if not isinstance(policy, BSP | SSP | ASP):
+        raise SettingError(f"policy={policy!r} does not say who waits: give lk.BSP(), lk.SSP(s) or lk.ASP().")

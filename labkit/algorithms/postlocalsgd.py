@@ -17,7 +17,12 @@ class PostLocalSGD(LocalSGD):
     """H(t) = 1 while t ≤ t′, and H(t) = H after  (Lin et al., arXiv:1808.07217, post-local SGD).
 
     The first phase, `warmup` rounds of `every` steps, is AllReduce; then it is LocalSGD. The paper puts t′ where the
-    learning rate is first lowered.
+    learning rate is first lowered. Raises SettingError for settings out of range.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, PostLocalSGD(every=10, warmup=2), peers=4, rounds=10).result()
+    History: PostLocalSGD, 4 peers, after 10 rounds test accuracy 8...%, 0.11 MB sent per peer
     """
 
     warmup: int = 10

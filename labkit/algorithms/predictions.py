@@ -1,4 +1,4 @@
-"""Soft targets: learning from the probabilities that a teacher gives, where a label would name one class alone."""
+"""The loss of learning from a teacher's predicted probabilities (soft targets), which several algorithms share."""
 
 from __future__ import annotations
 

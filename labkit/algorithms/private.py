@@ -25,6 +25,11 @@ class Private(Wrapper):
     The noise follows from the run's seed, so runs repeat; it protects nobody from those who know the seed. An
     algorithm that exchanges several means in a round gives away as much in each; `epsilon` counts one.
     Raises SettingError for `clip` of zero or less, or `noise` below zero.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, Private(lk.algorithms.FedAvg(), noise=0.1), peers=8, rounds=20).result()
+    History: Private, 8 peers, after 20 rounds test accuracy 9...%, 0.09 MB sent per peer
     """
 
     exact: ClassVar[bool] = True

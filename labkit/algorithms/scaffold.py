@@ -21,6 +21,12 @@ class SCAFFOLD(Clients):
     Option II, cₖ⁺ = cₖ − c + (x − yₖ)/(τₖ η), is the mean of the gradients that the client met, if it steps by plain
     SGD; written so it needs no learning rate, and holds for other optimisers too. The server: x ← x + η_g mean(yₖ − x)
     and c ← c + |S|/n · mean(cₖ⁺ − cₖ), with plain means over the clients S of this round. η_g is `server_lr`.
+    Raises SettingError for settings out of range.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, SCAFFOLD(), peers=8, rounds=10, shards=lk.data.Dirichlet(0.5)).result()
+    History: SCAFFOLD, 8 peers, after 10 rounds test accuracy 8...%, 0.09 MB sent per peer
     """
 
     server_lr: float = 1.0

@@ -28,6 +28,11 @@ class Secure(Wrapper):
     Pair seeds follow from the run's seed, in place of a key agreement. Masking takes m(m−1)/2 · P draws; `neighbours`
     masks with so many others only (Bell et al. 2020, doi:10.1145/3372297.3417885), m · neighbours/2 · P.
     Raises SettingError for an odd number of neighbours, ExchangeError for numbers beyond the fixed point.
+
+    >>> import labkit as lk, torch
+    >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+    >>> lk.train(model, digits, Secure(lk.algorithms.AllReduce()), peers=4, rounds=100).result()
+    History: Secure, 4 peers, after 100 rounds test accuracy 8...%, 0.78 MB sent per peer
     """
 
     neighbours: int | None = None

@@ -27,6 +27,15 @@ class Wrapper(ABC):
 
     Wrappers nest: the outer one rewrites what the inner one made of a mean, as long as it still is one. Raises
     SettingError where it no longer is, or for an algorithm that exchanges no means.
+
+    >>> from dataclasses import replace
+    >>> from labkit.algorithms import AllReduce
+    >>> class Rounded(Wrapper):  # one of your own
+    ...     def exchange(self, mean, peer, index):
+    ...         rounded = change(mean, peer).round(decimals=2)  # [..., P]
+    ...         return (yield replace(mean, x=restored(rounded, mean, peer)))
+    >>> Rounded(AllReduce(accumulate=4)).every
+    4
     """
 
     exact: ClassVar[bool] = False  # what it promises holds for the mean alone, not for something near it

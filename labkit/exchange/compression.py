@@ -91,6 +91,10 @@ class Coded(Gathered):
     Codes cannot be added on the way, so they travel in a ring all-gather, and everyone decodes all of them: each peer
     sends (n−1) · |c| bytes, where an all-reduce of the plain vector sends 2(n−1)/n · S. Coding therefore saves only
     while |c| < 2S/n: few peers, or a strong compressor.
+
+    >>> codes = Sign().encode(torch.tensor([[3.0, -1.0], [1.0, 1.0]]))  # of two peers
+    >>> Coded(codes, Code(Sign(), size=2, key=0)).stacked()
+    tensor([[ 1.5000, -0.5000]])
     """
 
     formula: ClassVar[str] = r"\bar x = \sum_j w_j\,D(c_j) \,\big/\, \sum_j w_j"

@@ -105,6 +105,9 @@ class HalfMean(Message):
     n-th part of everybody's vector, adds it up in double precision, rounds once, and hands the result to all others:
     2(n−1)/n · 2P bytes from each peer in 2(n−1) steps, half of a ring's in single precision for every n. A rank
     that holds K peers hands out each of its K vectors, because their sum would have to be rounded once more.
+
+    >>> HalfMean(torch.tensor([[1.0], [2.0]]).half()).stacked(), HalfMean(torch.zeros(500).half()).bytes(peers=2)
+    (tensor([[1.5000]], dtype=torch.float16), 1000.0)
     """
 
     formula: ClassVar[str] = r"\bar x = C\Big(\sum_j w_j\,x_j \,\big/\, \sum_j w_j\Big)"

@@ -112,6 +112,9 @@ class RobustMean(Gathered):
 
     Every peer must see every vector, so they travel in a ring all-gather, (n−1) · S bytes from each peer. Weights are
     left out on purpose: a bad peer would claim any. Raises ExchangeError for fewer peers than the rule is good for.
+
+    >>> RobustMean(torch.tensor([[1.0], [2.0], [1e9]]), CoordinateMedian()).stacked()  # the vectors of three peers
+    tensor([[2.]])
     """
 
     formula: ClassVar[str] = r"\hat x = R(x_1, \dots, x_n)"

@@ -29,6 +29,9 @@ class ModularSum(Message):
     """y = Σⱼ yⱼ mod 2⁶⁴ of whole numbers in 64 bits, which wrap around; on the wire an all-reduce.
 
     Each number takes 8 bytes where single precision takes 4: twice the bytes of the plain mean.
+
+    >>> ModularSum.lockstep([ModularSum(torch.tensor([2**63 - 1])), ModularSum(torch.tensor([5]))])[0]
+    tensor([-9223372036854775804])
     """
 
     formula: ClassVar[str] = r"y = \sum_j y_j \bmod 2^{64}"

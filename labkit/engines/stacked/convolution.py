@@ -1,18 +1,19 @@
-"""Convolution of K peers at once: every peer's batch with its own kernels, as one batched matrix product.
+"""Convolution of K peers at once: every peer's batch with its own kernels, as batched matrix products.
 
 vmap(conv) becomes a grouped convolution, which no CPU library does well. Here the patches of peer k are the columns of
-a matrix Pₖ, its kernels the rows of Wₖ, and
+a matrix Pₖ and its kernels the rows of Wₖ (im2col; Chellapilla, Puri and Simard, 2006):
 
     Yₖ = Wₖ Pₖ + bₖ,    ∂Wₖ = ∂Yₖ Pₖᵀ,    ∂Pₖ = Wₖᵀ ∂Yₖ
 
-(im2col; Chellapilla, Puri and Simard, 2006). The batch is the innermost dimension in memory, as in cuda-convnet, so
-that a patch is a run of whole vectors. Outputs keep that layout: layers between two convolutions work in it unchanged.
+Along the first of several axes the patches are not copied (as in MEC; Cho and Brand, arXiv:1706.06873): the columns
+that number i of the kernel meets are a range Pₖⁱ of the others, and Yₖ = Σᵢ Wₖⁱ Pₖⁱ + bₖ. The batch is the innermost
+dimension in memory, as in cuda-convnet, so that a patch is a run of whole vectors. Outputs keep that layout: layers
+between two convolutions work in it unchanged.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -22,6 +23,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+Gradients = tuple[Tensor | None, Tensor, Tensor]  # of inputs, kernels and biases
 
 
 def stacked_convolution(
@@ -39,11 +42,64 @@ def stacked_convolution(
     >>> y.shape, torch.allclose(y[2], torch.nn.functional.conv2d(x[2], weight[2], padding=1), atol=1e-5)
     (torch.Size([5, 2, 4, 8, 8]), True)
     """
-    axes = tuple(
-        _Axis(*numbers) for numbers in zip(x.shape[3:], weight.shape[3:], stride, padding, dilation, strict=True)
-    )
-    y: Tensor = _Convolution.apply(x, weight, bias, axes)  # type: ignore[no-untyped-call]
-    return y.view(*y.shape[:2], *(axis.out for axis in axes), x.shape[1]).movedim(-1, 1)
+    y: Tensor = _Convolution.apply(x, weight, bias, stride, padding, dilation)  # type: ignore[no-untyped-call]
+    return y.movedim(-1, 1)
+
+
+class _Convolution(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *numbers: Sequence[int]) -> Tensor:
+        y, ctx.back = convolution_and_back(x, weight, bias, *numbers)
+        ctx.save_for_backward(weight)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.saved_tensors  # noqa: B018  raises torch's error if the kernels have changed since
+        wants_x, _, wants_bias, *_ = ctx.needs_input_grad
+        dx, dweight, dbias = ctx.back(dy, wants_x)
+        return dx, dweight, dbias if wants_bias else None, None, None, None
+
+
+def convolution_and_back(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Tensor, Callable[[Tensor, bool], Gradients]]:
+    """The outputs as [K, O, …, B], and what maps their gradient to the others; to the inputs' where its flag is set."""
+    given, shape = x.shape, weight.shape
+    settings = [*zip(x.shape[3:], shape[3:], stride, padding, dilation, strict=True)]
+    y = x.new_empty(*shape[:2], *(_Axis(*numbers).out for numbers in settings), x.shape[1])
+    if len(settings) == 1 or stride[0] != 1:  # an axis of one number goes first
+        x, weight, settings = x.unsqueeze(3), weight.unsqueeze(3), [(1, 1, 1, 0, 1), *settings]
+    first, *others = (_Axis(*numbers) for numbers in settings)
+    patches = _patches(x, first, others)  # [K, C · kernel, columns of all outputs, first axis padded]
+    row = patches.shape[2] // first.padded
+    ranges = [slice(at * row, (at + first.out) * row) for at in range(0, first.kernel * first.dilation, first.dilation)]
+    kernels = [kernel.flatten(2) for kernel in weight.unbind(3)]  # [K, O, C · kernel] for each range
+    outputs = y.flatten(2)  # [K, O, columns]
+    if bias is not None:
+        outputs.copy_(bias.unsqueeze(-1))
+    for at, (kernel, columns) in enumerate(zip(kernels, ranges, strict=True)):
+        outputs.baddbmm_(kernel, patches[:, :, columns], beta=int(at > 0 or bias is not None))
+
+    def back(dy: Tensor, wants_x: bool) -> Gradients:
+        dy = dy.flatten(2)
+        dkernels = [torch.bmm(dy, patches[:, :, columns].mT).view(weight[:, :, :, 0].shape) for columns in ranges]
+        dx = None
+        if wants_x:
+            dpatches = torch.empty_like(patches)
+            dpatches[:, :, ranges[0].stop :] = 0.0
+            for at, (kernel, columns) in enumerate(zip(kernels, ranges, strict=True)):
+                dpatches[:, :, columns].baddbmm_(kernel.mT, dy, beta=int(at > 0))
+            dx = _fold(dpatches, x, first, others).reshape(given)
+        return dx, torch.stack(dkernels, dim=3).view(shape), dy.sum(-1)
+
+    return y, back
 
 
 @dataclass(frozen=True)
@@ -57,8 +113,12 @@ class _Axis:
     dilation: int
 
     @property
+    def padded(self) -> int:
+        return self.size + 2 * self.padding
+
+    @property
     def out(self) -> int:
-        return (self.size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+        return (self.padded - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
 
     def reach(self, at: int) -> tuple[slice, slice]:
         """The outputs for which number `at` of the kernel falls on an input, and those inputs."""
@@ -70,53 +130,38 @@ class _Axis:
         return slice(first, first + count), slice(start, start + count * self.stride, self.stride)
 
 
-class _Convolution(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, axes: tuple[_Axis, ...]) -> Tensor:
-        patches = _patches(x, axes)
-        kernels = weight.reshape(*weight.shape[:2], -1)  # [K, O, C·kernel]
-        ctx.save_for_backward(patches, kernels)
-        ctx.axes, ctx.channels, ctx.batch, ctx.weight_shape = axes, x.shape[2], x.shape[1], weight.shape
-        if bias is None:
-            return torch.bmm(kernels, patches)  # [K, O, out·B]
-        return torch.baddbmm(bias.unsqueeze(-1), kernels, patches)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        patches, kernels = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
-        dy = dy.contiguous()
-        dx = _fold(torch.bmm(kernels.mT, dy), ctx.channels, ctx.batch, ctx.axes) if wants_x else None
-        dweight = torch.bmm(dy, patches.mT).view(ctx.weight_shape) if wants_weight else None
-        return dx, dweight, dy.sum(-1) if wants_bias else None, None
-
-
-def _patches(x: Tensor, axes: Sequence[_Axis]) -> Tensor:
-    """What each output looks at, as columns [K, C·kernel, out·B]."""
-    border = [0, 0, *(axis.padding for axis in reversed(axes) for _ in range(2))]
-    padded = F.pad(x.movedim(1, -1), border).contiguous()  # [K, C, …, B]
-    peers, channels, *inner, batch = padded.stride()
+def _patches(x: Tensor, first: _Axis, others: Sequence[_Axis]) -> Tensor:
+    """What each output looks at along the other axes, as columns [K, C · kernel, padded first · out · B]."""
+    border = [0, 0, *(axis.padding for axis in (*reversed(others), first) for _ in range(2))]
+    padded = F.pad(x.movedim(1, -1), border).contiguous()  # [K, C, first, …, B]
+    peers, channels, ahead, *inner, batch = padded.stride()
     view = padded.as_strided(
-        (*padded.shape[:2], *(axis.kernel for axis in axes), *(axis.out for axis in axes), padded.shape[-1]),
+        (
+            *padded.shape[:2],
+            *(axis.kernel for axis in others),
+            first.padded,
+            *(axis.out for axis in others),
+            padded.shape[-1],
+        ),
         (
             peers,
             channels,
-            *(n * axis.dilation for n, axis in zip(inner, axes, strict=True)),
-            *(n * axis.stride for n, axis in zip(inner, axes, strict=True)),
+            *(n * axis.dilation for n, axis in zip(inner, others, strict=True)),
+            ahead,
+            *(n * axis.stride for n, axis in zip(inner, others, strict=True)),
             batch,
         ),
     )
-    rows, columns = math.prod(axis.kernel for axis in axes), math.prod(axis.out for axis in axes)
-    return view.reshape(x.shape[0], x.shape[2] * rows, columns * x.shape[1])
+    return view.flatten(1, 1 + len(others)).flatten(2)
 
 
-def _fold(patches: Tensor, channels: int, batch: int, axes: Sequence[_Axis]) -> Tensor:
+def _fold(patches: Tensor, x: Tensor, first: _Axis, others: Sequence[_Axis]) -> Tensor:
     """Add up, for each input number, the columns that held it: the transpose of `_patches`, [K, B, C, …]."""
-    parts = patches.view(len(patches), channels, *(axis.kernel for axis in axes), *(axis.out for axis in axes), batch)
-    dx = patches.new_zeros(len(patches), channels, *(axis.size for axis in axes), batch)
-    everything = slice(None), slice(None)
-    for at in product(*(range(axis.kernel) for axis in axes)):
-        outputs, inputs = zip(*(axis.reach(n) for axis, n in zip(axes, at, strict=True)), strict=True)
-        dx[(*everything, *inputs)].add_(parts[(*everything, *at, *outputs)])
+    kernel, out = [axis.kernel for axis in others], [axis.out for axis in others]
+    parts = patches.view(len(x), x.shape[2], *kernel, first.padded, *out, x.shape[1])
+    dx = patches.new_zeros(len(x), x.shape[2], *x.shape[3:], x.shape[1])
+    everything, rows = (slice(None), slice(None)), slice(first.padding, first.padding + first.size)
+    for at in product(*(range(axis.kernel) for axis in others)):
+        outputs, inputs = zip(*(axis.reach(n) for axis, n in zip(others, at, strict=True)), strict=True)
+        dx[(*everything, slice(None), *inputs)].add_(parts[(*everything, *at, rows, *outputs)])
     return dx.movedim(-1, 1)

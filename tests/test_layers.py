@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
         "ipywidgets",
         "IPython",
     },
-    "cluster/gang": {"torch", "distributed", "cloudpickle"},
+    "cluster/gang": {"torch", "distributed", "cloudpickle", "psutil"},
     "check": {"torch"},
     "engines": {"torch"},
     "engines/stacked": {"torch"},

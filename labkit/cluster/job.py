@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import cloudpickle
 from distributed import Future, KilledWorker
 
-from labkit.cluster.channels import Echo
+from labkit.cluster.channels import Inbox
 from labkit.cluster.display import NotebookBar, TerminalBar, in_notebook, make_bar, widget_view
 from labkit.cluster.gang.diagnosis import with_remedy
 from labkit.cluster.shipping import BIG, Call, Row, no_graph_warning, pack, share, submit_alone
@@ -54,20 +54,20 @@ class Job:
         self._bar: NotebookBar | TerminalBar | None = None
         self._schedule: Schedule | None = None
         self._computed = 0  # items, once the job has ended
-        self._echo = Echo(lab.client)
+        self._inbox = Inbox(lab.client)
         self._futures, self._shared = self._submit(fn)
         self._end = asyncio.run_coroutine_threadsafe(self._collect(), lab.client.loop.asyncio_loop)
         lab.track(self)
 
     def _submit(self, fn: Callable[[Any], Any]) -> tuple[list[Future[Any]], list[Future[Any]]]:
-        client, topic = self._lab.client, self._echo.topic
+        client = self._lab.client
         payload = pack(fn)
         items, shared = share(client, self._items)
         extra: dict[str, Any] = {}
         if len(payload) > BIG:  # a model in a closure, say
             extra["payload"] = submit_alone(client, payload)
             shared.append(extra["payload"])
-        call = Call(None if extra else payload, topic)
+        call = Call(None if extra else payload, self._inbox.address)
         if not items:
             return [], []
         try:
@@ -204,7 +204,7 @@ class Job:
 
     def printed(self) -> list[str]:
         """What the workers printed since the last call, line by line, each led by its "[worker k]"."""
-        return self._echo.drain()
+        return self._inbox.printed()
 
     def _shown(self) -> NotebookBar | TerminalBar:
         """The bar; where nobody has seen the job yet, waiting for it shows it."""

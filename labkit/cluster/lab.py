@@ -13,7 +13,7 @@ import psutil
 
 from labkit.checks import number
 from labkit.cluster.display import lab_page, widget_view
-from labkit.cluster.gang.launch import Gang, launch
+from labkit.cluster.gang.launch import Gang
 from labkit.cluster.job import Job
 from labkit.cluster.preparation import leave_random_alone
 from labkit.cluster.sabotage import MOST, Brake, process_of
@@ -147,7 +147,7 @@ class Lab:
         [3.0, 3.0]
         """
         self.require_open()
-        return launch(self, fn, *args, ranks=ranks, timeout=timeout, **kwargs)
+        return Gang(self, fn, args, kwargs, ranks=ranks, timeout=timeout)
 
     # -- failure as a lesson
 

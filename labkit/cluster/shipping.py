@@ -24,7 +24,7 @@ import dask.config
 from dask.sizeof import sizeof
 from distributed import Client, Future, get_worker
 
-from labkit.cluster.channels import echo
+from labkit.cluster.channels import capture_prints
 from labkit.cluster.preparation import wait_for_torch
 from labkit.errors import SettingError
 from labkit.text import amount
@@ -48,12 +48,12 @@ class Row(NamedTuple):
 class Call:
     """fn as it runs on a worker: prints are sent home, and the value comes back with the times of its computation."""
 
-    def __init__(self, payload: bytes | None, topic: str) -> None:
+    def __init__(self, payload: bytes | None, inbox: str) -> None:
         self.payload = payload
-        self.topic = topic
+        self.inbox = inbox
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Call, (self.payload, self.topic)
+        return Call, (self.payload, self.inbox)
 
     def __call__(self, item: Any, payload: bytes | None = None) -> Row:
         """Compute fn(item); a failure carries the worker's name."""
@@ -63,7 +63,7 @@ class Call:
         delay = worker.scheduler_delay if abs(worker.scheduler_delay) > _CLOCK_ERROR else 0.0
         try:
             fn = _unpack(payload or self.payload)
-            with echo(self.topic, f"[worker {name}]"):
+            with capture_prints(self.inbox, f"[worker {name}]"):
                 start, tick = time.time() + delay, time.perf_counter()
                 value = fn(item)
                 finish = start + time.perf_counter() - tick
@@ -86,8 +86,8 @@ def _unpack(payload: bytes) -> Callable[[Any], Any]:
     return fn
 
 
-def pack(fn: Callable[[Any], Any]) -> bytes:
-    """fn as bytes; raises SettingError when it cannot be pickled.
+def pack(fn: Callable[..., Any], name: str = "") -> bytes:
+    """fn as bytes; raises SettingError, with its own name or this one, when it cannot be pickled.
 
     A function of a module that lies in a folder of the user's travels by value, with what it uses of that module:
     the workers may not find the module, and after an edit and `importlib.reload` they would run its old text.
@@ -96,8 +96,9 @@ def pack(fn: Callable[[Any], Any]) -> bytes:
         with _by_value(_home(fn)):
             payload: bytes = cloudpickle.dumps(fn)
     except Exception as error:
+        name = name or getattr(fn, "__name__", type(fn).__name__)
         raise SettingError(
-            f"{_name(fn)} cannot be sent to the workers ({error}): open files, locks and the lab itself "
+            f"{name} cannot be sent to the workers ({error}): open files, locks and the lab itself "
             "have to be made inside the function."
         ) from error
     return payload
@@ -194,7 +195,3 @@ def no_graph_warning() -> Any:
 
 def _same(value: Any) -> Any:
     return value
-
-
-def _name(fn: Any) -> str:
-    return getattr(fn, "__name__", None) or type(fn).__name__

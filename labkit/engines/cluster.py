@@ -13,9 +13,8 @@ import numpy as np
 from torch import nn
 
 from labkit.checks import whole
-from labkit.cluster.gang.launch import launch
+from labkit.cluster.gang.group import host_of
 from labkit.cluster.lab import Lab
-from labkit.cluster.sockets import host_of
 from labkit.engines.asynchronous.train_rank import train_apart
 from labkit.engines.checkpoint import blocks_of
 from labkit.engines.control import Control
@@ -122,7 +121,7 @@ def _train(on: Cluster, experiment: Experiment, report: Reporter, control: Contr
 def _train_asynchronously(on: Cluster, experiment: Experiment, report: Reporter, control: Control) -> Ended:
     blocks = blocks_of(experiment.peers, ranks_on(on.lab, experiment))
     how = on.timeout, on.report_every, on.device
-    gang = launch(on.lab, train_apart, experiment, blocks, *how, ranks=len(blocks), timeout=on.timeout)
+    gang = on.lab.launch(train_apart, experiment, blocks, *how, ranks=len(blocks), timeout=on.timeout)
     rows = Rows(len(blocks), experiment.peers, experiment.traits.predict is not None, meet=False)
 
     def take(told: list[dict[str, Any]]) -> None:

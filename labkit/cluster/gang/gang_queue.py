@@ -3,51 +3,68 @@
 Dask has no such primitive, and `distributed.MultiLock` keeps a lock for ever whose client has died. This plugin lives
 where workers and clients are seen to come and go, so it waits for a worker that is being restarted, frees what a dead
 client held, tells a gang at once which worker it lost, and refuses a rank that Dask starts a second time by itself.
+
+A refusal is {"refused": kind, "why": sentence}, and the sentence is for people.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+import weakref
 from collections import deque
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from distributed import Scheduler, Status
+from distributed import Client, Scheduler, Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from labkit.cluster.channels import post
+from labkit.cluster.workers import WorkerInfo, WorkerPool
+from labkit.errors import GangError
 from labkit.text import some
 
 LINGER = 10.0  # seconds after which a dead client's workers are free, even where a rank never said that it has gone
+COMEBACK = 15.0  # seconds in which a nanny has its worker back, even on a busy machine
+
+Refusal = Literal["busy", "left", "halted", "late", "lost", "repeated", "orphaned"]
+
+
+def _refused(kind: Refusal, why: str) -> dict[str, Any]:
+    return {"refused": kind, "why": why}
+
+
+_LEFT = _refused("left", "the gang has left")
 
 
 @dataclass(eq=False)
 class _Ticket:
     """One gang, from the queue to its end."""
 
-    gang: str
+    gang: str  # the address of its inbox
     client: str
-    topic: str
     ranks: int
-    workers: list[str] = field(default_factory=list)  # by rank, once the gang is let through
+    workers: list[str] = field(default_factory=list)  # by rank, once the gang's turn has come
     nannies: set[str] = field(default_factory=set)  # those of the workers that are started again when they die
-    doors: dict[int, Any] = field(default_factory=dict)  # rank that has arrived -> where it can be reached
+    ports: dict[int, int | None] = field(default_factory=dict)  # rank that has arrived -> where rank 0 listens
     gone: set[int] = field(default_factory=set)  # ranks that have arrived and left
     first_failed: int | None = None
-    over: str = ""  # why nobody may start any more
+    over: dict[str, Any] = field(default_factory=dict)  # why nobody may start any more
     turn: asyncio.Event = field(default_factory=asyncio.Event)
     complete: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def end(self, reason: str) -> None:
+    def end(self, refusal: dict[str, Any]) -> None:
         """Let nobody start any more, and tell those who wait."""
-        self.over = self.over or reason
+        self.over = self.over or refusal
         self.turn.set()
         self.complete.set()
 
 
-class Turnstile(SchedulerPlugin):
-    """Lets gangs through in the order of their coming, each as soon as enough workers are free of other gangs."""
+class GangQueue(SchedulerPlugin):
+    """Gives gangs their workers in the order of their coming, each as soon as enough are free of other gangs."""
 
-    name = "labkit-turnstile"
+    name = "labkit-gang-queue"
     idempotent = True
 
     def __init__(self) -> None:
@@ -62,59 +79,59 @@ class Turnstile(SchedulerPlugin):
 
     # -- called by the client
 
-    async def enter(self, gang: str, client: str, topic: str, ranks: int, timeout: float) -> dict[str, Any]:
-        """Wait for `ranks` free workers: {"workers": …} by rank, or {"refused": why}."""
+    async def enter(self, gang: str, client: str, ranks: int, timeout: float) -> dict[str, Any]:
+        """Wait for `ranks` free workers: {"workers": …} by rank, or a refusal."""
         if gang in self._left:
-            return {"refused": "it was stopped"}
-        ticket = self.tickets[gang] = _Ticket(gang, client, topic, ranks)
+            return _LEFT
+        ticket = self.tickets[gang] = _Ticket(gang, client, ranks)
         self._admit()
         try:
             await asyncio.wait_for(ticket.turn.wait(), timeout)
         except TimeoutError:
-            why = self._obstacle(ticket)
+            refusal = _refused("busy", self._obstacle(ticket))
             del self.tickets[gang]
             self._admit()
-            return {"refused": why}
-        return {"refused": ticket.over} if ticket.over else {"workers": ticket.workers}
+            return refusal
+        return ticket.over or {"workers": ticket.workers}
 
     async def assembled(self, gang: str, timeout: float) -> dict[str, Any]:
         """Wait until every rank has arrived; when time is up nobody may start any more, and `missing` says why."""
         ticket = self.tickets.get(gang)
         if ticket is None:
-            return {"over": "the gang has left", "missing": {}}
+            return _LEFT
         try:
             await asyncio.wait_for(ticket.complete.wait(), timeout)
         except TimeoutError:
-            ticket.end("the other ranks did not start in time")
-        missing = [rank for rank in range(ticket.ranks) if rank not in ticket.doors]
-        return {"over": ticket.over, "missing": {rank: self._excuse(ticket, rank) for rank in missing}}
+            ticket.end(_refused("late", "the other ranks did not start in time"))
+        missing = [rank for rank in range(ticket.ranks) if rank not in ticket.ports]
+        return ticket.over | {"missing": {rank: self._excuse(ticket, rank) for rank in missing}}
 
-    async def halt(self, gang: str, reason: str) -> None:
+    async def halt(self, gang: str) -> None:
         """Let no rank start from now on; the workers stay taken until `leave`."""
         if gang in self.tickets:
-            self.tickets[gang].end(reason)
+            self.tickets[gang].end(_refused("halted", "the gang was ended"))
 
     async def leave(self, gang: str) -> None:
         """Give the workers to the next gang."""
         self._left.append(gang)
         if gang in self.tickets:
-            self.tickets.pop(gang).end("the gang has left")
+            self.tickets.pop(gang).end(_LEFT)
             self._admit()
 
     # -- called by the ranks
 
-    async def arrive(self, gang: str, rank: int, door: Any) -> dict[str, Any]:
-        """Wait for all other ranks: {"door": rank 0's}, or {"refused": why}."""
+    async def arrive(self, gang: str, rank: int, port: int | None) -> dict[str, Any]:
+        """Wait for all other ranks: {"port": where rank 0 listens}, or a refusal."""
         ticket = self.tickets.get(gang)
         if ticket is None or ticket.over:
-            return {"refused": ticket.over if ticket else "the gang has left"}
-        if rank in ticket.doors:
-            return {"refused": "Dask started this rank a second time"}
-        ticket.doors[rank] = door
-        if len(ticket.doors) == ticket.ranks:
+            return ticket.over if ticket else _LEFT
+        if rank in ticket.ports:
+            return _refused("repeated", "Dask started this rank a second time")
+        ticket.ports[rank] = port
+        if len(ticket.ports) == ticket.ranks:
             ticket.complete.set()
         await ticket.complete.wait()
-        return {"refused": ticket.over} if ticket.over else {"door": ticket.doors[0]}
+        return ticket.over or {"port": ticket.ports[0]}
 
     async def failed(self, gang: str, rank: int) -> int:
         """The rank that failed first, which may be this one."""
@@ -139,15 +156,14 @@ class Turnstile(SchedulerPlugin):
 
     def remove_worker(self, scheduler: Scheduler, worker: str, *, stimulus_id: str, **_: Any) -> None:
         for ticket in [ticket for ticket in self.tickets.values() if worker in ticket.workers]:
-            ticket.end(f"worker {worker} is gone")
+            ticket.end(_refused("lost", f"worker {worker} is gone"))
             ticket.gone.add(ticket.workers.index(worker))
-            note = {"gang": ticket.gang, "lost": worker, "nanny": worker in ticket.nannies}
-            scheduler.log_event(ticket.topic, note)
+            post(scheduler, ticket.gang, lost=worker, returns=worker in ticket.nannies)
             scheduler.loop.add_callback(self._bury, ticket)
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         for ticket in [ticket for ticket in self.tickets.values() if ticket.client == client]:
-            ticket.end("its client is gone")
+            ticket.end(_refused("orphaned", "its client is gone"))
             scheduler.loop.add_callback(self._bury, ticket)
             scheduler.loop.call_later(LINGER, scheduler.loop.add_callback, self.leave, ticket.gang)
 
@@ -178,14 +194,14 @@ class Turnstile(SchedulerPlugin):
 
     async def _bury(self, ticket: _Ticket) -> None:
         """Leave in place of a client that is gone, once its ranks are."""
-        if ticket.client not in self.scheduler.clients and ticket.gone >= set(ticket.doors):
+        if ticket.client not in self.scheduler.clients and ticket.gone >= set(ticket.ports):
             await self.leave(ticket.gang)
 
     def _obstacle(self, ticket: _Ticket) -> str:
         alive = len(self._alive())
         if alive < ticket.ranks:
             return f"only {alive} worker{'s are' if alive != 1 else ' is'} there"
-        others = sum(1 for other in self.tickets.values() if other is not ticket)
+        others = len(self.tickets) - 1
         return f"the workers are held by {others} other launch{'es' * (others != 1)}"
 
     def _excuse(self, ticket: _Ticket, rank: int) -> str:
@@ -195,3 +211,65 @@ class Turnstile(SchedulerPlugin):
             return f"{worker} is gone"
         others = sum(1 for task in state.processing if not str(task.key).startswith(ticket.gang))
         return f"{worker} is busy with {some(others, 'other task')}" if others else f"{worker} is not ready"
+
+
+class QueueAccess:
+    """The gang queue as one client knows it; used on the client's event loop but for `room`."""
+
+    _known: ClassVar[weakref.WeakKeyDictionary[Client, QueueAccess]] = weakref.WeakKeyDictionary()
+
+    def __init__(self) -> None:
+        self._registered: asyncio.Future[None] | None = None
+        self._workers, self._until = 0, 0.0
+
+    @classmethod
+    def of(cls, client: Client) -> QueueAccess:
+        """That of this client."""
+        return cls._known.setdefault(client, cls())
+
+    async def ready(self, client: Any) -> None:
+        """Have the queue on the scheduler; the first launch of a client pays for it."""
+        if self._registered is None:
+            self._registered = asyncio.ensure_future(client.register_plugin(GangQueue()))
+        try:
+            await asyncio.shield(self._registered)
+        except ImportError as error:
+            self._registered = None
+            raise GangError(f"the scheduler cannot import labkit ({error}): install the same version there.") from error
+
+    def expect(self, workers: int) -> None:
+        """A worker has gone that its nanny starts again: until then the lab has fewer than `workers`."""
+        self._workers, self._until = workers, time.monotonic() + COMEBACK
+
+    def room(self, workers: Sequence[WorkerInfo]) -> int:
+        """How many ranks there is room for on these workers and those that are about to be back."""
+        return max(len(workers), self._workers if time.monotonic() < self._until else 0)
+
+    def room_for(self, ranks: int | None, workers: Sequence[WorkerInfo]) -> int:
+        """The same; raises GangError where it is not enough."""
+        there = self.room(workers)
+        if not there:
+            raise GangError(
+                "the lab has no workers: wait until some have come, or start some with lk.connect(workers=2)."
+            )
+        if ranks is not None and ranks > there:
+            raise GangError(
+                f"{ranks} ranks need {ranks} workers, but the lab has {there}:"
+                f" ask for ranks={there}, or start the lab with lk.connect(workers={ranks})."
+            )
+        if any(worker.address.startswith("inproc://") for worker in workers):
+            raise GangError(
+                "the workers are threads of this process, which can be one rank only: connect with processes."
+            )
+        return there
+
+
+def room(lab: WorkerPool) -> int:
+    """How many ranks a lab has room for; a worker that has just died is about to be back, and counts."""
+    return QueueAccess.of(lab.client).room(lab.workers)
+
+
+def ask(rpc: Any, question: str, gang: str, **details: Any) -> Awaitable[Any]:
+    """Put a question to the queue, through a client's or a worker's connection to the scheduler."""
+    answer: Awaitable[Any] = getattr(rpc, f"labkit_gang_{question}")(gang=gang, **details)
+    return answer

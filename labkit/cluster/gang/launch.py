@@ -1,8 +1,7 @@
 """`launch`: one function as the ranks of one torch.distributed process group, one rank per Dask worker.
 
-That is all a gang knows. Here is its handle; driver.py leads it from the client's event loop, rank.py runs on the
-workers, turnstile.py on the scheduler, and verdict.py finds the sentence for what went wrong. The traffic of the ranks
-is neither encrypted nor authenticated, even where Dask's own is: torch offers nothing of the kind.
+Here is the client's side, rank.py runs on the workers and gang_queue.py on the scheduler; diagnosis.py finds the
+sentence for what went wrong.
 """
 
 from __future__ import annotations
@@ -10,27 +9,35 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import math
-import pickle
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from labkit.checks import number, whole
-from labkit.cluster.channels import Echo, Plan, Report, Switchboard
-from labkit.cluster.gang.driver import Driver
+from labkit.cluster.channels import Inbox, Note
+from labkit.cluster.gang import rank as worker_side
+from labkit.cluster.gang.diagnosis import RankFailure, RankReport, diagnose, hung
+from labkit.cluster.gang.gang_queue import QueueAccess, ask
+from labkit.cluster.gang.group import GangSpec
 from labkit.cluster.gang.rank import GRACE
 from labkit.cluster.shipping import pack
-from labkit.errors import GangError, LabClosed, SettingError
+from labkit.cluster.workers import WorkerPool
+from labkit.errors import ClusterError, GangError, LabClosed, LabkitError, SettingError, Stopped
 from labkit.text import some
 
 if TYPE_CHECKING:
-    from labkit.cluster.workers import WorkerInfo, WorkerPool
+    from distributed import Future
 
-
+SETTLE = 1.0  # seconds in which the cause of a broken collective may come to light
+LARGE = 64 * 1024  # bytes; a larger payload goes to each worker once, as Dask data, not through the task graph
+PULSE = 0.5  # seconds between two looks at whether the scheduler is still there
+ANSWER = 30.0  # seconds in which ranks answer what their gang asks, which may be much to send
+PRIORITY = 10  # ranks go before waiting map tasks, since whole gangs wait for the last of their ranks
 _TICK = 0.1  # seconds between two looks at the printed lines, and at whether the lab is still open
 
 
@@ -47,50 +54,99 @@ class Mailbox(queue.SimpleQueue[dict[str, Any]]):
 
 
 class Gang:
-    """The handle of a running `launch`; it works in the background, `result` waits for it.
+    """The handle of a running `lab.launch`; the ranks work in the background, `result` waits for them.
 
-    `ranks` is their number, `events` a `Mailbox`.
+    `ranks` is their number, and `events` the `Mailbox` of what they say with `labkit.cluster.gang.rank.tell`.
+
+    >>> import torch.distributed as dist
+    >>> from labkit.cluster.gang import rank
+    >>> def fn():
+    ...     print("hello")
+    ...     rank.tell({"half": dist.get_rank() / 2})
+    ...     return dist.get_world_size()
+    >>> gang = lab.launch(fn, ranks=2)                  # doctest: +SKIP
+    >>> gang                                            # doctest: +SKIP
+    Gang: fn as 2 ranks, starting
+    >>> gang.result()                                   # doctest: +SKIP
+    [rank 0] hello
+    [rank 1] hello
+    [2, 2]
+    >>> gang.events.drain()                             # doctest: +SKIP
+    [{'half': 0.0, 'rank': 0}, {'half': 0.5, 'rank': 1}]
     """
 
-    def __init__(self, lab: WorkerPool, plan: Plan, echo: Echo | None) -> None:
-        self.ranks = plan.ranks
+    # All that follows `_lead` runs on the client's event loop, so that a launch costs no thread.
+
+    def __init__(
+        self,
+        lab: WorkerPool,
+        fn: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        ranks: int | None,
+        timeout: float,
+    ) -> None:
+        if not callable(fn):
+            raise SettingError(f"{fn!r} is not a function: give launch the function, and its arguments after it.")
+        self._timeout = number(timeout, "timeout", above=True, unit="seconds")
+        ranks = None if ranks is None else whole(ranks, "ranks")
+        workers = lab.workers
+        self._queue, self._client = QueueAccess.of(lab.client), lab.client
+        self._workers = self._queue.room_for(ranks, workers)  # of the lab
+        self.ranks = ranks or self._workers
         self.events = Mailbox()
-        self._client = lab.client
-        self._name = plan.name
-        self._echo = echo
+        self._name = getattr(fn, "__name__", type(fn).__name__)
+        self._payload: Any = pack(partial(fn, *args, **kwargs), self._name)
+        self._gpus = {worker.address: worker.gpus[0] for worker in workers if worker.gpus}
+        self._inbox = Inbox(lab.client, self._receive)
+        self._address = self._inbox.address  # which names the gang
+        self._spec: GangSpec | None = None  # once it has workers
+        self._assembled = False
+        self._signals: dict[str, Any] = {}
+        self._version = 0
+        self._futures: list[Future[RankReport]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._arrived: asyncio.Queue[RankReport | str | ClusterError] = asyncio.Queue()  # a string is a lost worker
+        self._reports: dict[int, RankReport] = {}  # in order of arrival
+        self._heard: Counter[int] = Counter()  # rank -> messages
+        self._lost: dict[int, str] = {}  # rank -> worker
+        self._hung: set[int] = set()
+        self._leading: asyncio.Task[Any] | None = None
+        self._stopped, self._grace = False, GRACE
         self._over = threading.Event()
-        self._reports: list[Report] = []
         self._error: Exception | None = None
         self._values: list[Any] | None = None
-        self._driver = Driver(lab.client, plan, self.events.put, self._done)
-        asyncio.run_coroutine_threadsafe(self._driver.lead(), lab.client.loop.asyncio_loop)
+        lab.track(self)
+        asyncio.run_coroutine_threadsafe(self._lead(), lab.client.loop.asyncio_loop)
 
     # -- its state
 
     @property
     def workers(self) -> tuple[str, ...]:
         """The addresses of the workers, by rank; () while the gang waits for its turn."""
-        return self._driver.order.workers if self._driver.order else ()
+        return self._spec.workers if self._spec else ()
 
     @property
     def started(self) -> bool:
         """True once every rank has started; before that, none is inside the function."""
-        return self._driver.assembled
+        return self._assembled
 
     @property
     def lost(self) -> Mapping[int, str]:
         """The ranks whose worker died, with its address."""
-        return dict(self._driver.lost)
+        return self._lost
 
     @property
     def hung(self) -> Collection[int]:
         """Those of the lost ranks that kept others waiting in a collective until their worker was ended."""
-        return frozenset(self._driver.hung)
+        return self._hung
 
     @property
     def done(self) -> bool:
         """True when the gang has ended, well or badly."""
-        self._look()
+        if not self._over.is_set() and self._client.status in ("closing", "closed"):
+            self._conclude(_gone())  # a closed client has no event loop any more that could say so
         return self._over.is_set()
 
     def __repr__(self) -> str:
@@ -127,7 +183,7 @@ class Gang:
         if self._error is not None:
             raise self._error
         if self._values is None:
-            self._values = [_unpack(report) for report in sorted(self._reports, key=lambda report: report.rank)]
+            self._values = [self._reports[rank].result() for rank in range(self.ranks)]
         return self._values
 
     def stop(self, grace: float = GRACE) -> None:
@@ -136,126 +192,251 @@ class Gang:
         Their connections break, and what they are doing is interrupted; the worker of a rank that does not leave its
         own code within `grace` seconds is restarted.
         """
-        self._call_soon(self._driver.stop, grace)
+        self._call_soon(self._stop, grace)
 
     def cancel(self) -> None:
-        """What a lab does to its gangs when it closes."""
-        self._call_soon(self._driver.stop, GRACE)
-        self._done([], _closed())
+        """What a lab does to its gangs when it closes: end all ranks; `result` then raises LabClosed."""
+        self.stop()
+        self._conclude(_gone())
 
     def show(self) -> None:
         """Print what the ranks have printed since the last call, each line led by its "[rank k]"."""
-        for line in self._echo.drain() if self._echo is not None else ():
+        for line in self._inbox.printed():
             print(line)
 
     def signal(self, values: Mapping[str, Any]) -> None:
         """Add `values` to what `rank.signals()` returns on every rank, within milliseconds; returns at once."""
-        self._call_soon(self._driver.signal, dict(values))
+        self._call_soon(self._signal, dict(values))
 
     def ask(self, function: Callable[..., Any], *args: Any) -> concurrent.futures.Future[dict[int, Any]]:
         """What function(gang, *args) returns on the event loop of each rank's worker, by rank, of those that answer."""
-        loop = self._client.loop.asyncio_loop
-        return asyncio.run_coroutine_threadsafe(self._driver.ask(function, *args), loop)
-
-    # -- inside
+        return asyncio.run_coroutine_threadsafe(self._answers(function, *args), self._client.loop.asyncio_loop)
 
     def _call_soon(self, function: Callable[..., Any], *args: Any) -> None:
         if not self.done:
             self._client.loop.add_callback(function, *args)
 
-    def _done(self, reports: list[Report], error: Exception | None) -> None:
+    def _conclude(self, error: Exception | None) -> None:
         if not self._over.is_set():
-            self._reports, self._error = reports, error
             if error is not None:
                 error.__traceback__ = None  # how labkit came upon it helps nobody; the cause has the rank's own
-            if self._echo is not None:
-                self._echo.close()  # every line has come: they travel in order with the reports
+            self._error = error
+            self._inbox.close()  # every line has come: they travel in order with the reports
             self._over.set()
 
-    def _look(self) -> None:
-        """A closed client has no event loop any more that could say so."""
-        if not self._over.is_set() and self._client.status in ("closing", "closed"):
-            self._done([], _closed())
+    # -- from the queue to the end
+
+    async def _lead(self) -> None:
+        error: Exception | None = None
+        try:
+            self._leading = asyncio.current_task()
+            if self._stopped:
+                raise asyncio.CancelledError
+            await self._start()
+            await self._follow()
+        except asyncio.CancelledError:
+            stopped = Stopped(f"{self._name} was stopped before its ranks had finished.")
+            error = stopped if self._stopped else _gone()
+        except LabkitError as caught:
+            error = caught
+        except OSError as caught:
+            error = _gone(caught)
+        except Exception as caught:  # noqa: BLE001  whatever it is, nobody may wait for ever
+            error = GangError(f"{self._name} could not be led to its end: {type(caught).__name__}: {caught}")
+            error.__cause__ = caught
+        self._leading = None
+        await self._finish(error)
+
+    async def _start(self) -> None:
+        begun = time.monotonic()
+        await self._queue.ready(self._client)
+        answer = await self._ask_queue("enter", client=self._client.id, ranks=self.ranks, timeout=self._timeout)
+        if "refused" in answer:
+            raise GangError(
+                f"0 of {self.ranks} ranks started within {self._timeout:g} s, because {answer['why']}:"
+                " wait for them, stop them, or launch with a longer timeout=."
+            )
+        self._spec = GangSpec.on(self._address, answer["workers"], self._gpus, self._timeout)
+        if len(self._payload) > LARGE:
+            self._payload = await self._client.scatter(
+                self._payload, workers=list(self._spec.workers), broadcast=True, hash=False
+            )
+        for rank, worker in enumerate(self._spec.workers):
+            future = self._client.submit(
+                worker_side.run,
+                self._spec,
+                rank,
+                self._payload,
+                key=f"{self._address}-{rank}",
+                workers=[worker],
+                pure=False,
+                retries=0,
+                priority=PRIORITY,
+            )
+            self._futures.append(future)
+            self._tasks.append(asyncio.ensure_future(self._collect(rank, future)))
+        left = max(self._timeout - (time.monotonic() - begun), 0.1)
+        self._tasks.append(asyncio.ensure_future(self._assemble(left)))
+
+    async def _assemble(self, timeout: float) -> None:
+        answer = await self._quietly(self._ask_queue("assembled", timeout=timeout), limit=None)
+        if answer is None:  # no scheduler: `_next` finds out
+            return
+        if "refused" not in answer:
+            self._assembled = True
+            if self._signals:
+                await self._signal({})
+        elif answer["refused"] == "late":
+            ranks, missing = self.ranks, answer["missing"]
+            why = " and ".join(f"rank {rank} is missing, its worker {excuse}" for rank, excuse in missing.items())
+            sentence = f"{ranks - len(missing)} of {ranks} ranks started within {self._timeout:g} s: {why};"
+            self._arrived.put_nowait(GangError(f"{sentence} let it finish, or launch with a longer timeout=."))
+
+    async def _collect(self, rank: int, future: Future[RankReport]) -> None:
+        try:
+            self._arrived.put_nowait(await future)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  Dask could not run it, or it was cancelled
+            sentence = f"rank {rank} could not be run by Dask ({type(error).__name__}: {error}): launch again."
+            trouble = GangError(sentence) if self._client.status == "running" else _gone()
+            trouble.__cause__ = error
+            self._arrived.put_nowait(trouble)
+
+    async def _follow(self) -> None:
+        """Return when every rank has; raise at the first sign of trouble, once its cause is known."""
+        assert self._spec is not None
+        deadline = math.inf
+        while len(self._reports) < self.ranks and time.monotonic() < deadline:
+            match await self._quietly(self._arrived.get(), max(min(PULSE, deadline - time.monotonic()), 0)):
+                case None if self._client.status != "running":
+                    raise _gone()
+                case ClusterError() as error:
+                    raise error
+                case RankReport() as report:
+                    self._reports[report.rank] = report
+                case str() as lost:
+                    self._lost |= {rank: lost for rank in self._waiting() if self._spec.workers[rank] == lost}
+            if self._unexplained():
+                deadline = min(deadline, time.monotonic() + SETTLE)
+            elif self._failures or self._lost:
+                break
+        found = diagnose(self._name, self._spec, list(self._reports.values()), self._lost)
+        if found is not None:
+            raise found
+        self._assembled = True  # should `_assemble` not have heard yet
+
+    @property
+    def _failures(self) -> list[RankFailure]:
+        return [report.failure for report in self._reports.values() if report.failure]
+
+    def _unexplained(self) -> bool:
+        """Whether ranks failed only because others did, of which nothing is known."""
+        return bool(self._failures) and not self._lost and all(failure.follows for failure in self._failures)
+
+    async def _finish(self, error: Exception | None) -> None:
+        """Leave the workers ready for the next gang, then say how this one went."""
+        try:
+            if error is None:
+                await self._hear_all()
+            elif self._futures and self._client.status == "running":
+                unexplained = self._unexplained() and not self._stopped
+                stuck = await self._end_ranks(error)
+                if stuck and unexplained and self._spec is not None:
+                    self._hung, self._lost = set(stuck), self._lost | stuck
+                    error = hung(self._spec, stuck)
+        finally:
+            # `_collect` must not be cancelled: all gathers of a client share one answer, and all would be cancelled.
+            for future in self._futures:
+                future.release()
+            self._payload = None
+            self._conclude(error)
+        await self._quietly(self._ask_queue("leave"))
+
+    async def _hear_all(self) -> None:
+        """Messages come in order, and before the report of their rank; this makes sure of it."""
+        limit = time.monotonic() + SETTLE
+        while any(self._heard[rank] < report.sent for rank, report in self._reports.items()):
+            if time.monotonic() > limit:
+                return
+            await asyncio.sleep(0.005)
+
+    async def _end_ranks(self, error: Exception) -> dict[int, str]:
+        """End all ranks that still run, and the workers of those that do not leave their own code; return these."""
+        assert self._spec is not None
+        await self._quietly(self._ask_queue("halt"))
+        waiting = self._waiting()
+        there = await self._run_on(waiting, worker_side.end, str(error))
+        # A rank that has not begun waits behind other tasks of its worker, which must not suffer.
+        running = [rank for rank in waiting if there.get(self._spec.workers[rank], self._assembled)]
+        if running:
+            await asyncio.wait([self._tasks[rank] for rank in running], timeout=self._grace)
+        stuck = {rank: self._spec.workers[rank] for rank in running if not self._tasks[rank].done()}
+        if stuck:
+            # not client.restart_workers, which would wait another four seconds for the process to end by itself
+            killed = await self._quietly(
+                self._client.run(worker_side.kill, workers=[*stuck.values()], nanny=True, on_error="ignore")
+            )
+            self._queue.expect(self._workers)
+            if left := set(stuck.values()) - set(killed or {}):
+                error.add_note(f"A rank still runs on {', '.join(left)}, which has no nanny: restart it by hand.")
+        return stuck
+
+    # -- also on the event loop, whenever it has to be
+
+    def _receive(self, note: Note) -> None:
+        """A message of a rank, or the queue's word of a lost worker."""
+        if "lost" in note:
+            if note["returns"]:
+                self._queue.expect(self._workers)
+            self._arrived.put_nowait(note["lost"])
+        else:
+            self._heard[note["rank"]] += 1
+            self.events.put({**note["message"], "rank": note["rank"]})
+
+    def _stop(self, grace: float) -> None:
+        """Cancel, at whatever point it is."""
+        if not self._stopped:
+            self._stopped, self._grace = True, grace
+            if self._leading is not None:
+                self._leading.cancel()
+
+    async def _signal(self, values: dict[str, Any]) -> None:
+        """Bring `values` to the ranks; those that have not started get them when they have."""
+        self._signals |= values
+        self._version += 1
+        if self._assembled:
+            await self._run_on(self._waiting(), worker_side.receive, self._version, self._signals)
+
+    async def _answers(self, function: Callable[..., Any], *args: Any) -> dict[int, Any]:
+        answers = await self._run_on(self._waiting(), function, *args, limit=ANSWER)
+        return {rank: answers[worker] for rank, worker in enumerate(self.workers) if worker in answers}
+
+    def _waiting(self) -> list[int]:
+        """The ranks that were submitted and have neither reported nor been lost."""
+        return [rank for rank in range(len(self._futures)) if rank not in self._reports and rank not in self._lost]
+
+    async def _run_on(self, ranks: list[int], function: Callable[..., Any], *args: Any, limit: float = 2.0) -> Any:
+        """{worker: answer} of those that answer."""
+        workers = [self.workers[rank] for rank in ranks]
+        if not workers:
+            return {}
+        run = self._client.run(function, self._address, *args, workers=workers, on_error="ignore")
+        return await self._quietly(run, limit) or {}
+
+    def _ask_queue(self, question: str, **details: Any) -> Awaitable[Any]:
+        return ask(self._client.scheduler, question, self._address, **details)
+
+    @staticmethod
+    async def _quietly(call: Awaitable[Any], limit: float | None = 2.0) -> Any:
+        """None where no answer comes: what is to be ended is then gone, or gets its worker restarted."""
+        try:
+            return await asyncio.wait_for(call, limit)
+        except (TimeoutError, OSError):
+            return None
 
 
-def launch(
-    lab: WorkerPool,
-    fn: Callable[..., Any],
-    *args: Any,
-    ranks: int | None = None,
-    timeout: float = 60.0,
-    echo: bool = True,
-    **kwargs: Any,
-) -> Gang:
-    """Run fn(*args, **kwargs) as `ranks` ranks (one per worker by default) of one process group; returns at once.
-
-    Functions from PyTorch's tutorials work as they stand, less their set-up of the process group. `timeout` (seconds)
-    limits the wait for all ranks to start, and every collective. Backend: nccl where each rank has its own GPU, else
-    gloo. With `echo`, `Gang.result` shows what the ranks print.
-    Raises GangError for more ranks than workers, SettingError for arguments out of range or that cannot be sent.
-
-    >>> def fn(x):                                                # doctest: +SKIP
-    ...     t = torch.tensor(float(dist.get_rank() + x))
-    ...     dist.all_reduce(t)
-    ...     return t.item()
-    >>> lab.launch(fn, 1, ranks=2).result()                       # doctest: +SKIP
-    [3.0, 3.0]
-    """
-    name = getattr(fn, "__name__", type(fn).__name__)
-    if not callable(fn):
-        raise SettingError(f"{fn!r} is not a function: give launch the function, and its arguments after it.")
-    timeout = number(timeout, "timeout", above=True, unit="seconds")
-    ranks = None if ranks is None else whole(ranks, "ranks")
-    workers = lab.workers
-    there = max(len(workers), Switchboard.of(lab.client).expected())
-    _require_room(workers, there, ranks)
-    listener = Echo(lab.client) if echo else None
-    plan = Plan(
-        name=name,
-        payload=_pack(name, fn, args, kwargs),
-        ranks=ranks or there,
-        workers=there,
-        gpus={worker.address: worker.gpus[0] for worker in workers if worker.gpus},
-        timeout=timeout,
-        echo_topic=listener.topic if listener is not None else None,
+def _gone(cause: BaseException | None = None) -> LabClosed:
+    closed = LabClosed(
+        "the cluster was closed, or its scheduler is gone, while ranks ran: call lk.connect() for a new one."
     )
-    gang = Gang(lab, plan, listener)
-    lab.track(gang)
-    return gang
-
-
-def room(lab: WorkerPool) -> int:
-    """How many ranks the lab has room for; a worker that has just died is about to be back, and counts."""
-    return max(len(lab.workers), Switchboard.of(lab.client).expected())
-
-
-def _require_room(workers: Sequence[WorkerInfo], there: int, ranks: int | None) -> None:
-    if not there:
-        raise GangError("the lab has no workers: wait until some have come, or start some with lk.connect(workers=2).")
-    if ranks is not None and ranks > there:
-        raise GangError(
-            f"{ranks} ranks need {ranks} workers, but the lab has {there}:"
-            f" ask for ranks={there}, or start the lab with lk.connect(workers={ranks})."
-        )
-    if any(worker.address.startswith("inproc://") for worker in workers):
-        raise GangError("the workers are threads of this process, which can be one rank only: connect with processes.")
-
-
-def _pack(name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    call = partial(fn, *args, **kwargs)
-    setattr(call, "__name__", name)  # noqa: B010  so that an error names the function; a partial has no such attribute
-    return pack(call)
-
-
-def _unpack(report: Report) -> Any:
-    try:
-        return pickle.loads(report.value or b"")
-    except Exception as error:  # unpickling runs code of whatever was returned
-        raise GangError(
-            f"what rank {report.rank} returned cannot be read here ({error}):"
-            " return CPU tensors, numbers, lists or dicts."
-        ) from error
-
-
-def _closed() -> LabClosed:
-    return LabClosed("the lab was closed while ranks ran: call lk.connect() for a new one.")
+    closed.__cause__ = cause
+    return closed

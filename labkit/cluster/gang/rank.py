@@ -1,11 +1,12 @@
-"""What runs on a worker: one rank of a gang, from its seat in the process to a process group that is gone again.
+"""What runs on a worker: one rank of a gang, from its start to a process group that is gone again.
 
-Nothing here is imported by user code except `tell` and `signals`; both cost microseconds and may be called from any
-thread of a rank. torch is imported inside functions, because Dask's scheduler unpickles references into this module.
+Nothing here is for user code except `tell` and `signals`; both cost microseconds and may be called from any thread of a
+rank. torch is imported inside functions, because Dask's scheduler unpickles references into this module.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
 import os
@@ -13,18 +14,22 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from labkit.cluster import sockets
-from labkit.cluster.channels import Failure, Order, Report, echo
-from labkit.cluster.gang.group import Group
+import cloudpickle
+from distributed import get_worker
+from distributed.utils import sync
+
+from labkit.cluster.channels import capture_prints, post
+from labkit.cluster.gang.diagnosis import RankFailure, RankGone, RankReport
+from labkit.cluster.gang.gang_queue import ask
+from labkit.cluster.gang.group import GangSpec, ProcessGroup, host_of, listen
 from labkit.cluster.preparation import leave_random_alone
 from labkit.errors import GangError, SettingError
 
 if TYPE_CHECKING:
     from distributed import Nanny, Worker
-
 
 GRACE = 3.0  # seconds a rank may take to leave its own code once it has been told to
 PATIENCE = 0.5  # seconds a nanny waits for its worker's process to end by itself
@@ -39,16 +44,16 @@ class Rank:
     """The rank that this worker process is now: one at a time, for a default process group belongs to a process."""
 
     current: Rank | None = None
-    _seat = threading.Lock()
+    _one = threading.Lock()
 
-    def __init__(self, order: Order, rank: int, worker: Worker, key: Any) -> None:
-        self.order, self.rank, self.worker, self.key = order, rank, worker, key
+    def __init__(self, spec: GangSpec, rank: int, worker: Worker, key: Any) -> None:
+        self.spec, self.rank, self.worker, self.key = spec, rank, worker, key
         self.sent = 0
         self.telling = threading.Lock()
         self.signals: Mapping[str, Any] = {}
         self.kept: Mapping[int, bytes] = {}
         self.version = 0
-        self.stage = "load"
+        self.stage = "start"
         self.ended = ""
         self.over = threading.Event()
         self._thread = threading.get_ident()
@@ -56,11 +61,11 @@ class Rank:
         self._inside = self._leaving = False
 
     def __enter__(self) -> Rank:
-        if not Rank._seat.acquire(timeout=self.order.timeout):
+        if not Rank._one.acquire(timeout=self.spec.timeout):
             raise GangError("the worker still runs a rank of an earlier launch: restart it with lab.restart_workers().")
         self._environment = dict(os.environ)
         leave_random_alone()
-        self._group = Group()
+        self._group = ProcessGroup()
         Rank.current = self
         return self
 
@@ -73,33 +78,31 @@ class Rank:
             _restore(self._environment)
             Rank.current = None
             self.over.set()
-            Rank._seat.release()
+            Rank._one.release()
             self.worker.loop.add_callback(self._depart)
 
     # -- the other ranks
 
     def meet(self) -> None:
-        """Wait for all of them at the turnstile, then join them in the process group."""
-        Group.require_none()
-        host = sockets.host_of(self.worker.address)
-        with sockets.open_door(host) if self.rank == 0 else nullcontext() as door:
-            answer = self._ask("arrive", door=door.getsockname()[1] if door is not None else None)
+        """Wait for all of them at the gang queue, then join them in the process group."""
+        ProcessGroup.require_none()
+        with listen(host_of(self.worker.address)) if self.rank == 0 else nullcontext() as listener:
+            answer = self._ask("arrive", port=listener.getsockname()[1] if listener is not None else None)
             if "refused" in answer:
-                raise GangError(f"this rank was not let in: {answer['refused']}.")
-            self._group.join(self.order, self.rank, int(answer["door"]), door)
+                follows = answer["refused"] == "lost"
+                raise (RankGone if follows else GangError)(f"this rank was not let in: {answer['why']}.")
+            self._group.join(self.spec, self.rank, int(answer["port"]), listener)
 
     async def _depart(self) -> None:
-        """Tell the turnstile, which keeps the workers of a dead client until its ranks are gone."""
+        """Tell the queue, which keeps the workers of a dead client until its ranks are gone."""
         with suppress(OSError):  # then the scheduler is gone too
-            await self.worker.scheduler.labkit_gang_depart(gang=self.order.gang, rank=self.rank)
+            await ask(self.worker.scheduler, "depart", self.spec.address, rank=self.rank)
 
     def _ask(self, question: str, **details: Any) -> Any:
-        """Call the turnstile on the scheduler from this rank's thread."""
-        from distributed.utils import sync
-
-        call = getattr(self.worker.scheduler, f"labkit_gang_{question}")
-        limit = self.order.timeout + 2 * GRACE
-        return sync(self.worker.loop, call, gang=self.order.gang, rank=self.rank, callback_timeout=limit, **details)
+        """Ask the queue from this rank's thread."""
+        limit = self.spec.timeout + 2 * GRACE
+        details |= {"rank": self.rank, "callback_timeout": limit}
+        return sync(self.worker.loop, ask, self.worker.scheduler, question, self.spec.address, **details)
 
     # -- the function
 
@@ -128,8 +131,6 @@ class Rank:
 
     async def watch(self) -> None:
         """End this rank when nobody wants its result any more: its client died, or released it."""
-        import asyncio
-
         tasks, nanny = self.worker.state.tasks, self.worker.nanny  # the nanny is an address
         while self.key in tasks and tasks[self.key].state in ("executing", "long-running"):
             await asyncio.sleep(PULSE)
@@ -141,18 +142,16 @@ class Rank:
             with suppress(OSError):  # the answer may not outlive this process
                 await self.worker.rpc(str(nanny)).kill(timeout=PATIENCE, reason="a rank that would not end")
 
-    def failure(self, error: BaseException) -> Failure:
+    def failure(self, error: BaseException) -> RankFailure:
         """Take down why this rank failed, before its group closes and the others fail too."""
         first = not self.ended and self._ask("failed") == self.rank
-        return Failure.of(error, self.stage, first=first, ended=bool(self.ended), hide=__file__)
+        return RankFailure.of(error, self.stage, first=first, ended=bool(self.ended), hide=__file__)
 
 
-def run(order: Order, rank: int, payload: bytes) -> Report:
+def run(spec: GangSpec, rank: int, payload: bytes) -> RankReport:
     """The task of one rank; every exception comes back as part of its report, in a form that always unpickles."""
-    from distributed import get_worker
-
     worker = get_worker()
-    here = Rank(order, rank, worker, worker.get_current_task())
+    here = Rank(spec, rank, worker, worker.get_current_task())
     value, failure = None, None
     try:
         with here:
@@ -162,11 +161,27 @@ def run(order: Order, rank: int, payload: bytes) -> Report:
                 here.stage = "done"
             except BaseException as error:  # noqa: BLE001  SystemExit and Ended too: a rank always reports
                 failure = here.failure(error)
-    except GangError as error:  # it did not even get its seat
+    except GangError as error:  # another rank is in its place
         failure = here.failure(error)
     if failure is not None:
         _free_memory()
-    return Report(rank, value, failure, here.sent)
+    return RankReport(rank, value, failure, here.sent)
+
+
+def _work(here: Rank, payload: bytes) -> bytes:
+    here.stage = "load"
+    import torch  # noqa: F401  (this takes seconds the first time; now, before the ranks wait for each other)
+
+    # `import torch.distributed` as the first of all would lock in another order than a thread that imports torch at
+    # the same time; Python then lets one of them see a half-made torch, which aborts the process.
+    call = pickle.loads(payload)
+    here.stage = "start"
+    here.meet()
+    here.stage = "run"
+    with capture_prints(here.spec.address, f"[rank {here.rank}]"):
+        value = here.call(call)
+    here.stage = "return"
+    return bytes(cloudpickle.dumps(value))
 
 
 def _free_memory() -> None:
@@ -177,23 +192,17 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _work(here: Rank, payload: bytes) -> bytes:
-    import cloudpickle
-    import torch  # noqa: F401  (this takes seconds the first time; now, before the ranks wait for each other)
+def _interrupt(thread: int, error: type[BaseException] | None) -> None:
+    """Have `error` raised at the thread's next bytecode, or withdraw what was not raised yet."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error and ctypes.py_object(error))
 
-    # `import torch.distributed` as the first of all would lock in another order than a thread that imports torch at
-    # the same time; Python then lets one of them see a half-made torch, which aborts the process.
-    order = here.order
-    call = pickle.loads(payload)
-    here.stage = "start"
-    here.meet()
-    here.stage = "run"
-    with ExitStack() as stack:
-        if order.echo_topic is not None:
-            stack.enter_context(echo(order.echo_topic, f"[rank {here.rank}]"))
-        value = here.call(call)
-    here.stage = "return"
-    return bytes(cloudpickle.dumps(value))
+
+def _restore(environment: dict[str, str]) -> None:
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    for name, value in environment.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
 
 
 # -- for functions that run as a rank
@@ -208,10 +217,9 @@ def tell(message: Mapping[str, Any]) -> None:
     ...     rank.tell({"step": 1, "loss": 0.5})
     """
     here = _here("tell")
-    note = {"gang": here.order.gang, "rank": here.rank, "message": dict(message)}
     try:
         with here.telling:
-            here.worker.log_event(here.order.topic, note)
+            post(here.worker, here.spec.address, rank=here.rank, message=dict(message))
             here.sent += 1
     except TypeError as error:
         raise SettingError(f"tell() sends numbers, strings, bytes, lists and dicts, not this: {message!r}.") from error
@@ -233,6 +241,14 @@ def keep(data: Mapping[int, bytes]) -> None:
     _here("keep").kept = dict(data)
 
 
+def own_host() -> str:
+    """The address of this rank's worker, where the other ranks reach it.
+
+    Raises GangError outside a rank.
+    """
+    return host_of(_here("own_host").worker.address)
+
+
 def _here(name: str) -> Rank:
     if Rank.current is None:
         raise GangError(f"{name}() works only inside a function that lab.launch runs as a rank.")
@@ -244,24 +260,23 @@ def _here(name: str) -> Rank:
 
 def receive(gang: str, version: int, signals: Mapping[str, Any]) -> None:
     """Keep the newest signals; calls may overtake each other on the way."""
-    here = Rank.current
-    if here is not None and here.order.gang == gang and version > here.version:
+    here = _rank_of(gang)
+    if here is not None and version > here.version:
         here.version, here.signals = version, signals
 
 
 def fetch(gang: str, number: int) -> bytes | None:
     """What this worker's rank of `gang` keeps under `number`; None where there is nothing."""
-    here = Rank.current
-    return None if here is None or here.order.gang != gang else here.kept.get(number)
+    here = _rank_of(gang)
+    return None if here is None else here.kept.get(number)
 
 
 def end(gang: str, reason: str) -> bool:
     """Tell this worker's rank of `gang` to end; False where there is none."""
-    here = Rank.current
-    if here is None or here.order.gang != gang:
-        return False
-    here.end(reason)
-    return True
+    here = _rank_of(gang)
+    if here is not None:
+        here.end(reason)
+    return here is not None
 
 
 async def kill(dask_worker: Nanny) -> bool:
@@ -270,17 +285,6 @@ async def kill(dask_worker: Nanny) -> bool:
     return True
 
 
-# -- inside
-
-
-def _interrupt(thread: int, error: type[BaseException] | None) -> None:
-    """Have `error` raised at the thread's next bytecode, or withdraw what was not raised yet."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error and ctypes.py_object(error))
-
-
-def _restore(environment: dict[str, str]) -> None:
-    for name in os.environ.keys() - environment.keys():
-        del os.environ[name]
-    for name, value in environment.items():
-        if os.environ.get(name) != value:
-            os.environ[name] = value
+def _rank_of(gang: str) -> Rank | None:
+    here = Rank.current
+    return here if here is not None and here.spec.address == gang else None

@@ -24,8 +24,9 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from labkit.cluster.gang.rank import Rank
-from labkit.cluster.sockets import host_of, open_door
+from labkit.cluster.gang.diagnosis import RankGone
+from labkit.cluster.gang.group import listen
+from labkit.cluster.gang.rank import own_host
 from labkit.engines.asynchronous.request_handlers import Params, loaded
 from labkit.engines.control import Wish
 from labkit.engines.distributed.reporting import common_moment, wish
@@ -67,7 +68,7 @@ class Service:
     """
 
     def __init__(self, host: str, callers: Iterable[int], clerk: Clerk) -> None:
-        self._door = open_door(host)
+        self._door = listen(host)
         self.address = Address(host, self._door.getsockname()[1], secrets.token_bytes(16))
         self.failure: BaseException | None = None
         self.sent: Counter[int] = Counter()
@@ -217,9 +218,8 @@ def _read(line: Connection, most: int | None = None) -> tuple[int, int, bytes]:
     return kind, head, message[_HEAD.size :]
 
 
-def _gone() -> ConnectionError:
-    """What follows from the failure of another rank; labkit/cluster/verdict.py knows it by its first words."""
-    return ConnectionError("Connection closed by peer: a rank that was to answer, or to ask, is gone.")
+def _gone() -> RankGone:
+    return RankGone("Connection closed by peer: a rank that was to answer, or to ask, is gone.")
 
 
 # -- Seat: one rank of an asynchronous run, which peers it has, and how long it waits for others.
@@ -247,8 +247,7 @@ class Seat:
     @property
     def host(self) -> str:
         """The address of this rank's worker."""
-        assert Rank.current is not None
-        return host_of(Rank.current.order.workers[self.rank])
+        return own_host()
 
     @property
     def seconds(self) -> float:
@@ -262,7 +261,7 @@ class Seat:
     def explain(self) -> None:
         """Raise what this rank's own service failed with, if it did: others hang up on each other because of it."""
         if self.service is not None and self.service.failure is not None:
-            raise self.service.failure from None  # else the verdict finds an echo in its traceback
+            raise self.service.failure from None  # else another rank would be looked for that is to blame
 
     def line(self, address: Address) -> Line:
         """A connection to the service of a rank."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from labkit.cluster.channels import COMEBACK
-from labkit.cluster.gang.launch import Gang, launch, room
+from labkit.cluster.gang.gang_queue import COMEBACK, room
+from labkit.cluster.gang.launch import Gang
 from labkit.cluster.lab import Lab
 from labkit.engines.checkpoint import blocks_of
 from labkit.engines.control import Control, Wish
@@ -55,7 +55,7 @@ class Recovery:
             blocks = blocks_of(self._experiment.peers, self._ranks)
             self._store.note(self._seconds)
             given = self._experiment, blocks, self._settings, self._store
-            gang = launch(self._lab, train_rank, *given, ranks=self._ranks, timeout=self._timeout)
+            gang = self._lab.launch(train_rank, *given, ranks=self._ranks, timeout=self._timeout)
             try:
                 return blocks, self._follow(gang)
             except Stopped:

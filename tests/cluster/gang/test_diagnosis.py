@@ -6,32 +6,32 @@ from typing import Any
 
 import pytest
 
-from labkit.cluster.channels import Failure, Order, Plan, Report
-from labkit.cluster.gang.diagnosis import verdict
+from labkit.cluster.gang.diagnosis import Kind, RankFailure, RankGone, RankReport, diagnose
+from labkit.cluster.gang.group import GangSpec
 from labkit.errors import ClusterError, GangError, WorkerLost
 
 WORKERS = ("tcp://10.0.0.1:1", "tcp://10.0.0.1:2", "tcp://10.0.0.2:1")
-ORDER = Order("gang", "topic", None, WORKERS, (0, 1, 0), "gloo", 60.0)
+SPEC = GangSpec("gang", WORKERS, (0, 1, 0), "gloo", 60.0)
 SEVERED = "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.1]:28078."
 TIMED_OUT = "Timed out waiting 60000ms for recv operation to complete"
 
 
-def failed(rank: int, error: BaseException, stage: str = "run", first: bool = False, ended: bool = False) -> Report:
-    return Report(rank, None, Failure.of(error, stage, first=first, ended=ended, hide=""), 0)
+def failed(rank: int, error: BaseException, stage: str = "run", first: bool = False, ended: bool = False) -> RankReport:
+    return RankReport(rank, None, RankFailure.of(error, stage, first=first, ended=ended, hide=""), 0)
 
 
-def returned(rank: int) -> Report:
-    return Report(rank, b"", None, 0)
+def returned(rank: int) -> RankReport:
+    return RankReport(rank, b"", None, 0)
 
 
-def judged(*reports: Report, lost: dict[int, str] | None = None) -> ClusterError:
-    error = verdict("fn", ORDER, reports, lost or {})
+def judged(*reports: RankReport, lost: dict[int, str] | None = None) -> ClusterError:
+    error = diagnose("fn", SPEC, reports, lost or {})
     assert error is not None
     return error
 
 
 def test_nothing_failed() -> None:
-    assert verdict("fn", ORDER, [returned(rank) for rank in range(3)], {}) is None
+    assert diagnose("fn", SPEC, [returned(rank) for rank in range(3)], {}) is None
 
 
 def test_the_first_of_several_exceptions_is_raised_whichever_report_came_first() -> None:
@@ -57,6 +57,26 @@ def test_a_broken_collective_that_is_wrapped_in_another_exception_is_still_one()
     wrapped = ValueError("training failed")
     wrapped.__cause__ = RuntimeError(SEVERED)
     assert isinstance(judged(failed(0, wrapped), lost={1: WORKERS[1]}), WorkerLost)
+
+
+def test_blame_follows_from_types_and_from_foreign_words_that_were_raised() -> None:
+    gone = ValueError("wrapped")
+    gone.__context__ = RankGone("whatever it says")
+    hidden = ValueError("wrapped")
+    hidden.__context__, hidden.__suppress_context__ = RuntimeError(SEVERED), True
+    cases: list[tuple[BaseException, Kind]] = [
+        (RankGone("whatever it says"), Kind.RANK_GONE),
+        (gone, Kind.RANK_GONE),
+        (hidden, Kind.OWN),
+        (RuntimeError(SEVERED), Kind.RANK_GONE),
+        (RuntimeError(TIMED_OUT), Kind.TIMED_OUT),
+        (GangError("with a remedy"), Kind.LABKIT),
+        (ValueError("this rank was not let in: worker of an earlier launch"), Kind.OWN),
+    ]
+    for error, kind in cases:
+        failure = failed(0, error).failure
+        assert failure is not None and failure.kind is kind, error
+    assert not [stage for stage in ("load", "return") if (it := failed(0, gone, stage).failure) and it.follows]
 
 
 @pytest.mark.parametrize(
@@ -85,19 +105,16 @@ def test_every_sentence_is_one_line_and_names_its_rank() -> None:
         assert "no such file" in sentence and "\n" not in sentence
 
 
-def plan(gpus: dict[str, str]) -> Plan:
-    return Plan("fn", b"", 3, 3, gpus, 60.0, None)
+def spec(gpus: dict[str, str]) -> GangSpec:
+    return GangSpec.on("gang", WORKERS, gpus, 60.0)
 
 
 def test_ranks_of_one_host_are_counted_as_torchrun_counts_them() -> None:
-    order = plan({}).order("gang", "topic", WORKERS)
-    assert (order.local_ranks, order.backend) == ((0, 1, 0), "gloo")
+    assert (spec({}).local_ranks, spec({}).backend) == ((0, 1, 0), "gloo")
 
 
 def test_nccl_is_used_where_every_rank_has_a_gpu_of_its_own() -> None:
-    own = plan(dict(zip(WORKERS, ("0", "1", "0"), strict=True))).order("gang", "topic", WORKERS)
+    own = spec(dict(zip(WORKERS, ("0", "1", "0"), strict=True)))
     assert (own.local_ranks, own.backend) == ((0, 0, 0), "cpu:gloo,cuda:nccl")  # each sees its GPU as cuda:0
-    shared = plan(dict(zip(WORKERS, ("0", "0", "0"), strict=True))).order("gang", "topic", WORKERS)
-    assert shared.backend == "gloo"
-    some = plan({WORKERS[0]: "0"}).order("gang", "topic", WORKERS)
-    assert some.backend == "gloo"
+    assert spec(dict(zip(WORKERS, ("0", "0", "0"), strict=True))).backend == "gloo"
+    assert spec({WORKERS[0]: "0"}).backend == "gloo"

@@ -20,8 +20,8 @@ from dask.sizeof import sizeof
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from labkit.cluster import sockets
 from labkit.cluster.gang import rank
+from labkit.cluster.gang.group import host_of
 from labkit.cluster.lab import Lab
 from labkit.errors import GangError, SettingError
 from tests.cluster.ranks import add
@@ -108,7 +108,7 @@ def test_all_listeners_of_a_rank_are_on_its_workers_own_address(lab: Lab) -> Non
 
     gang = lab.launch(addresses)
     for (listening, interface), worker in zip(gang.result(), gang.workers, strict=True):
-        host = sockets.host_of(worker)
+        host = host_of(worker)
         assert listening == {host}
         assert host in {address.address for address in psutil.net_if_addrs()[interface]}
 

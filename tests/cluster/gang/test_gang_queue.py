@@ -68,6 +68,6 @@ def test_a_rank_that_dask_starts_a_second_time_is_refused(lab: Lab) -> None:
     while not gang.started:
         time.sleep(0.01)
     call = lab.client.scheduler.labkit_gang_arrive
-    assert "second time" in lab.client.sync(call, gang=gang._driver.gang, rank=1, door=None)["refused"]
+    assert lab.client.sync(call, gang=gang._address, rank=1, port=None)["refused"] == "repeated"
     gang.result()
-    assert "has left" in lab.client.sync(call, gang=gang._driver.gang, rank=1, door=None)["refused"]
+    assert lab.client.sync(call, gang=gang._address, rank=1, port=None)["refused"] == "left"

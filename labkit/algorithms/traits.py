@@ -58,6 +58,11 @@ class Traits:
         """Whether peers are asynchronous and have a server to push to."""
         return self.server is not None
 
+    @property
+    def counts(self) -> bool:
+        """Whether it matters how many examples a peer has: for the end of an epoch, or as its weight."""
+        return self.participation is not None or self.epochs is not None or self.same_batches
+
     @classmethod
     def of(cls, algorithm: Algorithm) -> Traits:
         """The traits of an algorithm.

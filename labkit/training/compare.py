@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import nan
-from typing import Any, Unpack, cast
+from typing import Any
 
 import torch
 
@@ -24,19 +24,21 @@ from labkit.plots.frontier import Trail, draw
 from labkit.plots.panel import Picture
 from labkit.text import Table, amount, duration, percent, some
 from labkit.training.live import Background
-from labkit.training.plan import Models, Settings, evaluated, plan
+from labkit.training.plan import evaluated, plan
 from labkit.training.run import blank, carry_out
+from labkit.training.settings import Model, Settings
 
 _OWN = ("algorithm", "model", "optimizer", "loss", "public", "shards", "on")  # what an entry may set for itself
+_ENDS = {"rounds", "epochs"}  # what says when a run of `labkit.train` ends
 
 
 def compare(
     algorithms: Mapping[str, Algorithm | Sequence[Algorithm] | Mapping[str, Any]],
-    model: Models | Sequence[Models],
+    model: Model | Sequence[Model],
     dataset: Dataset,
     *,
     steps: int = 200,
-    **settings: Unpack[Settings],
+    **settings: Any,
 ) -> Comparison:
     """Train by each of the named algorithms in turn, with the same data, seed and budget; returns at once.
 
@@ -55,18 +57,24 @@ def compare(
     8.0
     """
     whole(steps, "steps")
+    if ends := _ENDS.intersection(settings):
+        raise SettingError(f"A comparison ends after steps={steps} of each peer: leave {', '.join(sorted(ends))} away.")
     if not isinstance(algorithms, Mapping) or not algorithms:
         raise SettingError(
             'There is nothing to compare: give algorithms by name, such as {"DDP": lk.algorithms.AllReduce()}.'
         )
-    entries = {
-        name: _entry(name, given, {"model": model, **settings}, dataset, steps) for name, given in algorithms.items()
-    }
+    common = {"model": model, "dataset": dataset, **settings}
+    entries = {name: _entry(name, given, common, steps) for name, given in algorithms.items()}
     peers = {name: entry.experiment.peers for name, entry in entries.items()}
     if len(set(peers.values())) > 1:
         listed = ", ".join(f"{name!r} {count}" for name, count in peers.items())
         raise SettingError(f"The entries have different numbers of peers ({listed}): give peers=… for all of them.")
     return Comparison(entries, steps)
+
+
+compare.__signature__ = Settings.signature(  # type: ignore[attr-defined]  # what Shift+Tab shows
+    compare, without=("model", "dataset", "algorithm", *_ENDS)
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class Entry:
         return self.experiment.rounds * self.experiment.steps_per_round
 
 
-def _entry(name: str, given: Any, common: Mapping[str, Any], dataset: Dataset, steps: int) -> Entry:
+def _entry(name: str, given: Any, common: Mapping[str, Any], steps: int) -> Entry:
     """One entry with as many rounds as the budget pays for."""
     own = dict(given) if isinstance(given, Mapping) else {"algorithm": given}
     if unknown := set(own) - set(_OWN):
@@ -94,10 +102,9 @@ def _entry(name: str, given: Any, common: Mapping[str, Any], dataset: Dataset, s
     if "algorithm" not in own:
         raise SettingError(f'{name!r} has no algorithm: give {{"algorithm": lk.algorithms.AllReduce(), …}}.')
     both = {**common, **own}
-    model, algorithm = both.pop("model"), both.pop("algorithm")
-    work = tuple(id(part) for part in (model, both.get("optimizer"), both.get("loss")))
+    work = tuple(id(both.get(part)) for part in ("model", "optimizer", "loss"))
     try:
-        engine, experiment = plan(model, dataset, algorithm, **cast(Any, both), rounds=1)
+        engine, experiment = plan(Settings(**both, rounds=1))
     except LabkitError as error:
         raise named(error, name) from error
     rounds = max(1, int(steps / experiment.steps_per_round + 1e-9))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from labkit.data import IID, Dataset, Replicated, Sharding, Tensors
 from labkit.data.batches import Indices, StreamShard
 from labkit.data.torch_datasets import IterableStyle
 from labkit.engines.cluster import Cluster
-from labkit.engines.experiment import Engine, Experiment, Schedule
+from labkit.engines.experiment import Engine, Experiment
 from labkit.engines.simulator import Simulator
 from labkit.errors import DataError, ModelError, SettingError
 from labkit.tasks.split import Partition
@@ -32,6 +32,7 @@ from labkit.training.requirements import (
     require_trainable,
     rounds_of,
 )
+from labkit.training.settings import Model, Settings
 
 _EVALUATIONS, _SELDOM = 25, 50  # test accuracies in a run, and rounds between two at most, unless the caller says
 _APART = 1_000_003  # between the seeds of two peers that start apart, so that runs of neighbouring seeds share none
@@ -39,103 +40,63 @@ _APART = 1_000_003  # between the seeds of two peers that start apart, so that r
 # The traits in which all peers' algorithms agree.
 _COMMON = ("every", "participation", "starts_apart", "same_batches", "asynchronous", "policy", "central")
 
-Models = nn.Module | Callable[[], nn.Module]
-Optimizers = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
-Criterion = Callable[[Tensor, Tensor], Tensor]
 
-
-class Settings(TypedDict, total=False):
-    """The settings that `train` has besides model, data, algorithm and the number of rounds; see there."""
-
-    peers: int | None
-    batch_size: int
-    seed: int
-    on: Lab | Engine | None
-    optimizer: Optimizers | Sequence[Optimizers] | None
-    loss: Criterion
-    shards: Sharding | Partition | None
-    public: Dataset | Tensor | None
-    evaluate_every: int | None
-    schedule: Schedule | None
-    precision: str | None
-    clip: float | None
-
-
-def plan(
-    model: Models | Sequence[Models],
-    dataset: Dataset,
-    algorithm: Algorithm | Sequence[Algorithm] | None = None,
-    *,
-    rounds: int | None = None,
-    peers: int | None = None,
-    batch_size: int = 32,
-    seed: int = 0,
-    on: Lab | Engine | None = None,
-    optimizer: Optimizers | Sequence[Optimizers] | None = None,
-    loss: Criterion = nn.functional.cross_entropy,
-    shards: Sharding | Partition | None = None,
-    public: Dataset | Tensor | None = None,
-    evaluate_every: int | None = None,
-    schedule: Schedule | None = None,
-    precision: str | None = None,
-    clip: float | None = None,
-    epochs: int | None = None,
-) -> tuple[Engine, Experiment]:
-    """The engine and the experiment that `labkit.train` describes by these settings.
+def plan(settings: Settings) -> tuple[Engine, Experiment]:
+    """The engine and the experiment that these settings of `labkit.train` describe.
 
     Raises SettingError, ModelError, DataError or LabClosed for what cannot be carried out.
     """
-    engine = _engine(on)
-    algorithms = tuple(_algorithm(it) for it in _each(algorithm))
-    lists = {"model": model, "algorithm": algorithm, "optimizer": optimizer}
-    peers = whole(_peers(peers, lists, shards, on), "peers")
-    batch_size = whole(batch_size, "batch_size")
-    rounds = None if rounds is None else whole(rounds, "rounds")
-    epochs = None if epochs is None else whole(epochs, "epochs")
-    seed = whole(seed, "seed", least=0)
+    engine, dataset = _engine(settings.on), settings.dataset
+    algorithms = tuple(_algorithm(it) for it in _each(settings.algorithm))
+    peers = whole(_peers(settings), "peers")
+    batch_size, seed = whole(settings.batch_size, "batch_size"), whole(settings.seed, "seed", least=0)
+    rounds, epochs = _count(settings.rounds, "rounds"), _count(settings.epochs, "epochs")
     if not isinstance(dataset, Dataset):
         raise DataError(
             f"{type(dataset).__name__} is not a dataset of labkit: load one with lk.data.load(name), or make one with "
             "lk.data.from_tensors(x, y), or of a torch dataset with lk.data.from_torch(train, test)."
         )
     traits = _agreed(algorithms, peers)
-    seen = None if public is None else _public(public, dataset)
-    dealing = dealing_of(shards, algorithms[0], traits)
-    dealt = shares_of(dataset, peers, dealing, traits, epochs, seed, batch_size)
-    rounds = rounds_of(rounds, epochs, algorithms, traits.every, dealt, batch_size)
-    seldom = evaluated(rounds) if evaluate_every is None else whole(evaluate_every, "evaluate_every")
-    optimizers = tuple(_each(optimizer if optimizer is not None else partial(torch.optim.SGD, lr=0.1)))
-    models, kinds = built(_each(model), peers, seed, apart=traits.starts_apart)
+    public = None if settings.public is None else _public(settings.public, dataset)
+    dealing = _dealing(settings.shards, algorithms[0], traits)
+    shards = _shards(dataset, peers, dealing, seed, batch_size, counts=epochs is not None or traits.counts)
+    rounds = rounds_of(rounds, epochs, algorithms, traits.every, shards, batch_size)
+    optimizers = tuple(_each(settings.optimizer or partial(torch.optim.SGD, lr=0.1)))
+    models, kinds = _built(_each(settings.model), peers, seed, apart=traits.starts_apart)
     if traits.starts_apart:
         require_apart(models, algorithms[0])
     require_trainable(models, optimizers, stacked=isinstance(engine, Simulator))
-    require_schedule(schedule, optimizers, algorithms[0], traits)
+    require_schedule(settings.schedule, optimizers, algorithms[0], traits)
     if traits.participation is not None or traits.asynchronous:
         require_no_statistics(models)
     for first in dict(zip(reversed(kinds or (0,)), reversed(models), strict=False)).values():
-        require_fit(first, dataset, loss)
+        require_fit(first, dataset, settings.loss)
     experiment = Experiment(
         models=models,
         dataset=dataset,
         algorithms=algorithms,
         traits=traits,
-        shards=dealt,
+        shards=shards,
         rounds=rounds,
         batch_size=batch_size,
         seed=seed,
         optimizers=optimizers,
-        loss=loss,
-        evaluate_every=seldom,
+        loss=settings.loss,
+        evaluate_every=_count(settings.evaluate_every, "evaluate_every") or evaluated(rounds),
         kinds=kinds,
         common_order=bool(getattr(dealing, "common_order", False)),
-        public=seen,
+        public=public,
         sharding=repr(IID() if dealing is None else dealing),
-        schedule=schedule,
-        precision=require_precision(precision, algorithms, traits),
-        clip=require_clip(clip, algorithms[0], traits),
+        schedule=settings.schedule,
+        precision=require_precision(settings.precision, algorithms, traits),
+        clip=require_clip(settings.clip, algorithms[0], traits),
         epochs=epochs,
     )
     return engine, experiment
+
+
+def _count(value: Any, name: str) -> int | None:
+    return None if value is None else whole(value, name)
 
 
 def evaluated(rounds: int) -> int:
@@ -153,9 +114,11 @@ def _lists(given: Any) -> bool:
     return isinstance(given, Sequence) and not isinstance(given, str)
 
 
-def _peers(peers: int | None, lists: dict[str, Any], shards: Any, on: Any) -> int:
+def _peers(settings: Settings) -> int:
     """How many peers there are; lists of one thing for each of them must say the same."""
+    lists = {name: getattr(settings, name) for name in ("model", "algorithm", "optimizer")}
     given = {name: len(each) for name, each in lists.items() if _lists(each)}
+    peers, shards, on = settings.peers, settings.shards, settings.on
     if peers is None:
         known = [*given.values(), *([len(shards)] if isinstance(shards, Partition) else [])]
         lab = on.lab if isinstance(on, Cluster) else on
@@ -220,8 +183,8 @@ def _algorithm(algorithm: Algorithm | None) -> Algorithm:
     return chosen
 
 
-def built(
-    models: Sequence[Models], peers: int, seed: int, apart: bool
+def _built(
+    models: Sequence[Model], peers: int, seed: int, apart: bool
 ) -> tuple[tuple[nn.Module, ...], tuple[int, ...]]:
     """The modules to start from, one for all peers or one for each, and the number of each peer's architecture.
 
@@ -237,7 +200,7 @@ def built(
     return tuple(_module(mine, seed + _APART * k * apart) for k, mine in enumerate(models)), kinds
 
 
-def _module(model: Models, seed: int) -> nn.Module:
+def _module(model: Model, seed: int) -> nn.Module:
     """One module: as it was given, or made by its function with the seed."""
     if isinstance(model, nn.Module):
         return model
@@ -251,12 +214,10 @@ def _module(model: Models, seed: int) -> nn.Module:
     return module
 
 
-# -- Dealing: which training examples each peer has, out of what the user says about shards.
+# -- which training examples each peer has
 
 
-def dealing_of(
-    shards: Sharding | Partition | None, algorithm: Algorithm, traits: Traits
-) -> Sharding | Partition | None:
+def _dealing(shards: Sharding | Partition | None, algorithm: Algorithm, traits: Traits) -> Sharding | Partition | None:
     """How the examples are dealt; whoever talks about single examples needs everybody to see the same ones."""
     deals = isinstance(shards, Partition) or callable(getattr(shards, "deal", None))
     if shards is not None and (isinstance(shards, type) or not deals):
@@ -274,35 +235,20 @@ def dealing_of(
     return Replicated() if shards is None else shards
 
 
-def shares_of(
-    dataset: Dataset,
-    peers: int,
-    dealing: Sharding | Partition | None,
-    traits: Traits,
-    epochs: int | None,
-    seed: int,
-    batch_size: int,
+def _shards(
+    dataset: Dataset, peers: int, dealing: Sharding | Partition | None, seed: int, batch_size: int, counts: bool
 ) -> Sequence[Indices | StreamShard]:
-    """What each peer has: examples by number, or its turns at a stream. Raises DataError or SettingError."""
+    """What each peer has: its turns at a stream, or examples by number; a partition of the user's own as it is.
+
+    `counts`: it matters how many examples each has.
+    """
     if isinstance(dataset, IterableStyle):
-        return dataset.shares(peers, dealing, _counts(traits, epochs))
-    return _numbered(dataset, peers, dealing, seed, batch_size)
-
-
-def _counts(traits: Traits, epochs: int | None) -> bool:
-    """Whether it matters how many examples a peer has: for the end of an epoch, or as its weight."""
-    asks = traits.participation is not None or traits.epochs is not None or traits.same_batches
-    return epochs is not None or asks
-
-
-def _numbered(
-    dataset: Dataset, peers: int, shards: Sharding | Partition | None, seed: int, batch_size: int
-) -> Sequence[Indices]:
-    """Each peer's training examples; a partition of the user's own is taken as it is, broken or not."""
-    if isinstance(shards, Partition):
-        dealt: Sequence[Indices] = [_numbers(part) for part in shards]
-    else:
-        dealt = dataset.shards(peers, shards, seed).indices
+        return dataset.shares(peers, dealing, counts)
+    dealt: Sequence[Indices] = (
+        [_numbers(part) for part in dealing]
+        if isinstance(dealing, Partition)
+        else dataset.shards(peers, dealing, seed).indices
+    )
     if len(dealt) != peers:
         raise SettingError(f"shards has {len(dealt)} parts for {peers} peers: give one part for each peer.")
     if any(len(part) and not 0 <= part.min() <= part.max() < len(dataset) for part in dealt):

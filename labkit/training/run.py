@@ -8,6 +8,8 @@ from collections import deque
 from pathlib import Path
 from time import monotonic
 
+import torch
+
 from labkit.checks import number
 from labkit.engines.control import Control
 from labkit.engines.experiment import Engine, Experiment
@@ -19,7 +21,7 @@ from labkit.history.tensorboard import TensorBoardWriter
 from labkit.plots.panel import Picture
 from labkit.text import amount, remaining
 from labkit.training.live import Background
-from labkit.training.settings import learning_rate, samples_per_round, settings, versions
+from labkit.training.settings import as_data, versions
 
 
 class Run(Background):
@@ -34,7 +36,7 @@ class Run(Background):
         self.history = blank(engine, experiment)
         self.rounds = experiment.rounds
         self._engine, self._experiment = engine, experiment
-        self._throughput, self._samples = Throughput(), samples_per_round(experiment)
+        self._throughput, self._samples = Throughput(), _samples_per_round(experiment)
         self._lanes = Lanes("rank" if engine.name == "cluster" else "peer", engine.clock)
         self._asked: float | None = None  # the learning rate that was asked for, until a row has it
         self._heeded: float = math.inf  # the round from which it holds
@@ -78,8 +80,10 @@ class Run(Background):
         """
         if self._asked is not None:
             return self._asked
-        last = self.history.rows[-1].learning_rate if self.history.rows else None
-        return learning_rate(self._experiment) if last is None else last
+        if self.history.rows and (last := self.history.rows[-1].learning_rate) is not None:
+            return last
+        optimizer = self._experiment.optimizer_of(0)([torch.zeros(1, requires_grad=True)])
+        return float(optimizer.param_groups[0]["lr"])
 
     @learning_rate.setter
     def learning_rate(self, rate: float) -> None:
@@ -183,7 +187,7 @@ def blank(engine: Engine, experiment: Experiment) -> History:
     """The history of an experiment before its first round."""
     algorithm = ", ".join(dict.fromkeys(type(it).__name__ for it in experiment.algorithms))
     history = History(algorithm, engine.name, experiment.peers, engine.clock, engine.ledger)
-    history.settings, history.versions = settings(engine, experiment), dict(versions())
+    history.settings, history.versions = as_data(engine, experiment), dict(versions())
     return history
 
 
@@ -197,6 +201,13 @@ def carry_out(engine: Engine, experiment: Experiment, history: History, report: 
         raise
     history.models, history.timeline, history.staleness = outcome.models, outcome.timeline, outcome.staleness
     history.stopped = len(history.rows) < experiment.rounds
+
+
+def _samples_per_round(experiment: Experiment) -> float:
+    """Training examples that all peers together go through in a round, on average."""
+    if experiment.epochs is not None:
+        return experiment.epochs * sum(map(experiment.examples, range(experiment.peers))) / experiment.rounds
+    return experiment.steps_per_round * experiment.peers * experiment.batch_size
 
 
 _WINDOW = 5.0  # seconds that "now" means, or the last two notes where those lie further apart

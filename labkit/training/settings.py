@@ -1,37 +1,101 @@
-"""Record: what a run was asked to do, and by which versions, as plain data: enough to do it again."""
+"""Settings: all that can be asked of a training, written once; and what a run was asked, as plain data."""
 
 from __future__ import annotations
 
+import inspect
 import platform
-from dataclasses import fields, is_dataclass
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, fields, is_dataclass
+from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from labkit.algorithms import Algorithm
 from labkit.cluster.lab import Lab
-from labkit.engines.experiment import Engine, Experiment
+from labkit.data import Dataset, Sharding
+from labkit.engines.experiment import Engine, Experiment, Loss, OptimizerFactory, Schedule
+from labkit.tasks.split import Partition
 
-_PACKAGES = ("labkit", "torch", "dask", "distributed", "numpy")
+Model = nn.Module | Callable[[], nn.Module]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def settings(engine: Engine, experiment: Experiment) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """The parameters of `labkit.train`, which says what each means."""
+
+    model: Model | Sequence[Model]
+    dataset: Dataset
+    algorithm: Algorithm | Sequence[Algorithm] | None = None
+    _: KW_ONLY
+    peers: int | None = None
+    rounds: int | None = None
+    batch_size: int = 32
+    seed: int = 0
+    on: Lab | Engine | None = None
+    optimizer: OptimizerFactory | Sequence[OptimizerFactory] | None = None
+    loss: Loss = nn.functional.cross_entropy
+    shards: Sharding | Partition | None = None
+    public: Dataset | Tensor | None = None
+    evaluate_every: int | None = None
+    schedule: Schedule | None = None
+    precision: str | None = None
+    clip: float | None = None
+    epochs: int | None = None
+
+    @staticmethod
+    def signature(called: Callable[..., Any], without: Sequence[str] = ()) -> inspect.Signature:
+        """The parameters of a function, its last one (`settings` or `**settings`) replaced by the settings."""
+        own = inspect.signature(called)
+        mine = list(own.parameters.values())[:-1]
+        given = [it for name, it in inspect.signature(Settings).parameters.items() if name not in without]
+        return own.replace(parameters=mine + given)
+
+
+def _spelt_by(settings: Callable[P, Settings]) -> Callable[[Callable[[Settings], T]], Callable[P, T]]:
+    def decorate(function: Callable[[Settings], T]) -> Callable[P, T]:
+        signature = Settings.signature(function)
+
+        @wraps(function)
+        def call(*args: P.args, **given: P.kwargs) -> T:
+            try:
+                signature.bind(*args, **given)
+            except TypeError as error:
+                raise TypeError(f"{function.__name__}(): {error}") from None
+            return function(settings(*args, **given))
+
+        call.__signature__ = signature  # type: ignore[attr-defined]  # what Shift+Tab shows
+        return call
+
+    return decorate
+
+
+takes_settings = _spelt_by(Settings)  # a function of Settings becomes one of what these are made of
+
+
+# -- a run's settings as plain data
+
+
+def as_data(engine: Engine, experiment: Experiment) -> dict[str, Any]:
     """What decides the run's result, as numbers, words, lists and dicts; one thing for all peers, or a list for each.
 
     Models, losses and schedules are functions, of which only the names can be kept.
     """
+    alike = len(set(experiment.kinds)) <= 1  # one architecture, if not the same weights
     known: dict[str, Any] = {
-        "model": _one_or_each([_model(it) for it in experiment.models[: 1 if _alike(experiment) else None]]),
+        "model": _one_or_each([_model(it) for it in experiment.models[: 1 if alike else None]]),
         "dataset": experiment.dataset.name,
         "algorithm": _one_or_each([repr(it) for it in experiment.algorithms]),
         "peers": experiment.peers,
         "rounds": experiment.rounds,
         "batch_size": experiment.batch_size,
         "seed": experiment.seed,
-        "optimizer": _one_or_each([_optimizer(experiment, k) for k in range(len(experiment.optimizers))]),
+        "optimizer": _one_or_each([_optimizer(it) for it in experiment.optimizers]),
         "loss": _name(experiment.loss),
         "shards": experiment.sharding,
         "evaluate_every": experiment.evaluate_every,
@@ -48,7 +112,7 @@ def settings(engine: Engine, experiment: Experiment) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """The versions of what computes: Python, labkit, torch, Dask and NumPy, and the kind of machine."""
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in ("labkit", "torch", "dask", "distributed", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -56,33 +120,12 @@ def versions() -> dict[str, str]:
     return found | {"platform": platform.platform()}
 
 
-def learning_rate(experiment: Experiment) -> float:
-    """The first peer's, as its optimiser is made."""
-    return float(_made(experiment, 0).param_groups[0]["lr"])
-
-
-def samples_per_round(experiment: Experiment) -> float:
-    """Training examples that all peers together go through in a round, on average."""
-    if experiment.epochs is not None:
-        return experiment.epochs * sum(map(experiment.examples, range(experiment.peers))) / experiment.rounds
-    return experiment.steps_per_round * experiment.peers * experiment.batch_size
-
-
-def _alike(experiment: Experiment) -> bool:
-    """Whether all peers' models have one architecture, if not the same weights."""
-    return len(set(experiment.kinds or (0,))) == 1
-
-
 def _model(model: nn.Module) -> dict[str, Any]:
     return {"class": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}
 
 
-def _made(experiment: Experiment, peer: int) -> torch.optim.Optimizer:
-    return experiment.optimizer_of(peer)([torch.zeros(1, requires_grad=True)])
-
-
-def _optimizer(experiment: Experiment, peer: int) -> dict[str, Any]:
-    made = _made(experiment, peer)
+def _optimizer(optimizer: OptimizerFactory) -> dict[str, Any]:
+    made = optimizer([torch.zeros(1, requires_grad=True)])
     return {"class": type(made).__name__, **{name: _plain(value) for name, value in made.defaults.items()}}
 
 
@@ -91,7 +134,7 @@ def _engine(engine: Engine) -> dict[str, Any]:
     names: list[str] = [field.name for field in fields(engine)] if is_dataclass(engine) else []
     for name in names:
         value = getattr(engine, name)
-        known[name] = value.kind if isinstance(value, Lab) else _plain(value)  # workers come and go
+        known[name] = value.kind if isinstance(value, Lab) else _plain(value)  # its workers come and go
     return known
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self
 
 import torch
 
-from labkit.algorithms import Algorithm
-from labkit.data import Dataset
 from labkit.engines.barriers import Meeting
 from labkit.engines.control import Control
 from labkit.engines.experiment import Experiment, Outcome
@@ -17,18 +16,13 @@ from labkit.engines.lockstep import Lockstep
 from labkit.errors import SettingError
 from labkit.exchange.barrier import Barrier
 from labkit.history.history import History
-from labkit.training.plan import Models, Settings, plan
+from labkit.training.plan import plan
 from labkit.training.run import blank
+from labkit.training.settings import Settings, takes_settings
 
 
-def step_through(
-    model: Models | Sequence[Models],
-    dataset: Dataset,
-    algorithm: Algorithm | Sequence[Algorithm] | None = None,
-    *,
-    rounds: int = 50,
-    **settings: Unpack[Settings],
-) -> StepThrough:
+@takes_settings
+def step_through(settings: Settings) -> StepThrough:
     """Train in lockstep, message by message: `next()` goes on to the next one and returns the Barrier there.
 
     The settings are those of `labkit.train`, but for `on`. Raises what `labkit.train` does, and SettingError for an
@@ -40,16 +34,18 @@ def step_through(
     >>> barrier.name, barrier.round, barrier.transfers
     ('Mean', 1, (Transfer(source=0, target=1, nbytes=2600), Transfer(source=1, target=0, nbytes=2600)))
     """
-    if settings.get("on") is not None:
+    if settings.on is not None:
         raise SettingError("step_through goes step by step in this process: leave on= away, or train(…, on=…).")
-    settings["on"] = Lockstep()
-    engine, experiment = plan(model, dataset, algorithm, rounds=rounds, **settings)
+    engine, experiment = plan(replace(settings, on=Lockstep()))
     if experiment.traits.asynchronous:
         raise SettingError(
             f"The peers of {type(experiment.algorithm).__name__} do not meet at barriers: step through an algorithm "
             "that waits for all, such as AllReduce(), and look at the timeline of this one's history."
         )
     return StepThrough(experiment, blank(engine, experiment))
+
+
+__test__ = {"step_through": step_through}  # its example, which doctest does not find behind the decorator
 
 
 class StepThrough(Iterator[Barrier]):

@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
-
-from labkit.algorithms import Algorithm
-from labkit.cluster.lab import Lab
-from labkit.data import Dataset, Sharding
-from labkit.engines.experiment import Engine, Schedule
-from labkit.tasks.split import Partition
-from labkit.training.plan import Criterion, Models, Optimizers, plan
+from labkit.training.plan import plan
 from labkit.training.run import Run
+from labkit.training.settings import Settings, takes_settings
 
 
-def train(
-    model: Models | Sequence[Models],
-    dataset: Dataset,
-    algorithm: Algorithm | Sequence[Algorithm] | None = None,
-    *,
-    peers: int | None = None,
-    rounds: int | None = None,
-    batch_size: int = 32,
-    seed: int = 0,
-    on: Lab | Engine | None = None,
-    optimizer: Optimizers | Sequence[Optimizers] | None = None,
-    loss: Criterion = torch.nn.functional.cross_entropy,
-    shards: Sharding | Partition | None = None,
-    public: Dataset | Tensor | None = None,
-    evaluate_every: int | None = None,
-    schedule: Schedule | None = None,
-    precision: str | None = None,
-    clip: float | None = None,
-    epochs: int | None = None,
-) -> Run:
+@takes_settings
+def train(settings: Settings) -> Run:
     """Train `peers` models together, and return at once with a Run to watch, stop and ask for its result.
 
     `model` is a module, whose weights are the start and stay untouched, or a function that makes one (its weights
@@ -65,23 +38,7 @@ def train(
     >>> len(history.rows), history.final.accuracy > 0.8
     (100, True)
     """
-    engine, experiment = plan(
-        model,
-        dataset,
-        algorithm,
-        rounds=rounds,
-        peers=peers,
-        batch_size=batch_size,
-        seed=seed,
-        on=on,
-        optimizer=optimizer,
-        loss=loss,
-        shards=shards,
-        public=public,
-        evaluate_every=evaluate_every,
-        schedule=schedule,
-        precision=precision,
-        clip=clip,
-        epochs=epochs,
-    )
-    return Run(engine, experiment)
+    return Run(*plan(settings))
+
+
+__test__ = {"train": train}  # its example, which doctest does not find behind the decorator

@@ -18,6 +18,7 @@ from labkit.data import from_file, from_function, from_tensors
 from labkit.engines.distributed.train_rank import train_rank
 from labkit.errors import DataError
 from labkit.training.plan import plan
+from labkit.training.settings import Settings
 from tests.engines.experiments import difference
 
 DIGITS = lk.data.load("digits")
@@ -49,7 +50,7 @@ def trained(dataset, on=None):
 def test_of_fifty_megabytes_the_ranks_are_sent_no_more_than_the_call(tmp_path):
     dataset = from_function(big, 12_500)
     assert sum(part.nbytes for part in (dataset.x, dataset.test_x)) == 50_000_000
-    _, experiment = plan(lambda: torch.nn.Linear(1000, 2), dataset, peers=2)
+    _, experiment = plan(Settings(lambda: torch.nn.Linear(1000, 2), dataset, peers=2))
     shards = sum(own.nbytes for own in experiment.shards)
     assert len(pack(partial(train_rank, experiment))) < shards + 50_000
 

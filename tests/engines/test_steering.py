@@ -16,6 +16,7 @@ from labkit.engines.simulator import Simulator
 from labkit.history.history import Event
 from labkit.training.plan import plan
 from labkit.training.run import blank, carry_out
+from labkit.training.settings import Settings
 from tests.engines.experiments import SGD, difference, mlp
 
 DIGITS = lk.data.load("digits")
@@ -44,7 +45,7 @@ class Hand(Control):
 def changed(on, algorithm, at, rate, rounds=8, **settings):
     """The history of a run in this process whose learning rate changes before round `at`."""
     settings = {"peers": 2, "batch_size": 16, "seed": 3, "optimizer": SGD} | settings
-    engine, experiment = plan(mlp, DIGITS, algorithm, rounds=rounds, on=on, **settings)
+    engine, experiment = plan(Settings(mlp, DIGITS, algorithm, rounds=rounds, on=on, **settings))
     history = blank(engine, experiment)
     carry_out(engine, experiment, history, history.take, Hand(at, rate))
     return history

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import doctest
+import inspect
 import json
+from dataclasses import fields
 from functools import partial
 
+import pytest
 import torch
 
 import labkit as lk
+from labkit.training import stepping, train
+from labkit.training.settings import Settings
 from tests.engines.experiments import mlp
 
 DIGITS = lk.data.load("digits")
@@ -73,3 +79,35 @@ def test_versions_are_those_of_what_computed():
     versions = lk.train(mlp, DIGITS, rounds=1).result(60).versions
     assert versions["torch"] == torch.__version__ and versions["labkit"] == lk.__version__
     assert {"python", "dask", "distributed", "numpy", "platform"} <= set(versions)
+
+
+def test_signatures_show_every_setting_with_its_type_and_default():
+    """What Shift+Tab and completion show, though the settings are written in one place only."""
+    spelt = {field.name: field for field in fields(Settings)}
+    for function in (lk.train, lk.step_through):
+        shown = inspect.signature(function).parameters
+        assert list(shown) == list(spelt)
+        assert all(it.annotation == spelt[name].type for name, it in shown.items())
+        assert all(it.default == spelt[name].default for name, it in shown.items() if name not in ("model", "dataset"))
+        assert shown["algorithm"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        assert shown["peers"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert inspect.signature(lk.train).return_annotation == "Run"
+    shown = inspect.signature(lk.compare).parameters
+    assert list(shown)[:4] == ["algorithms", "model", "dataset", "steps"]
+    assert set(shown) == set(spelt) - {"algorithm", "rounds", "epochs"} | {"algorithms", "steps"}
+
+
+def test_a_setting_that_there_is_not_is_refused_with_the_name_of_the_function():
+    for function in (lk.train, lk.step_through):
+        with pytest.raises(TypeError, match=rf"{function.__name__}\(\).* unexpected keyword argument 'peeers'"):
+            function(mlp, DIGITS, peeers=3)
+        with pytest.raises(TypeError, match=rf"{function.__name__}\(\).* missing .*'dataset'"):
+            function(mlp)
+    with pytest.raises(lk.errors.SettingError, match=r"ends after steps=200 .*leave rounds away"):
+        lk.compare({"DDP": lk.algorithms.AllReduce()}, mlp, DIGITS, rounds=3)
+
+
+def test_the_examples_of_functions_that_take_settings_are_run():
+    for module, name in ((train, "train"), (stepping, "step_through")):
+        found = [test for test in doctest.DocTestFinder().find(module) if test.examples]
+        assert any(test.name.endswith(name) for test in found)

@@ -15,54 +15,37 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# public name -> module that defines it; a name equal to its module's last part is the module itself
-_HOME = {
-    "split": "labkit.tasks.split",
-    "Partition": "labkit.tasks.split",
-    "schedule": "labkit.tasks.schedule",
-    "Schedule": "labkit.tasks.schedule",
-    "synchronize": "labkit.tasks.sync",
-    "Timeline": "labkit.tasks.sync",
-    "BSP": "labkit.tasks.sync",
-    "SSP": "labkit.tasks.sync",
-    "ASP": "labkit.tasks.sync",
-    "Link": "labkit.costs.link",
-    "connect": "labkit.cluster.connect",
-    "Lab": "labkit.cluster.lab",
-    "doctor": "labkit.cluster.doctor",
-    "train": "labkit.training.train",
-    "Run": "labkit.training.run",
-    "compare": "labkit.training.compare",
-    "Comparison": "labkit.training.compare",
-    "step_through": "labkit.training.stepping",
-    "History": "labkit.history.history",
-    "Simulator": "labkit.engines.simulator",
-    "Lockstep": "labkit.engines.lockstep",
-    "Cluster": "labkit.engines.cluster",
-    "DDP": "labkit.engines.distributed.data_parallel",
-    "formulas": "labkit.cards.cards",
+_NAMES = {  # module: the public names it defines
+    "tasks.split": ("split", "Partition"),
+    "tasks.schedule": ("schedule", "Schedule"),
+    "tasks.sync": ("synchronize", "Timeline", "BSP", "SSP", "ASP"),
+    "costs.link": ("Link",),
+    "cluster.connect": ("connect",),
+    "cluster.lab": ("Lab",),
+    "cluster.doctor": ("doctor",),
+    "training.train": ("train",),
+    "training.run": ("Run",),
+    "training.compare": ("compare", "Comparison"),
+    "training.stepping": ("step_through",),
+    "history.history": ("History",),
+    "engines.simulator": ("Simulator",),
+    "engines.lockstep": ("Lockstep",),
+    "engines.cluster": ("Cluster",),
+    "engines.distributed.data_parallel": ("DDP",),
+    "cards.cards": ("formulas",),
 }
-_MODULES = {"algorithms", "data", "check", "widgets", "errors", "exchange"}
+_HOME = {name: f"labkit.{module}" for module, names in _NAMES.items() for name in names}
+_MODULES = ("algorithms", "data", "check", "widgets", "errors", "exchange")
 
 __all__ = sorted([*_HOME, *_MODULES])
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the same names for whoever reads types
     from labkit import (
         algorithms as algorithms,
-    )
-    from labkit import (
         check as check,
-    )
-    from labkit import (
         data as data,
-    )
-    from labkit import (
         errors as errors,
-    )
-    from labkit import (
         exchange as exchange,
-    )
-    from labkit import (
         widgets as widgets,
     )
     from labkit.cards.cards import formulas as formulas
@@ -75,27 +58,10 @@ if TYPE_CHECKING:
     from labkit.engines.lockstep import Lockstep as Lockstep
     from labkit.engines.simulator import Simulator as Simulator
     from labkit.history.history import History as History
-    from labkit.tasks.schedule import Schedule as Schedule
-    from labkit.tasks.schedule import schedule as schedule
-    from labkit.tasks.split import Partition as Partition
-    from labkit.tasks.split import split as split
-    from labkit.tasks.sync import (
-        ASP as ASP,
-    )
-    from labkit.tasks.sync import (
-        BSP as BSP,
-    )
-    from labkit.tasks.sync import (
-        SSP as SSP,
-    )
-    from labkit.tasks.sync import (
-        Timeline as Timeline,
-    )
-    from labkit.tasks.sync import (
-        synchronize as synchronize,
-    )
-    from labkit.training.compare import Comparison as Comparison
-    from labkit.training.compare import compare as compare
+    from labkit.tasks.schedule import Schedule as Schedule, schedule as schedule
+    from labkit.tasks.split import Partition as Partition, split as split
+    from labkit.tasks.sync import ASP as ASP, BSP as BSP, SSP as SSP, Timeline as Timeline, synchronize as synchronize
+    from labkit.training.compare import Comparison as Comparison, compare as compare
     from labkit.training.run import Run as Run
     from labkit.training.stepping import step_through as step_through
     from labkit.training.train import train as train

@@ -43,8 +43,8 @@ def doctor(_: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status."""
     top = argparse.ArgumentParser(prog="python -m labkit", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="command")
     command = commands.add_parser("lab", help="serve JupyterLab on this machine")
@@ -54,12 +54,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=lab)
     command = commands.add_parser("doctor", help="say what this machine is and what it lacks")
     command.set_defaults(run=doctor)
-    return top
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit status."""
-    args = parser().parse_args(argv)
+    args = top.parse_args(argv)
     status: int = args.run(args)
     return status
 

@@ -12,8 +12,7 @@ import numpy.typing as npt
 from labkit.cards.judges import judge_schedule, named
 from labkit.check.answers import Passed, answer_of, in_line, listed, near, numbers_of, passed, wrong
 from labkit.errors import CheckFailed
-from labkit.tasks.schedule import Schedule
-from labkit.tasks.schedule import schedule as _schedule
+from labkit.tasks.schedule import Schedule, schedule as _schedule
 from labkit.tasks.sync import SSP, synchronize
 
 PUZZLE = (4.0, 4.0, 7.0, 6.0, 3.0, 6.0, 4.0, 5.0, 4.0, 2.0, 7.0, 5.0)

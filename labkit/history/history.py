@@ -10,9 +10,7 @@ from typing import Any
 
 from labkit.errors import Stopped
 from labkit.history import files
-from labkit.history.rows import Event as Event
-from labkit.history.rows import Row as Row
-from labkit.history.rows import Update
+from labkit.history.rows import Event as Event, Row as Row, Update
 from labkit.history.tensorboard import TensorBoardWriter
 from labkit.plots.learning_curves import learning_curves
 from labkit.plots.panel import Picture

@@ -116,13 +116,14 @@ class Comparison(Background):
     """Several trainings, one after the other: `.result()` to wait, `.stop()`, `.plot()`, `.frontier()`, `.histories`.
 
     As the last line of a cell it draws itself and keeps the picture live. `histories` has each algorithm's History by
-    name, as far as it has come; `errors` what made one fail, the others go on. `steps` is the budget.
+    name, as far as it has come; `errors` what made one fail, the others go on. `steps` is the budget: gradient steps
+    of each peer.
     """
 
     def __init__(self, entries: Mapping[str, Entry], steps: int) -> None:
-        super().__init__()
         self.steps = steps
         self.histories: dict[str, History] = {name: blank(it.engine, it.experiment) for name, it in entries.items()}
+        super().__init__(self.histories.values(), sum(it.experiment.rounds for it in entries.values()))
         self.errors: dict[str, BaseException] = {}
         self._entries = dict(entries)
         self._now = next(iter(entries))
@@ -138,9 +139,16 @@ class Comparison(Background):
         return self
 
     def frontier(self, against: str = "bytes") -> tuple[str, ...]:
-        """The names that no other beats in accuracy for no more "bytes" (or "seconds"), the cheapest first.
+        """The names on the Pareto frontier of test accuracy against "bytes" per peer or "seconds", the cheapest first.
 
-        Raises SettingError for another cost.
+        An entry is on it unless another one is at least as accurate at no higher cost, and better in one of the two;
+        entries that no test has measured yet are not. Raises SettingError for another cost.
+
+        >>> import labkit as lk, torch
+        >>> both = {"every step": lk.algorithms.AllReduce(), "never": lk.algorithms.Independent()}
+        >>> done = lk.compare(both, lambda: torch.nn.Linear(64, 10), lk.data.load("digits"), steps=4).result()
+        >>> done.frontier("bytes")[0]  # nothing is cheaper than to send nothing
+        'never'
         """
         if against not in ("bytes", "seconds"):
             raise SettingError(f'against={against!r} is no cost here: give "bytes" or "seconds".')
@@ -151,12 +159,12 @@ class Comparison(Background):
 
     def plot(self) -> Picture:
         """Accuracy against bytes per peer and against seconds: each algorithm's curve and end, and the frontiers."""
-        histories = self.histories.values()
+        histories = self.histories
         return draw(
-            [_trail(name, history) for name, history in self.histories.items()],
+            [_trail(name, history) for name, history in histories.items()],
             title=self._title,
-            bytes_are=" or ".join(dict.fromkeys(_ledger(history) for history in histories)),
-            seconds_are=" or ".join(dict.fromkeys(_clock(history) for history in histories)),
+            bytes_are=" or ".join(dict.fromkeys(map(_ledger, histories.values()))),
+            seconds_are=" or ".join(dict.fromkeys(map(_clock, histories.values()))),
         )
 
     # -- as any work in the background
@@ -191,26 +199,14 @@ class Comparison(Background):
         return replace(engine, step_seconds=self._step_seconds[key])
 
     @property
-    def total(self) -> int:
-        return sum(entry.experiment.rounds for entry in self._entries.values())
-
-    @property
-    def progress(self) -> int:
-        return sum(len(history.rows) for history in self.histories.values())
-
-    @property
-    def stopped(self) -> bool:
-        return self.progress < self.total
-
-    @property
     def status(self) -> str:
         if self.state == "failed":
             return f"failed: {self.error}"
-        at, entry, history = list(self._entries).index(self._now), self._entries[self._now], self.histories[self._now]
-        where = (
-            f"{self._now} ({at + 1} of {len(self._entries)}) · round {len(history.rows)} of {entry.experiment.rounds}"
-        )
-        return self.state if self.done else f"{self.state} · {where}"
+        if self.done:
+            return self.state
+        names, name = list(self._entries), self._now
+        rows, rounds = self.histories[name].rows, self._entries[name].experiment.rounds
+        return f"{self.state} · {name} ({names.index(name) + 1} of {len(names)}) · round {len(rows)} of {rounds}"
 
     @property
     def still(self) -> str:

@@ -7,12 +7,14 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from base64 import b64encode
+from collections.abc import Collection
 from html import escape
 from time import monotonic, perf_counter
 from typing import Any
 
 from labkit.engines.control import Control, Wish
 from labkit.errors import SettingError
+from labkit.history.history import History
 from labkit.plots.panel import Picture
 
 _TICK = 0.1  # seconds between two redraws while a cell waits for the result
@@ -21,9 +23,14 @@ _SHARE = 20  # a redraw may take one part in _SHARE of the time, so that watchin
 
 
 class Background(ABC):
-    """Work in a thread of its own; as the last line of a cell it draws itself and keeps the picture live."""
+    """Work in a thread of its own; as the last line of a cell it draws itself and keeps the picture live.
 
-    def __init__(self) -> None:
+    It fills `histories`, with `total` rounds in all.
+    """
+
+    def __init__(self, histories: Collection[History], total: int) -> None:
+        self.total = total
+        self._histories = histories
         self._control = Control()
         self._error: BaseException | None = None
         self._ended = threading.Event()
@@ -34,21 +41,6 @@ class Background(ABC):
     @abstractmethod
     def _work(self) -> None:
         """Do it, obeying the control; what it raises is kept."""
-
-    @property
-    @abstractmethod
-    def total(self) -> int:
-        """How many rounds there are in all."""
-
-    @property
-    @abstractmethod
-    def progress(self) -> int:
-        """How many rounds are finished."""
-
-    @property
-    @abstractmethod
-    def stopped(self) -> bool:
-        """Whether it was ended by `stop()` before it was through."""
 
     @property
     @abstractmethod
@@ -80,9 +72,19 @@ class Background(ABC):
     # -- what can be done with it
 
     @property
+    def progress(self) -> int:
+        """How many rounds are finished."""
+        return sum(len(history.rows) for history in self._histories)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it ended before it was through, as by `stop()`."""
+        return self.done and self.progress < self.total
+
+    @property
     def state(self) -> str:
         """What it is doing: "running", "paused", "stopping", "finished", "stopped" or "failed"."""
-        if not self._ended.is_set():
+        if not self.done:
             return {Wish.GO: "running", Wish.PAUSE: "paused", Wish.STOP: "stopping"}[self._control.wish]
         if self._error is not None:
             return "failed"

@@ -29,12 +29,17 @@ class Run(Background):
 
     `.learning_rate` may be assigned while it goes on; `.tensorboard(folder)` lets TensorBoard follow it. As the last
     line of a cell it draws itself and keeps the picture live.
+
+    >>> import labkit as lk, torch
+    >>> run = lk.train(lambda: torch.nn.Linear(64, 10), lk.data.load("digits"), peers=2, rounds=10)
+    >>> len(run.result(timeout=60).rows), run.state
+    (10, 'finished')
     """
 
     def __init__(self, engine: Engine, experiment: Experiment) -> None:
-        super().__init__()
         self.history = blank(engine, experiment)
         self.rounds = experiment.rounds
+        super().__init__([self.history], self.rounds)
         self._engine, self._experiment = engine, experiment
         self._throughput, self._samples = Throughput(), _samples_per_round(experiment)
         self._lanes = Lanes("rank" if engine.name == "cluster" else "peer", engine.clock)
@@ -122,18 +127,6 @@ class Run(Background):
         self._notify()
 
     @property
-    def total(self) -> int:
-        return self.rounds
-
-    @property
-    def progress(self) -> int:
-        return len(self.history.rows)
-
-    @property
-    def stopped(self) -> bool:
-        return self.history.stopped
-
-    @property
     def status(self) -> str:
         if self.state == "failed":
             return f"failed: {self.error}"
@@ -164,23 +157,22 @@ class Run(Background):
 
         The lanes are named with the last loss and accuracy of their peers, where each has one of its own.
         """
-        row, count = self.history.rows[-1] if self.history.rows else None, self.history.peers
-        if row is None or row.peers is not None or (self._lanes.who == "rank" and len(self._lanes) != count):
+        rows, count = self.history.rows, self.history.peers
+        if not rows or rows[-1].peers is not None or (self._lanes.who == "rank" and len(self._lanes) != count):
             return self._lanes.picture()
-        tested = next((it.accuracies for it in reversed(self.history.rows) if it.accuracies is not None), ())
+        tested = self.history.final.accuracies or ()
         each = len(tested) == count
         names = [
             f"{self._lanes.who} {k} · loss {loss:.2f}" + (f" · {tested[k]:.0%}" if each else "")
-            for k, loss in enumerate(row.losses[:MOST_LANES])
+            for k, loss in enumerate(rows[-1].losses[:MOST_LANES])
         ]
         return self._lanes.picture(names, count)
 
     def __repr__(self) -> str:
         if self.state == "failed":
-            cause = self.error if isinstance(self.error, LabkitError) else repr(self.error)
-            return f"Run failed: {cause}"
-        done = len(self.history.rows)
-        return f"Run {self.state}: {self.history.algorithm}, {self.history.peers} peers, round {done} of {self.rounds}"
+            return f"Run failed: {self.error if isinstance(self.error, LabkitError) else repr(self.error)}"
+        at = f"round {self.progress} of {self.rounds}"
+        return f"Run {self.state}: {self.history.algorithm}, {self.history.peers} peers, {at}"
 
 
 def blank(engine: Engine, experiment: Experiment) -> History:

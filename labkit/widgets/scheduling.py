@@ -12,8 +12,7 @@ import numpy as np
 
 from labkit.checks import Integers, numbers
 from labkit.errors import LabkitError, ScheduleError
-from labkit.tasks.schedule import Schedule
-from labkit.tasks.schedule import schedule as plan
+from labkit.tasks.schedule import Schedule, schedule as plan
 from labkit.widgets.pictures import with_links
 from labkit.widgets.view import Frame, View, chain, lines, percent, seconds
 

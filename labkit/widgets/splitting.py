@@ -10,8 +10,7 @@ import ipywidgets as widgets
 from labkit.cards.judges import Verdict, judge_partition, named
 from labkit.errors import PartitionError, SettingError
 from labkit.plots.bars import Picture, ownership
-from labkit.tasks.split import Partition
-from labkit.tasks.split import split as cut
+from labkit.tasks.split import Partition, split as cut
 from labkit.widgets.consequence import ORDERS, Effect, train_on
 from labkit.widgets.pictures import columns
 from labkit.widgets.view import Frame, View, braces, chain, lines

@@ -10,8 +10,7 @@ import ipywidgets as widgets
 import numpy as np
 
 from labkit.errors import SettingError
-from labkit.tasks.sync import ASP, BSP, SSP, Timeline
-from labkit.tasks.sync import synchronize as line_up
+from labkit.tasks.sync import ASP, BSP, SSP, Timeline, synchronize as line_up
 from labkit.widgets.pictures import timeline_at
 from labkit.widgets.view import Frame, View, braces, chain, lines, percent, seconds
 

@@ -7,8 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from labkit.costs.checkpoints import best_interval, lost_share, replay, slowdown
 from labkit.errors import SettingError

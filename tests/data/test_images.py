@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from labkit.data import load, sources
 from labkit.data.images import CIFAR10, FASHION_MNIST, MNIST, Remote, cifar, mnist, read_idx, read_records

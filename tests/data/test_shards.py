@@ -6,8 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from labkit.data import IID, ByLabel, Dirichlet, Quantity, Replicated, load
 from labkit.data.dataset import Sharding

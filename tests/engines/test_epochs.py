@@ -9,8 +9,7 @@ from itertools import chain
 import hypothesis
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 
 import labkit as lk

@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from labkit.errors import ExchangeError, SettingError
 from labkit.exchange import QSGD, Half, RandomK, Sign, TopK

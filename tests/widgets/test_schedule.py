@@ -12,8 +12,7 @@ import pytest
 from labkit.cards.cards import formulas
 from labkit.cluster.lab import Lab
 from labkit.errors import LabClosed, ScheduleError
-from labkit.tasks.schedule import Schedule
-from labkit.tasks.schedule import schedule as plan
+from labkit.tasks.schedule import Schedule, schedule as plan
 from labkit.widgets import schedule
 from labkit.widgets.scheduling import MEAN_COST, POLICIES, ScheduleView, compute
 from tests.widgets.traits import changes

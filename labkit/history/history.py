@@ -12,7 +12,7 @@ from labkit.errors import Stopped
 from labkit.history import files
 from labkit.history.rows import Event as Event, Row as Row, Update
 from labkit.history.tensorboard import TensorBoardWriter
-from labkit.plots.learning_curves import learning_curves
+from labkit.plots.curves import learning_curves
 from labkit.plots.panel import Picture
 from labkit.text import Table, amount, percent
 

@@ -62,7 +62,7 @@ class Lanes:
             bar for row, kept in enumerate(lanes.values()) for interval in kept for bar in _bars(row, interval, zero)
         ]
         return gantt(
-            [bar for bar in sorted(bars, key=lambda bar: _ORDER.index(bar.kind)) if bar.end > bar.start],
+            sorted(bars, key=lambda bar: _ORDER.index(bar.kind)),
             shown,
             title=self._title(max(map(len, lanes.values())), max(count, len(lanes)), len(lanes)),
             note=self._note(every),
@@ -76,7 +76,7 @@ class Lanes:
     def _note(self, intervals: Sequence[Interval]) -> str:
         note = "predicted by the virtual clock" if self._clock == "virtual" else "measured"
         if any(interval.overlapped for interval in intervals):
-            note += "; of DDP's overlapped exchange, what sticks out"
+            note += "; the rest of DDP's overlapped exchange"
         if any(interval.met is None for interval in intervals):
             note += "; to communicate is to ask and to wait for the answer"
         return note
@@ -86,22 +86,13 @@ _ORDER = ("compute", "wait", "communicate")
 
 
 def _bars(row: int, it: Interval, zero: float) -> list[Bar]:
-    compute = Bar(row, it.begun - zero, it.arrived - zero)
-    if it.met is None:
-        return [compute, Bar(row, it.arrived - zero, it.done - zero, None, "communicate")]
-    return [
-        compute,
-        Bar(row, it.arrived - zero, it.met - zero, None, "wait"),
-        Bar(row, it.met - zero, it.done - zero, None, "communicate"),
-    ]
+    met = it.arrived if it.met is None else it.met
+    parts = (("compute", it.begun, it.arrived), ("wait", it.arrived, met), ("communicate", met, it.done))
+    return [Bar(row, start - zero, end - zero, kind=kind) for kind, start, end in parts if end > start]
 
 
 def _in_a_row(kept: list[Interval]) -> list[Interval]:
     """The last ones of the longest row of successive intervals, of several such rows the last."""
-    best: list[Interval] = []
-    row: list[Interval] = kept[:1]
-    for before, now in pairwise(kept):
-        if now.number != before.number + 1:
-            best, row = (row if len(row[-_SHOWN:]) >= len(best[-_SHOWN:]) else best), []
-        row.append(now)
-    return (row if len(row[-_SHOWN:]) >= len(best[-_SHOWN:]) else best)[-_SHOWN:]
+    gaps = [at for at, (before, now) in enumerate(pairwise(kept), 1) if now.number != before.number + 1]
+    rows = [kept[begin:end][-_SHOWN:] for begin, end in pairwise([0, *gaps, len(kept)])]
+    return max(reversed(rows), key=len)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from labkit.costs.pareto import pareto
-from labkit.plots.panel import CYCLE, DPI, FAINT, GREY, INK, SIZE, WIDTH, Panel, Picture, text_width, ticks
+from labkit.plots.panel import Marks, Panel, Picture, axes, text_width, ticks
+from labkit.plots.style import CYCLE, GREY, INK, SIZE, TITLE_SIZE
 from labkit.text import amount, unit_for
 
 Floats = NDArray[np.float64]
@@ -32,13 +32,16 @@ class Trail:
     seconds: Sequence[float]
 
 
+Looking = tuple[str, str, Trail]  # colour, dashes, and whose they are
+
+
 @dataclass(frozen=True)
 class Scale:
     """An axis: where a cost stands on it, and its ticks (place, words)."""
 
     low: float
     high: float
-    marks: Sequence[tuple[float, str]]
+    marks: Marks
     log: bool
     label: str
     nought: float = 0.0  # where a cost of nothing stands on a logarithmic axis
@@ -52,57 +55,56 @@ class Scale:
         return points[(x >= self.begin) | (cost <= 0)]
 
 
-def draw(trails: Sequence[Trail], *, title: str, bytes_are: str, seconds_are: str) -> Picture:
-    """Draw accuracy against bytes per peer and against seconds, one curve for each algorithm, and who is unbeaten.
+def draw(
+    trails: Sequence[Trail],
+    *,
+    best: tuple[Collection[str], Collection[str]],
+    title: str,
+    bytes_are: str,
+    seconds_are: str,
+) -> Picture:
+    """Draw accuracy against bytes per peer and against seconds, one curve for each algorithm, and the Pareto frontiers.
 
-    `bytes_are` and `seconds_are` say where the figures come from (measured, by formula, of a virtual clock).
+    `best` names the algorithms on the frontier by bytes, and those on that by seconds; `bytes_are` and `seconds_are`
+    say where the figures come from (measured, by formula, of a virtual clock).
     """
-    known = [(k, trail) for k, trail in enumerate(trails) if len(trail.accuracy)]
-    left, right = _axes()
-    ylim = _shown([trail.accuracy for _, trail in known])
-    first = _panel(left, known, ylim, _bytes([trail.bytes for _, trail in known], bytes_are), "bytes")
-    second = _panel(right, known, ylim, _seconds([trail.seconds for _, trail in known], seconds_are), "seconds")
-    first.word(title, first.xlim[0], ylim[1], dx=-28, dy=50, size=10.5)
-    note = "filled, dashed: the Pareto frontier, where nobody is better for less; hollow: somebody is"
-    first.word(note, first.xlim[0], ylim[1], dx=-28, dy=32, colour=GREY)
+    looks = [(CYCLE[k % len(CYCLE)], ("-", "--", ":")[k // len(CYCLE) % 3]) for k in range(len(trails))]
+    known = [(*look, trail) for look, trail in zip(looks, trails, strict=True) if len(trail.accuracy)]
+    ylim = _shown([trail.accuracy[-1] for *_, trail in known])
+    left, right = axes(_TALL, _TOP, _BOTTOM, _LEFT, columns=2)
+    sent = _log_scale([trail.bytes for *_, trail in known], f"sent per peer, {bytes_are} (log)", amount)
+    first = _panel(left, known, ylim, sent, "bytes", best[0])
+    took = _seconds([trail.seconds for *_, trail in known], seconds_are)
+    second = _panel(right, known, ylim, took, "seconds", best[1])
+    first.word(title, first.xlim[0], ylim[1], dx=8 - 72 * _LEFT, dy=50, size=TITLE_SIZE)
+    note = "filled squares, joined by the dashed line: the Pareto frontier; hollow squares: not on it"
+    first.word(note, first.xlim[0], ylim[1], dx=8 - 72 * _LEFT, dy=32, colour=GREY)
     first.finish("")
-    ends = "; ".join(f"{trail.name} {trail.accuracy[-1]:.1%}" for _, trail in known)
+    ends = "; ".join(f"{trail.name} {trail.accuracy[-1]:.1%}" for *_, trail in known)
     return second.finish(f"{title}. Test accuracy against bytes ({bytes_are}) and seconds ({seconds_are}): {ends}")
 
 
-def _panel(ax: Any, trails: Sequence[tuple[int, Trail]], ylim: tuple[float, float], scale: Scale, what: str) -> Panel:
+def _panel(
+    ax: Any,
+    trails: Sequence[Looking],
+    ylim: tuple[float, float],
+    scale: Scale,
+    what: str,
+    best: Collection[str],
+) -> Panel:
     panel = Panel(_TALL, (scale.low, scale.high), ylim, ax=ax)
-    _axes_of(panel, scale)
+    panel.x_axis(scale.label, scale.marks)
+    panel.y_axis("test accuracy (log of errors)", _marks(*ylim, 1.6 * SIZE / panel.y_points))
     panel.word("↖ better", scale.low, ylim[1], dx=4, dy=-7, colour=GREY)
-    curves = [scale.along(getattr(trail, what), _height(trail.accuracy)) for _, trail in trails]
-    for (k, _), curve in zip(trails, curves, strict=True):
-        colour, dash = CYCLE[k % len(CYCLE)], ("-", "--", ":")[k // len(CYCLE) % 3]
-        panel.ax.plot(curve[:, 0], curve[:, 1], color=colour, linewidth=1.5, alpha=0.6, linestyle=dash, zorder=2)
-    panel.ax.set(xlim=panel.xlim, ylim=panel.ylim)
+    curves = [scale.along(getattr(trail, what), _height(trail.accuracy)) for *_, trail in trails]
     ends = np.array([curve[-1] for curve in curves]).reshape(-1, 2)
-    best = pareto([getattr(trail, what)[-1] for _, trail in trails], ends[:, 1])
-    stair = _stair(panel, ends[list(best)])
-    for at, (k, _) in enumerate(trails):
-        colour = CYCLE[k % len(CYCLE)]
-        face = colour if at in best else "white"
-        panel.ax.scatter(
-            ends[at, 0], ends[at, 1], s=42, marker="s", color=face, edgecolors=colour, linewidths=1.6, zorder=4
-        )
+    for (colour, dash, trail), curve, (x, y) in zip(trails, curves, ends, strict=True):
+        panel.ax.plot(*curve.T, color=colour, linewidth=1.5, alpha=0.6, linestyle=dash, zorder=2)
+        face = colour if trail.name in best else "white"
+        panel.ax.scatter(x, y, s=42, marker="s", color=face, edgecolors=colour, linewidths=1.6, zorder=4)
+    stair = _stair(panel, ends[[trail.name in best for *_, trail in trails]] if trails else ends)
     _names(panel, trails, ends, [*curves, stair])
     return panel
-
-
-def _axes_of(panel: Panel, scale: Scale) -> None:
-    """Ticks, grid and labels: costs below, accuracies at the left."""
-    low, high = panel.ylim
-    for x, text in scale.marks:
-        panel.word(text, x, low, dy=-9, align="centre", colour=GREY)
-    panel.lines([[(x, low), (x, high)] for x, _ in scale.marks], colors=FAINT, linewidths=0.6, zorder=1)
-    panel.word(scale.label, scale.high, low, dy=-24, align="right", colour=GREY)
-    for y, text in _marks(low, high, 1.6 * SIZE / panel.y_points):
-        panel.word(text, scale.low, y, dx=-6, align="right", colour=GREY)
-        panel.lines([[(scale.low, y), (scale.high, y)]], colors=FAINT, linewidths=0.6, zorder=1)
-    panel.word("test accuracy (log of errors)", scale.low, high, dx=-28, dy=10, colour=GREY)
 
 
 def _marks(low: float, high: float, apart: float) -> list[tuple[float, str]]:
@@ -121,32 +123,40 @@ def _height(accuracy: Sequence[float]) -> Floats:
     return heights
 
 
+def _shown(accuracies: Sequence[float]) -> tuple[float, float]:
+    """From somewhat below the lowest end, so that the ends stand apart, to somewhat above the highest."""
+    ends = _height(accuracies or [0.0, 0.9])
+    span = max(float(np.ptp(ends)), 0.4)
+    return max(0.0, float(ends.min()) - 0.5 * span), float(ends.max()) + 0.25 * span
+
+
 def _stair(panel: Panel, ends: Floats) -> Floats:
-    """The best accuracy that so much can buy: level from one unbeaten point to the next, then up. Its corners."""
+    """The best accuracy that so much can buy: level from one end on the frontier to the next, then up. Its corners."""
     if not len(ends):
         return np.empty((0, 2))
-    x, y = [*ends[:, 0], panel.xlim[1]], [panel.ylim[0], *ends[:, 1]]
-    stair = [point for k in range(len(ends)) for point in ((x[k], y[k]), (x[k], y[k + 1]))] + [(x[-1], y[-1])]
+    ends = ends[np.lexsort((ends[:, 1], ends[:, 0]))]
+    x, y = np.append(ends[:, 0], panel.xlim[1]), np.append(panel.ylim[0], ends[:, 1])
+    stair: Floats = np.stack([np.repeat(x, 2)[:-1], np.repeat(y, 2)[1:]], axis=1)
     panel.lines([stair], colors=INK, linewidths=1.0, alpha=0.7, linestyles=[(0, (3, 2))], zorder=3)
-    return np.array(stair)
+    return stair
 
 
-def _names(panel: Panel, trails: Sequence[tuple[int, Trail]], ends: Floats, lines: Sequence[Floats]) -> None:
+def _names(panel: Panel, trails: Sequence[Looking], ends: Floats, lines: Sequence[Floats]) -> None:
     """Write each name beside its end, with a thin line to it where it had to stand further away."""
     corner, unit = np.array([panel.xlim[0], panel.ylim[0]]), np.array([panel.x_points, panel.y_points])
     anchors, tall = (ends - corner) * unit, 1.15 * SIZE
     wide, high = (np.array([panel.xlim[1], panel.ylim[1]]) - corner) * unit
     better = [(x, high - y) for x in (10.0, 25.0, 40.0) for y in (4.0, 10.0)] * 5  # the words in the corner
     points = np.concatenate([better, *((_dense(line) - corner) * unit for line in lines)])
-    widths = [72 * text_width(trail.name) for _, trail in trails]
+    widths = [text_width(trail.name) for *_, trail in trails]
     for at, low in enumerate(place(anchors, widths, tall, (wide, high), points)):
-        (k, trail), far = trails[at], low + np.array([widths[at], tall])
+        (colour, _, trail), far = trails[at], low + np.array([widths[at], tall])
         (left, bottom), (right, top) = low / unit + corner, far / unit + corner
         near = np.clip(anchors[at], low, far)
         if np.hypot(*(near - anchors[at])) > _LEADER:
-            panel.lines([[tuple(ends[at]), tuple(near / unit + corner)]], colors=GREY, linewidths=0.6, zorder=3)
+            panel.lines([[ends[at], near / unit + corner]], colors=GREY, linewidths=0.6, zorder=3)
         panel.boxes(left, right, bottom, top, facecolors="white", alpha=0.7, zorder=3.5)
-        panel.word(trail.name, left, bottom, dy=tall / 2, colour=_dark(CYCLE[k % len(CYCLE)]))
+        panel.word(trail.name, left, bottom, dy=tall / 2, colour=_dark(colour))
 
 
 def _dense(line: Floats) -> Floats:
@@ -160,17 +170,6 @@ def _dark(colour: str) -> str:
     return "#" + "".join(f"{int(0.62 * int(colour[i : i + 2], 16)):02x}" for i in (1, 3, 5))
 
 
-def _shown(accuracies: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """From somewhat below the lowest end, so that the ends stand apart, to somewhat above the highest."""
-    ends = _height([each[-1] for each in accuracies] or [0.0, 0.9])
-    span = max(float(np.ptp(ends)), 0.4)
-    return max(0.0, float(ends.min()) - 0.5 * span), float(ends.max()) + 0.25 * span
-
-
-def _bytes(costs: Sequence[Sequence[float]], source: str) -> Scale:
-    return _log_scale(costs, f"sent per peer, {source} (log)", amount)
-
-
 def _seconds(costs: Sequence[Sequence[float]], source: str) -> Scale:
     ends: list[float] = [each[-1] for each in costs if each[-1] > 0]
     if ends and max(ends) > _FAR * min(ends):
@@ -181,39 +180,20 @@ def _seconds(costs: Sequence[Sequence[float]], source: str) -> Scale:
     return Scale(0.0, 1.25 * longest, marks, False, f"time in {unit}, {source}")
 
 
-def _log_scale(costs: Sequence[Sequence[float]], label: str, text: Any) -> Scale:
+def _log_scale(costs: Sequence[Sequence[float]], label: str, text: Callable[[float], str]) -> Scale:
     """From the cheapest end's last stretch to the dearest end; a cost of nothing stands by itself at the left."""
     ends = [each[-1] for each in costs if each[-1] > 0]
     low, high = (math.log10(min(ends)) - 0.7, math.log10(max(ends)) + 0.45) if ends else (0.0, 1.0)
     factors = (1, 2, 5) if high - low < 2 else (1,)
-    powers = range(math.floor(low), math.ceil(high) + 1)
-    marks = [
-        (math.log10(f * 10.0**p), text(f * 10.0**p))
-        for p in powers
-        for f in factors
-        if low <= math.log10(f * 10.0**p) <= high
-    ]
+    values = [f * 10.0**p for p in range(math.floor(low), math.ceil(high) + 1) for f in factors]
+    marks = [(math.log10(value), text(value)) for value in values if low <= math.log10(value) <= high]
     if all(each[-1] > 0 for each in costs):
         return Scale(low, high, marks, True, label)
-    nought = low - 0.12 * (high - low)
+    nought = low - 0.17 * (high - low)
     return Scale(nought - 0.08 * (high - low), high, [(nought, "0"), *marks], True, label, nought, low)
 
 
-def _axes() -> tuple[Any, Any]:
-    """Two coordinate systems side by side."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    tall = _TALL + _BOTTOM + _TOP
-    figure = Figure(figsize=(WIDTH, tall), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    width = (WIDTH - 2 * _LEFT - 0.25) / 2
-    lefts = (_LEFT, 2 * _LEFT + width + 0.05)
-    first, second = (figure.add_axes((x / WIDTH, _BOTTOM / tall, width / WIDTH, _TALL / tall)) for x in lefts)
-    return first, second
-
-
-# -- Labels: names beside their points, none on top of another.
+# -- Where the names go: beside their points, none on top of another.
 
 _GAP = 7.0  # points between a marker's middle and its name
 _STEP = 4.0  # of the lattice of other places
@@ -257,16 +237,14 @@ def _candidates(at: Floats, width: float, height: float, room: tuple[float, floa
 
 def _counted(points: Floats, room: tuple[float, float]) -> Callable[[Floats], Floats]:
     """A function that counts how many of `points` [m, 2] lie in each of some boxes [c, 4], by a summed-area table."""
-    size = tuple(int(length) + 2 for length in room)
-    at = np.floor(points).astype(int)
-    at = at[((at >= 0) & (at < np.array(size) - 1)).all(axis=1)]
-    table = np.zeros(size)
-    np.add.at(table, (at[:, 0] + 1, at[:, 1] + 1), 1.0)
-    table = table.cumsum(axis=0).cumsum(axis=1)
+    edges = [np.arange(int(length) + 2) for length in room]  # cells of one point
+    cells, _, _ = np.histogram2d(points[:, 0], points[:, 1], bins=edges)
+    table = np.pad(cells, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
+    most = np.array(table.shape) - 1
 
     def count(boxes: Floats) -> Floats:
-        left, bottom = np.clip(np.floor(boxes[:, :2] - 1).astype(int), 0, np.array(size) - 1).T
-        right, top = np.clip(np.ceil(boxes[:, 2:] + 1).astype(int), 0, np.array(size) - 1).T
+        left, bottom = np.clip(np.floor(boxes[:, :2] - 1).astype(int), 0, most).T
+        right, top = np.clip(np.ceil(boxes[:, 2:] + 1).astype(int), 0, most).T
         inside: Floats = table[right, top] - table[left, top] - table[right, bottom] + table[left, bottom]
         return inside
 

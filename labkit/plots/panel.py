@@ -1,9 +1,9 @@
-"""A drawing surface on matplotlib's Agg canvas without matplotlib's axes furniture, and the picture it becomes.
+"""A drawing surface on matplotlib's Agg canvas, with words, ticks and legend of its own, and the picture it becomes.
 
-Of the time matplotlib takes for a labelled Gantt chart, nine tenths go into axis ticks and into one artist for every
-word. Here all words of a panel are outlines in one collection, and its boxes and lines are collections too, so that a
-fresh picture is ready before a retained one of the usual kind would have been redrawn. Nothing uses pyplot, so no
-figure is kept alive behind the notebook's back.
+matplotlib's axes make one artist for every word, tick and swatch; of the time a labelled Gantt chart takes, nine tenths
+go into these. Here all words of a panel are outlines in one collection, and its boxes and lines are collections too,
+which makes a picture 2 to 5 times as fast to draw: that is what a slider needs. Nothing uses pyplot, so no figure is
+kept alive behind the notebook's back.
 """
 
 from __future__ import annotations
@@ -14,23 +14,21 @@ import re
 from base64 import b64encode
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from labkit.plots.style import DASHED, DPI, GREY, GRID, INK, PLAIN, SIZE, TITLE_SIZE, TITLED, WIDTH
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
-INK, GREY, FAINT, GROUND = "#262626", "#5a6068", "#d5d9dc", "#f1f3f4"
-# matplotlib's petroff10 cycle, chosen for every kind of colour vision (Petroff, arXiv:2107.02270)
-CYCLE = (
-    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
-)  # fmt: skip
-WIDTH, DPI, SIZE = 7.2, 110, 9.0  # inches, dots per inch, points
+Marks = Sequence[tuple[float, str]]  # of an axis: where, and the words there
+_CLEAR = 3.0  # points between two words in a row
 
 
 class Picture:
@@ -64,7 +62,10 @@ class Picture:
 
 
 class Panel:
-    """One coordinate system, `xlim` by `ylim`, `height` inches tall; words are collected and drawn at the end."""
+    """One coordinate system, `xlim` by `ylim`, `height` inches tall; words are collected and drawn at the end.
+
+    `left` and `bottom` are inches for the words there. With `ax` it is drawn into these axes, as they stand.
+    """
 
     def __init__(
         self,
@@ -77,18 +78,17 @@ class Panel:
         bottom: float = 0.48,
         ax: Axes | None = None,
     ) -> None:
-        top, right = 0.62 if title else 0.40, 0.2
-        self.ax = ax if ax is not None else _axes(height, left, right, top, bottom)
+        self.ax = ax if ax is not None else axes(height, TITLED if title else PLAIN, bottom, left)[0]
         self.ax.set_axis_off()
-        self.ax.set_xlim(*xlim)
-        self.ax.set_ylim(*ylim)
+        self.ax.set(xlim=xlim, ylim=ylim)
         self.xlim, self.ylim = xlim, ylim
         box, dpi = self.ax.get_window_extent(), self.ax.get_figure(root=True).dpi  # type: ignore[union-attr]
         self.x_points = box.width * 72 / dpi / abs(xlim[1] - xlim[0])  # points per unit of x
         self.y_points = box.height * 72 / dpi / abs(ylim[1] - ylim[0])
-        self._stamps: list[tuple[Any, tuple[float, float], str]] = []
+        self._words: list[tuple[Any, tuple[float, float], str]] = []  # outline, place, colour
+        self._below: list[tuple[float, float]] = []  # from where to where words stand below the ticks, in points
         if title:
-            self.word(title, xlim[0], ylim[1], dx=8 - 72 * left, dy=29, size=10.5)
+            self.word(title, xlim[0], ylim[1], dx=8 - 72 * left, dy=29, size=TITLE_SIZE)
 
     def word(
         self,
@@ -101,32 +101,28 @@ class Panel:
         align: str = "left",
         size: float = SIZE,
         colour: str = INK,
+        tex: bool = False,
     ) -> float:
         """Write text at (x, y) moved by (dx, dy) points, vertically centred; `align` is left, centre or right.
 
-        Returns the width in points.
+        With `tex` it is a formula between dollar signs. Returns the width in points.
         """
-        outline, width = _outline(text, size)
+        outline, width = _outline(text, size, tex)
         left = dx - width * {"left": 0.0, "centre": 0.5, "right": 1.0}[align]
-        self._stamp(outline, left, dy - 0.36 * size, x, y, colour)
+        moved = type(outline)(outline.vertices + np.array((left, dy - 0.36 * size)), outline.codes)
+        self._words.append((moved, (x, y), colour))
         return width
 
-    def formula(self, latex: str, x: float, y: float, *, dy: float = 0.0, size: float = 11) -> None:
+    def formula(self, latex: str, x: float, y: float, *, dy: float = 0.0) -> None:
         """Write a formula that ends at x, centred `dy` points above y; as it stands where matplotlib cannot set it."""
         try:
-            outline, width = _outline(mathtext(latex), size, tex=True)
+            self.word(mathtext(latex), x, y, dy=dy, align="right", size=11, tex=True)
         except ValueError:
             self.word(latex, x, y, dy=dy, align="right", colour=GREY)
-        else:
-            self._stamp(outline, -width, dy - 0.36 * size, x, y, INK)
-
-    def _stamp(self, outline: Any, dx: float, dy: float, x: float, y: float, colour: str) -> None:
-        moved = type(outline)(outline.vertices + np.array((dx, dy)), outline.codes)
-        self._stamps.append((moved, (x, y), colour))
 
     def fits(self, text: str, length: float, height: float = 1.0) -> bool:
         """Whether text fits into a box of `length` by `height` in data units."""
-        return height * self.y_points >= SIZE and length * self.x_points >= _outline(text, SIZE)[1] + 3
+        return height * self.y_points >= SIZE and length * self.x_points >= text_width(text) + 3
 
     def boxes(self, x0: ArrayLike, x1: ArrayLike, y0: ArrayLike, y1: ArrayLike, **style: Any) -> None:
         """Draw rectangles as one collection; scalars are repeated, `style` is as PolyCollection takes it."""
@@ -137,16 +133,15 @@ class Panel:
         if len(corners):
             self.ax.add_collection(PolyCollection(corners, **{"clip_on": False, **style}), autolim=False)  # type: ignore[arg-type]
 
-    def lines(self, ends: Sequence[Sequence[tuple[float, float]]], **style: Any) -> None:
-        """Draw line segments as one collection; `style` is as LineCollection takes it."""
+    def lines(self, lines: Sequence[ArrayLike], **style: Any) -> None:
+        """Draw lines through points [m, 2] as one collection; `style` is as LineCollection takes it."""
         from matplotlib.collections import LineCollection
 
-        self.ax.add_collection(LineCollection(ends, **{"clip_on": False, **style}), autolim=False)
+        self.ax.add_collection(LineCollection(lines, **{"clip_on": False, **style}), autolim=False)
 
     def image(self, rgb: NDArray[np.float64], extent: tuple[float, float, float, float]) -> None:
         """Draw a grid of colours [rows, columns, 3] between (left, right, bottom, top)."""
         self.ax.imshow(rgb, extent=extent, aspect="auto", interpolation="nearest", zorder=1)
-        self.ax.set(xlim=self.xlim, ylim=self.ylim)
 
     def rows(self, names: Sequence[str]) -> None:
         """Name the rows 0, 1, … at the left, as many of them as there is room for."""
@@ -154,37 +149,39 @@ class Panel:
         for row in range(0, len(names), step):
             self.word(names[row], self.xlim[0], row, dx=-6, align="right")
 
-    def x_axis(self, label: str, scale: float = 1.0) -> None:
-        """Write ticks below, at `scale` times the data's value, with a light grid; the label stands at the right."""
-        low, high = self.xlim
-        at = [(t / scale, f"{t:g}") for t in ticks(low * scale, high * scale, 8)]
-        for x, text in at:
-            self.word(text, x, self.ylim[0], dy=-9, align="centre", colour=GREY)
-        self.lines([[(x, self.ylim[0]), (x, self.ylim[1])] for x, _ in at], colors=FAINT, linewidths=0.6, zorder=1)
-        self.word(label, high, self.ylim[0], dy=-23, align="right", colour=GREY)
+    def x_axis(self, label: str, marks: Marks | None = None, *, scale: float = 1.0, grid: bool = True) -> None:
+        """Write `marks` below, or ticks at `scale` times the data's value, with a light grid; the label at the right.
 
-    def y_axis(self, label: str) -> None:
-        """Write ticks at the left with a light grid; the label stands above them."""
-        at = ticks(*self.ylim, 6)
-        for y in at:
-            self.word(f"{y:g}", self.xlim[0], y, dx=-6, align="right", colour=GREY)
-        self.lines([[(self.xlim[0], y), (self.xlim[1], y)] for y in at], colors=FAINT, linewidths=0.6, zorder=1)
+        Where the marks are too many for the room, every second, third, … of them is left.
+        """
+        if marks is None:
+            marks = [(t / scale, f"{t:g}") for t in ticks(self.xlim[0] * scale, self.xlim[1] * scale, 8)]
+        marks = next(some for some in (marks[::k] for k in range(1, len(marks) + 2)) if self._apart(some))
+        for x, text in marks:
+            self.word(text, x, self.ylim[0], dy=-9, align="centre", colour=GREY)
+        if grid:
+            self.lines([[(x, self.ylim[0]), (x, self.ylim[1])] for x, _ in marks], **GRID)
+        self._word_below(label, self.xlim[1], align="right", colour=GREY)
+
+    def y_axis(self, label: str, marks: Marks | None = None) -> None:
+        """Write `marks`, or ticks, at the left with a light grid; the label stands above them."""
+        marks = [(y, f"{y:g}") for y in ticks(*self.ylim, 6)] if marks is None else marks
+        for y, text in marks:
+            self.word(text, self.xlim[0], y, dx=-6, align="right", colour=GREY)
+        self.lines([[(self.xlim[0], y), (self.xlim[1], y)] for y, _ in marks], **GRID)
         self.word(label, self.xlim[0], self.ylim[1], dx=-28, dy=10, colour=GREY)
 
     def mark(self, name: str, x: float) -> None:
-        """Draw a dashed line at x, with its name below the ticks."""
-        dashes = {"linestyles": [(0, (4, 2))], "colors": INK, "linewidths": 1.3, "zorder": 3}
-        self.lines([[(x, self.ylim[0]), (x, self.ylim[1])]], **dashes)
-        room = (self.xlim[1] - x) * self.x_points - _outline(name, SIZE)[1] / 2
-        self.word(name, x, self.ylim[0], dy=-23, align="centre", dx=min(0.0, room - 18))  # clear of the axis' label
+        """Draw a dashed line at x, with its name below the ticks, as near as there is room."""
+        self.lines([[(x, self.ylim[0]), (x, self.ylim[1])]], **DASHED)
+        self._word_below(name, x, align="centre", colour=INK)
 
     def legend(self, entries: Sequence[tuple[str, bool, str]], note: str = "") -> None:
         """Name colours (colour, hollow, name) in a row above the panel, right-aligned, after a grey note."""
         x, y, dx = self.xlim[1], self.ylim[1], 0.0
         for colour, hollow, name in reversed(entries):
-            dx -= self.word(name, x, y, dx=dx, dy=10, align="right") + 12
-            self._stamp(_swatch(hollow), dx, 6, x, y, colour)
-            dx -= 12
+            dx -= self.word(name, x, y, dx=dx, dy=10, align="right") + 2
+            dx -= self.word("□" if hollow else "■", x, y, dx=dx, dy=10, align="right", size=12, colour=colour) + 9
         if note:
             self.word(note, x, y, dx=dx, dy=10, align="right", colour=GREY)
 
@@ -195,11 +192,11 @@ class Panel:
 
         figure: Any = self.ax.get_figure(root=True)
         words = PathCollection(
-            [outline for outline, _, _ in self._stamps],
+            [outline for outline, _, _ in self._words],
             sizes=[],
-            offsets=[at for _, at, _ in self._stamps],
+            offsets=[at for _, at, _ in self._words],
             offset_transform=self.ax.transData,
-            facecolors=[colour for _, _, colour in self._stamps],
+            facecolors=[colour for _, _, colour in self._words],
             linewidths=0,
             zorder=5,
             clip_on=False,
@@ -208,6 +205,39 @@ class Panel:
         self.ax.add_collection(words, autolim=False)
         return Picture(figure, alt)
 
+    def _apart(self, marks: Marks) -> bool:
+        """Whether words below these places, in ascending order, leave room between them."""
+        ends = [(x * self.x_points, text_width(text) / 2) for x, text in marks]
+        return all(b - a >= right + left + _CLEAR for (a, right), (b, left) in pairwise(ends))
+
+    def _word_below(self, text: str, x: float, *, align: str, colour: str) -> None:
+        """Write text below the ticks at x, or beside what already stands there."""
+        width, room = text_width(text), abs(self.xlim[1] - self.xlim[0]) * self.x_points
+        wanted = (x - self.xlim[0]) * self.x_points - (width if align == "right" else width / 2)
+        places = [
+            wanted,
+            room - width,
+            *(at for a, b in self._below for at in (a - width - 2 * _CLEAR, b + 2 * _CLEAR)),
+        ]
+        inside = [at for at in places if at + width <= room + 1e-6]
+        free = [at for at in inside if all(at + width < a or b < at for a, b in self._below)] or inside
+        left = min(free, key=lambda at: abs(at - wanted))
+        self._below.append((left, left + width))
+        self.word(text, self.xlim[0], self.ylim[0], dx=left, dy=-23, colour=colour)
+
+
+def axes(height: float, top: float, bottom: float, left: float, columns: int = 1) -> list[Axes]:
+    """Coordinate systems side by side on a new figure, `height` inches tall, with inches for the words around them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    tall, right = height + top + bottom, 0.2
+    figure = Figure(figsize=(WIDTH, tall), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    wide = (1 / columns) - (left + right) / WIDTH
+    places = [(k / columns + left / WIDTH, bottom / tall, wide, height / tall) for k in range(columns)]
+    return [figure.add_axes(place) for place in places]
+
 
 def ticks(low: float, high: float, most: int) -> list[float]:
     """Round numbers between low and high, at most `most` of them (steps of 1, 2 or 5 times a power of ten).
@@ -215,32 +245,25 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     >>> ticks(0, 10, 6), ticks(0.31, 0.99, 4)
     ([0.0, 2.0, 4.0, 6.0, 8.0, 10.0], [0.5])
     """
+    from matplotlib.ticker import MaxNLocator
+
     low, high = min(low, high), max(low, high)
-    raw = (high - low) / max(1, most - 1) or 1.0
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(s * power for s in (1, 2, 5, 10) if s * power >= raw * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [float(f"{k * step:.12g}") for k in range(first, last + 1)]
+    found = MaxNLocator(max(1, most - 1), steps=[1, 2, 5, 10], min_n_ticks=1).tick_values(low, high)
+    near = 1e-9 * (high - low)
+    return [float(f"{tick:.12g}") for tick in found if low - near <= tick <= high + near]
 
 
 def text_width(text: str) -> float:
-    """The width of a word in inches, as the panels write it."""
-    return _outline(text, SIZE)[1] / 72
-
-
-def _axes(height: float, left: float, right: float, top: float, bottom: float) -> Axes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    tall = height + top + bottom
-    figure = Figure(figsize=(WIDTH, tall), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure.add_axes((left / WIDTH, bottom / tall, (WIDTH - left - right) / WIDTH, height / tall))
+    """The width of a word in points, as the panels write it."""
+    return _outline(text, SIZE)[1]
 
 
 @lru_cache(maxsize=8192)
 def _outline(text: str, size: float, tex: bool = False) -> tuple[Any, float]:
-    """The outline of a word, or of a formula (`tex`), its baseline at the origin, and its width; both in points."""
+    """The outline of a word, or of a formula (`tex`), its baseline at the origin, and its width; both in points.
+
+    ValueError for a formula that matplotlib does not know.
+    """
     from matplotlib.font_manager import FontProperties
     from matplotlib.path import Path as Outline
     from matplotlib.textpath import text_to_path
@@ -253,20 +276,7 @@ def _outline(text: str, size: float, tex: bool = False) -> tuple[Any, float]:
     return outline, float(width)
 
 
-@lru_cache(maxsize=2)
-def _swatch(hollow: bool) -> Any:
-    from matplotlib.path import Path as Outline
-
-    square = np.array([(0, 0), (8, 0), (8, 8), (0, 8), (0, 0)], dtype=float)
-    if not hollow:
-        return Outline(square, closed=True)
-    hole = 1.2 + square[::-1] * (5.6 / 8)  # wound the other way, so that it stays empty
-    return Outline.make_compound_path(Outline(square, closed=True), Outline(hole, closed=True))
-
-
-# -- Mathtext: LaTeX as matplotlib sets it, which knows less of it than a browser does.
-
-_KNOWN = (  # what matplotlib does not know, and what comes nearest
+_KNOWN = (  # what matplotlib does not know of LaTeX, and what comes nearest
     (r"\\[bB]ig(?![a-zA-Z])", ""),
     (r"\\bmod(?![a-zA-Z])", r"\\;\\mathrm{mod}\\;"),
     (r"\\[td]?frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),

@@ -12,10 +12,11 @@ from numpy.typing import ArrayLike
 
 from labkit.checks import Floats, Integers, numbers, whole, worker_speeds
 from labkit.errors import ScheduleError
-from labkit.plots.bars import Bar, Picture, duration, gantt, occupancy
+from labkit.plots.bars import Bar, gantt, occupancy
+from labkit.plots.panel import Picture
 from labkit.tasks.graph import Graph
 from labkit.tasks.policies import Placement, Problem, earliest_finish, greedy, longest_first, round_robin, stealing
-from labkit.text import some
+from labkit.text import duration, some
 
 __all__ = ["POLICIES", "Assignment", "Schedule", "schedule"]
 

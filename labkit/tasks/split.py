@@ -12,7 +12,8 @@ import numpy as np
 
 from labkit.checks import Integers, generator, numbers, whole
 from labkit.errors import PartitionError
-from labkit.plots.bars import Picture, ownership
+from labkit.plots.bars import ownership
+from labkit.plots.panel import Picture
 from labkit.text import name_all, some
 
 __all__ = ["Partition", "PartitionCheck", "split"]

@@ -22,9 +22,10 @@ from numpy.typing import ArrayLike
 
 from labkit.checks import Floats, Integers, numbers, whole
 from labkit.errors import ScheduleError
-from labkit.plots.bars import Bar, Picture, duration, gantt, occupancy
+from labkit.plots.bars import Bar, gantt, occupancy
+from labkit.plots.panel import Picture
 from labkit.tasks.schedule import above_and_below, notes
-from labkit.text import name_all, some
+from labkit.text import duration, name_all, some
 
 
 @dataclass(frozen=True)

@@ -160,8 +160,10 @@ class Comparison(Background):
     def plot(self) -> Picture:
         """Accuracy against bytes per peer and against seconds: each algorithm's curve and end, and the frontiers."""
         histories = self.histories
+        trails = [_trail(name, history) for name, history in histories.items()]
         return draw(
-            [_trail(name, history) for name, history in histories.items()],
+            trails,
+            best=(_best(trails, "bytes"), _best(trails, "seconds")),
             title=self._title,
             bytes_are=" or ".join(dict.fromkeys(map(_ledger, histories.values()))),
             seconds_are=" or ".join(dict.fromkeys(map(_clock, histories.values()))),
@@ -245,6 +247,13 @@ def _trail(name: str, history: History) -> Trail:
     tested = [(row.accuracy, row.bytes, row.seconds) for row in history.rows if row.accuracy is not None]
     accuracy, sent, seconds = zip(*tested, strict=True) if tested else ((), (), ())
     return Trail(name, accuracy, sent, seconds)
+
+
+def _best(trails: Sequence[Trail], against: str) -> list[str]:
+    """The names of those on the Pareto frontier of accuracy against "bytes" or "seconds", as far as they have come."""
+    known = [it for it in trails if it.accuracy]
+    best = pareto([getattr(it, against)[-1] for it in known], [it.accuracy[-1] for it in known])
+    return [known[k].name for k in best]
 
 
 def _ledger(history: History) -> str:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import ipywidgets as widgets
 import numpy as np
 
 from labkit.costs.checkpoints import Span, best_interval, lost_share, replay, slowdown
-from labkit.plots.bars import Bar, Picture, curves, gantt
+from labkit.plots.bars import Bar, gantt
+from labkit.plots.curves import curves
+from labkit.plots.panel import Picture
 from labkit.text import some
-from labkit.widgets.view import Frame, View, lines, percent, seconds
+from labkit.widgets.view import Computed, View, frames, lines, percent, seconds, slider, slider_over, whole_slider
 
 WORK = 600.0  # seconds of a training that nothing disturbs
 RESTART = 5.0  # seconds until a lost worker is back
 
 
 @dataclass(frozen=True)
-class Disturbed:
+class Disturbed(Computed):
     """The same training under the same failures, saved every k seconds and every k*; all times in seconds."""
 
     every: float
@@ -87,37 +87,23 @@ def failure(every: float = 60.0) -> View:
     >>> "{120}" in view.formula.value
     True
     """
-    slider, choose = widgets.IntSlider, widgets.SelectionSlider
     controls = {
-        "every": widgets.FloatSlider(
-            value=every, min=5.0, max=300.0, step=5.0, description="k, in s", tooltip="Work between two checkpoints"
+        "every": slider(every, 5.0, 300.0, 5.0, "k, in s", "Work between two checkpoints"),
+        "cost": slider_over((0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0), 2.0, "C, in s", "What saving takes"),
+        "mtbf": slider_over(
+            (50.0, 100.0, 200.0, 500.0, 1000.0, 5000.0), 200.0, "M, in s", "Mean time between failures"
         ),
-        "cost": choose(
-            options=(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0), value=2.0, description="C, in s", tooltip="What saving takes"
-        ),
-        "mtbf": choose(
-            options=(50.0, 100.0, 200.0, 500.0, 1000.0, 5000.0), value=200.0, description="M, in s",
-            tooltip="Mean time between failures",
-        ),
-        "seed": slider(0, 0, 20, description="seed", tooltip="Another seed, other failures"),
-    }  # fmt: skip
-    return View("failure", controls, _frame, pictures=2)
-
-
-def _frame(**settings: Any) -> Frame:
-    made = compute(**settings)
-    return Frame((_timelines(made), _shares(made)), made.latex, made.sentence)
+        "seed": whole_slider(0, 0, 20, "seed", "Another seed, other failures"),
+    }
+    return View("failure", controls, frames(compute, _timelines, _shares), pictures=2)
 
 
 def _timelines(made: Disturbed) -> Picture:
-    bars = [
-        Bar(lane, span.start, span.end, kind=span.kind)
-        for lane, spans in enumerate(made.runs.values())
-        for span in spans
-    ]
+    spans = [(lane, span) for lane, run in enumerate(made.runs.values()) for span in run]
+    bars = [Bar(lane, span.start, span.end, kind=span.kind) for lane, span in spans]
+    order = ("compute", "checkpoint", "lost", "restart")
+    bars.sort(key=lambda bar: order.index(bar.kind))
     names = [f"k = {made.every:g} s", f"k* = {made.best:.3g} s"]
-    order = {kind: at for at, kind in enumerate(("compute", "checkpoint", "lost", "restart"))}
-    bars.sort(key=lambda bar: order[bar.kind])
     return gantt(bars, names, title=f"{WORK:g} s of work, saved every k and every k* seconds", note="predicted")
 
 

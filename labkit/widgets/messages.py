@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 import torch
@@ -14,7 +14,7 @@ from labkit.data import load
 from labkit.errors import SettingError
 from labkit.exchange import Barrier
 from labkit.text import amount
-from labkit.widgets.view import Frame, View, lines
+from labkit.widgets.view import Computed, View, choice, frames, lines, whole_slider
 
 if TYPE_CHECKING:
     from labkit.training.stepping import StepThrough
@@ -33,7 +33,7 @@ ALGORITHMS: dict[str, Algorithm] = {
 
 
 @dataclass(frozen=True)
-class Moment:
+class Moment(Computed):
     """The barrier at a message, counted from 1, what one peer has sent by then, and the loss of the round before."""
 
     message: int
@@ -112,28 +112,18 @@ class StepThroughView(View):
     """The view of `step_through`; `next` is the button that goes on to the next message."""
 
     def __init__(self, algorithm: str, peers: int) -> None:
-        slider = widgets.IntSlider
         controls = {
-            "algorithm": widgets.Dropdown(
-                options=list(ALGORITHMS),
-                value=algorithm,
-                description="algorithm",
-                tooltip="What peers exchange, and how",
-            ),
-            "peers": slider(peers, 1, 10, description="peers", tooltip="How many train together"),
-            "message": slider(1, 1, MOST, description="message", tooltip="Which message, from the beginning"),
-            "seed": slider(0, 0, 20, description="seed", tooltip="Another seed, other weights and batches"),
+            "algorithm": choice(list(ALGORITHMS), algorithm, "algorithm", "What peers exchange, and how"),
+            "peers": whole_slider(peers, 1, 10, "peers", "How many train together"),
+            "message": whole_slider(1, 1, MOST, "message", "Which message, from the beginning"),
+            "seed": whole_slider(0, 0, 20, "seed", "Another seed, other weights and batches"),
         }
         self.next = widgets.Button(
             description="Next message", icon="step-forward", tooltip="Compute until the peers meet again"
         )
         self.next.on_click(lambda _: controls["message"].set_trait("value", min(MOST, controls["message"].value + 1)))
-        super().__init__("step_through", controls, _frame, adjust=self._enable, extra=(self.next,))
+        show = frames(compute, lambda moment: moment.barrier.plot())
+        super().__init__("step_through", controls, show, adjust=self._enable, extra=(self.next,))
 
     def _enable(self) -> None:
         self.next.disabled = self.controls["message"].value == MOST
-
-
-def _frame(**settings: Any) -> Frame:
-    moment = compute(**settings)
-    return Frame((moment.barrier.plot(),), moment.latex, moment.sentence)

@@ -14,7 +14,7 @@ from labkit.checks import Integers, numbers
 from labkit.errors import LabkitError, ScheduleError
 from labkit.tasks.schedule import Schedule, schedule as plan
 from labkit.widgets.pictures import with_links
-from labkit.widgets.view import Frame, View, chain, lines, percent, seconds
+from labkit.widgets.view import Computed, Frame, View, chain, choice, lines, percent, seconds, slider, whole_slider
 
 if TYPE_CHECKING:
     from labkit.cluster.job import Job
@@ -25,7 +25,7 @@ MEAN_COST = 0.2  # seconds of a task: long beside Dask's overhead, short enough 
 
 
 @dataclass(frozen=True)
-class Planning:
+class Planning(Computed):
     """A predicted schedule of tasks that cost `costs` seconds each; and the longest chain of them, in seconds."""
 
     schedule: Schedule
@@ -187,29 +187,15 @@ class ScheduleView(View):
 
 
 def _controls(tasks: int, workers: int) -> dict[str, widgets.Widget]:
-    slider, real = widgets.IntSlider, widgets.FloatSlider
     return {
-        "tasks": slider(tasks, 1, max(60, tasks), description="tasks", tooltip="How many tasks there are"),
-        "workers": slider(workers, 1, max(12, workers), description="workers", tooltip="How many run at the same time"),
-        "policy": widgets.Dropdown(
-            options=POLICIES, value="lpt", description="policy", tooltip="Who decides which task goes where"
-        ),
-        "spread": real(
-            0.6, min=0.0, max=1.5, step=0.1, description="spread", tooltip="How unequal the tasks' costs are"
-        ),
-        "uneven": real(
-            0.0,
-            min=0.0,
-            max=0.8,
-            step=0.1,
-            description="uneven",
-            tooltip="How much slower the last worker is than the first",
-        ),
+        "tasks": whole_slider(tasks, 1, max(60, tasks), "tasks", "How many tasks there are"),
+        "workers": whole_slider(workers, 1, max(12, workers), "workers", "How many run at the same time"),
+        "policy": choice(POLICIES, "lpt", "policy", "Who decides which task goes where"),
+        "spread": slider(0.6, 0.0, 1.5, 0.1, "spread", "How unequal the tasks' costs are"),
+        "uneven": slider(0.0, 0.0, 0.8, 0.1, "uneven", "How much slower the last worker is than the first"),
         "dependencies": widgets.Checkbox(
             False, description="dependencies", tooltip="Most tasks wait for one or two earlier ones"
         ),
-        "transfer": real(
-            0.0, min=0.0, max=0.4, step=0.05, description="transfer", tooltip="Seconds a result takes to another worker"
-        ),
-        "seed": slider(0, 0, 20, description="seed", tooltip="Another seed, other costs and dependencies"),
+        "transfer": slider(0.0, 0.0, 0.4, 0.05, "transfer", "Seconds a result takes to another worker"),
+        "seed": whole_slider(0, 0, 20, "seed", "Another seed, other costs and dependencies"),
     }

@@ -5,22 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-import ipywidgets as widgets
-
 from labkit.cards.judges import Verdict, judge_partition, named
 from labkit.errors import PartitionError, SettingError
-from labkit.plots.bars import Picture, ownership
+from labkit.plots.bars import ownership
+from labkit.plots.panel import Picture
 from labkit.tasks.split import Partition, split as cut
 from labkit.widgets.consequence import ORDERS, Effect, train_on
 from labkit.widgets.pictures import columns
-from labkit.widgets.view import Frame, View, braces, chain, lines
+from labkit.widgets.view import Computed, View, braces, chain, choice, frames, lines, slider, whole_slider
 
 WAYS = ("block", "cyclic", "weighted", "random")
 DAMAGES = ("nothing", "lose an item", "lose a part", "repeat an item")
 
 
 @dataclass(frozen=True)
-class Splitting:
+class Splitting(Computed):
     """A partition, perhaps broken; whether 𝒯 = ∪ 𝒯ᵢ holds; and what training on it gives."""
 
     partition: Partition
@@ -48,6 +47,11 @@ class Splitting:
                 rf"\mathcal{{T}}_{{{a}}} \cap \mathcal{{T}}_{{{b}}} &= {braces(found.repeated)} \ne \varnothing"
             )
         return lines(*rows)
+
+    @property
+    def ok(self) -> bool:
+        """Whether 𝒯 = ∪ 𝒯ᵢ holds."""
+        return bool(self.verdict)
 
     @property
     def sentence(self) -> str:
@@ -127,28 +131,15 @@ def split(
     True
     """
     controls = {
-        "items": widgets.IntSlider(
-            items, 1, 60, description="items", tooltip="How many packets the digits are cut into"
-        ),
-        "parts": widgets.IntSlider(parts, 1, 12, description="parts", tooltip="One part for each worker"),
-        "how": widgets.Dropdown(options=WAYS, value=how, description="how", tooltip="Who gets which items"),
-        "weight": widgets.FloatSlider(
-            2.0,
-            min=0.0,
-            max=5.0,
-            step=0.25,
-            description="weight 0",
-            tooltip="Share of part 0 where each other part has 1",
-        ),
-        "order": widgets.Dropdown(
-            options=ORDERS, value=order, description="digits", tooltip="Sorted: neighbouring items hold the same digit"
-        ),
-        "damage": widgets.Dropdown(
-            options=DAMAGES, value=damage, description="break it", tooltip="What goes wrong when the items are dealt"
-        ),
-        "which": widgets.IntSlider(0, 0, items - 1, description="which", tooltip="The item or part that is struck"),
-        "copies": widgets.IntSlider(9, 1, 30, description="copies", tooltip="How many times more the item is held"),
-        "seed": widgets.IntSlider(0, 0, 20, description="seed", tooltip="Another seed, another shuffle"),
+        "items": whole_slider(items, 1, 60, "items", "How many packets the digits are cut into"),
+        "parts": whole_slider(parts, 1, 12, "parts", "One part for each worker"),
+        "how": choice(WAYS, how, "how", "Who gets which items"),
+        "weight": slider(2.0, 0.0, 5.0, 0.25, "weight 0", "Share of part 0 where each other part has 1"),
+        "order": choice(ORDERS, order, "digits", "Sorted: neighbouring items hold the same digit"),
+        "damage": choice(DAMAGES, damage, "break it", "What goes wrong when the items are dealt"),
+        "which": whole_slider(0, 0, items - 1, "which", "The item or part that is struck"),
+        "copies": whole_slider(9, 1, 30, "copies", "How many times more the item is held"),
+        "seed": whole_slider(0, 0, 20, "seed", "Another seed, another shuffle"),
     }
 
     def adjust() -> None:
@@ -159,20 +150,20 @@ def split(
         controls["which"].disabled = now["damage"] == "nothing"
         controls["copies"].disabled = now["damage"] != "repeat an item"
 
-    return View("split", controls, _frame, pictures=2, adjust=adjust)
+    return View("split", controls, frames(compute, _owners, _accuracies), pictures=2, adjust=adjust)
 
 
-def _frame(**settings: object) -> Frame:
-    made = compute(**settings)  # type: ignore[arg-type]
-    partition, effect = made.partition, made.effect
-    labels = list(map(str, partition.items))
-    owners = ownership(partition.indices, len(labels), labels=labels, title="Who holds what", alt=repr(partition))
-    bars = _accuracies(effect.by_class, effect.whole_by_class)
-    return Frame((owners, bars), made.latex, made.sentence, ok=bool(made.verdict))
+def _owners(made: Splitting) -> Picture:
+    partition, labels = made.partition, list(map(str, made.partition.items))
+    return ownership(partition.indices, len(labels), labels=labels, title="Who holds what", alt=repr(partition))
+
+
+def _accuracies(made: Splitting) -> Picture:
+    return _columns(made.effect.by_class, made.effect.whole_by_class)
 
 
 @lru_cache(maxsize=8)
-def _accuracies(by_class: tuple[float, ...], whole: tuple[float, ...]) -> Picture:
+def _columns(by_class: tuple[float, ...], whole: tuple[float, ...]) -> Picture:
     """Every true partition trains alike: their picture is drawn once."""
     return columns(
         by_class,

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from heapq import heappop, heappush
-from typing import Any
 
-import ipywidgets as widgets
 import numpy as np
 import numpy.typing as npt
 
@@ -18,17 +16,19 @@ from labkit.costs.staleness import stable_rate, stalest
 from labkit.data import load
 from labkit.engines.asynchronous.staleness_gate import Pace
 from labkit.errors import SettingError
-from labkit.plots.bars import curves, histogram
+from labkit.plots.bars import histogram
+from labkit.plots.curves import curves
+from labkit.plots.panel import Picture
 from labkit.tasks.sync import ASP, BSP, SSP
-from labkit.widgets.view import Frame, View, lines
+from labkit.widgets.synchronization import POLICIES, policy_of
+from labkit.widgets.view import Computed, View, choice, frames, lines, slider, whole_slider
 
-POLICIES = ("BSP", "SSP", "ASP")
 SECONDS = 40.0  # that every training takes; a peer's step takes one
 _SHOWN = 1.5  # of the loss at the start
 
 
 @dataclass(frozen=True)
-class Stale:
+class Stale(Computed):
     """A descent under a policy, the same with a barrier, and the laws' figures; `rate` is η λ, λ the curvature."""
 
     descent: Descent
@@ -66,6 +66,11 @@ class Stale:
         )
 
     @property
+    def ok(self) -> bool:
+        """False where it diverges."""
+        return not self.descent.diverges
+
+    @property
     def sentence(self) -> str:
         """How many updates came to the server, how stale they were, and how far they led."""
         pushes, fresh = len(self.descent.loss), len(self.barrier.loss)
@@ -87,14 +92,11 @@ def compute(
     >>> compute(workers=4, straggler=1, policy="ASP").mean > compute(workers=4, policy="BSP").mean == 0
     True
     """
-    policies: dict[str, BSP | SSP | ASP] = {"BSP": BSP(), "SSP": SSP(staleness), "ASP": ASP()}
-    if policy not in policies:
-        raise SettingError(f"policy={policy!r} is unknown: choose one of {', '.join(POLICIES)}.")
+    chosen = policy_of(policy, staleness)
     whole(workers, "workers")
     if not (straggler > 0 and rate > 0):
         raise SettingError(f"straggler={straggler!r} and rate={rate!r} cannot be: give numbers above zero.")
     times = [straggler, *[1.0] * (workers - 1)]
-    chosen = policies[policy]
     made = descend(times, chosen, rate, SECONDS)
     barrier = made if chosen.bound == 0 else descend(times, BSP(), rate, SECONDS)
     return Stale(made, barrier, chosen, workers, rate)
@@ -110,49 +112,41 @@ def staleness(policy: str = "ASP", workers: int = 4) -> View:
     >>> r"\\bar\\tau = 0" in view.formula.value
     True
     """
-    slider, real = widgets.IntSlider, widgets.FloatSlider
     controls = {
-        "workers": slider(workers, 1, 12, description="workers", tooltip="How many push to the server"),
-        "straggler": real(
-            3.0, min=1.0, max=6.0, step=0.25, description="straggler", tooltip="How many times slower worker 0 is"
-        ),
-        "rate": real(
-            1.0, min=0.1, max=2.5, step=0.05, description="η λ", tooltip="Learning rate; fresh gradients bear below 2"
-        ),
-        "policy": widgets.Dropdown(
-            options=POLICIES, value=policy, description="policy", tooltip="Wait for all, for some time, or for nobody"
-        ),
-        "staleness": slider(
-            2, 0, 10, description="s", tooltip="Rounds a worker may be ahead of the slowest, under SSP"
-        ),
+        "workers": whole_slider(workers, 1, 12, "workers", "How many push to the server"),
+        "straggler": slider(3.0, 1.0, 6.0, 0.25, "straggler", "How many times slower worker 0 is"),
+        "rate": slider(1.0, 0.1, 2.5, 0.05, "η λ", "Learning rate; fresh gradients bear below 2"),
+        "policy": choice(POLICIES, policy, "policy", "Wait for all, for some time, or for nobody"),
+        "staleness": whole_slider(2, 0, 10, "s", "Rounds a worker may be ahead of the slowest, under SSP"),
     }
 
     def adjust() -> None:
         controls["staleness"].disabled = controls["policy"].value != "SSP"
 
-    return View("staleness", controls, _frame, pictures=2, adjust=adjust)
+    return View("staleness", controls, frames(compute, _ages, _losses), pictures=2, adjust=adjust)
 
 
-def _frame(**settings: Any) -> Frame:
-    made = compute(**settings)
-    each = made.descent
-    groups = {"worker 0": each.staleness[each.peer == 0], "the others": each.staleness[each.peer != 0]}
-    ages = histogram(
+def _ages(made: Stale) -> Picture:
+    it = made.descent
+    groups = {"worker 0": it.staleness[it.peer == 0], "the others": it.staleness[it.peer != 0]}
+    return histogram(
         {name: values for name, values in groups.items() if len(values)},
         xlabel="τ: updates missed",
         marks={"mean": made.mean},
         title=f"How old the gradients are, {made.policy}",
         note="predicted",
     )
+
+
+def _losses(made: Stale) -> Picture:
     trails = {str(made.policy): made.descent, "with a barrier": made.barrier}
-    loss = curves(
+    return curves(
         {name: ([0.0, *it.seconds], [1.0, *np.minimum(it.loss, _SHOWN)]) for name, it in trails.items()},
         xlabel="s",
         ylabel="share of the loss at the start",
         title="What is left of the loss",
         note="predicted",
     )
-    return Frame((ages, loss), made.latex, made.sentence, ok=not made.descent.diverges)
 
 
 def _left(descent: Descent) -> str:
@@ -161,7 +155,7 @@ def _left(descent: Descent) -> str:
     return f"{descent.loss[-1]:.1%}" if len(descent.loss) else "all"
 
 
-# -- What staleness makes of training: peers that descend one slope, by gradients of weights that they read before.
+# -- Descent by gradients of weights that were read before.
 #
 # The slope is that of a linear classifier of real handwritten digits under the squared error, f(W) = ‖XW − Y‖² / 2N. It
 # is exactly quadratic, so that the law of the largest learning rate speaks of it; in the eigenvectors of XᵀX / N, whose

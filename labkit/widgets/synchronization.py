@@ -4,21 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import ipywidgets as widgets
 import numpy as np
 
 from labkit.errors import SettingError
+from labkit.plots.panel import Picture
 from labkit.tasks.sync import ASP, BSP, SSP, Timeline, synchronize as line_up
 from labkit.widgets.pictures import timeline_at
-from labkit.widgets.view import Frame, View, braces, chain, lines, percent, seconds
+from labkit.widgets.view import (
+    Computed,
+    View,
+    braces,
+    chain,
+    choice,
+    frames,
+    lines,
+    percent,
+    seconds,
+    slider,
+    whole_slider,
+)
 
 POLICIES = ("BSP", "SSP", "ASP")
 
 
+def policy_of(name: str, staleness: int) -> BSP | SSP | ASP:
+    """The policy of that name, SSP with this bound; SettingError for another name."""
+    if name not in POLICIES:
+        raise SettingError(f"policy={name!r} is unknown: choose one of {', '.join(POLICIES)}.")
+    return SSP(staleness) if name == "SSP" else BSP() if name == "BSP" else ASP()
+
+
 @dataclass(frozen=True)
-class Synchrony:
+class Synchrony(Computed):
     """A timeline and a moment in it, seconds from the start; and when the same steps end under each policy."""
 
     timeline: Timeline
@@ -85,14 +103,11 @@ def compute(
     >>> compute(workers=2, steps=4, straggler=2, jitter=0, policy="BSP", moment=0.5).common
     2
     """
-    policies: dict[str, BSP | SSP | ASP] = {"BSP": BSP(), "SSP": SSP(staleness), "ASP": ASP()}
-    if policy not in policies:
-        raise SettingError(f"policy={policy!r} is unknown: choose one of {', '.join(POLICIES)}.")
     times = np.exp(jitter * np.random.default_rng(seed).standard_normal((workers, steps)))
     times[:1] *= straggler
-    drawn = {name: line_up(times, each) for name, each in policies.items()}
-    line = drawn[policy]
-    return Synchrony(line, moment * line.makespan, {name: each.makespan for name, each in drawn.items()})
+    line = line_up(times, policy_of(policy, staleness))
+    ends = {name: line_up(times, policy_of(name, staleness)).makespan for name in POLICIES}
+    return Synchrony(line, moment * line.makespan, ends)
 
 
 def synchronize(policy: str = "SSP", staleness: int = 2) -> View:
@@ -105,40 +120,29 @@ def synchronize(policy: str = "SSP", staleness: int = 2) -> View:
     >>> r"\\infty" in view.formula.value
     True
     """
-    slider, real = widgets.IntSlider, widgets.FloatSlider
     controls = {
-        "workers": slider(4, 1, 12, description="workers", tooltip="How many take steps together"),
-        "steps": slider(8, 1, 24, description="steps", tooltip="How many steps each worker takes"),
-        "straggler": real(
-            1.25, min=1.0, max=5.0, step=0.25, description="straggler", tooltip="How many times slower worker 0 is"
-        ),
-        "jitter": real(0.5, min=0.0, max=1.0, step=0.05, description="jitter", tooltip="How uneven the steps are"),
-        "policy": widgets.Dropdown(
-            options=POLICIES, value=policy, description="policy", tooltip="Wait for all, for some time, or for nobody"
-        ),
-        "staleness": slider(
-            staleness, 0, 10, description="s", tooltip="Steps a worker may begin ahead of the slowest, under SSP"
-        ),
-        "moment": real(
-            0.5, min=0.0, max=1.0, step=0.01, description="moment", tooltip="When to look, as a share of the whole time"
-        ),
-        "seed": slider(0, 0, 20, description="seed", tooltip="Another seed, another jitter"),
+        "workers": whole_slider(4, 1, 12, "workers", "How many take steps together"),
+        "steps": whole_slider(8, 1, 24, "steps", "How many steps each worker takes"),
+        "straggler": slider(1.25, 1.0, 5.0, 0.25, "straggler", "How many times slower worker 0 is"),
+        "jitter": slider(0.5, 0.0, 1.0, 0.05, "jitter", "How uneven the steps are"),
+        "policy": choice(POLICIES, policy, "policy", "Wait for all, for some time, or for nobody"),
+        "staleness": whole_slider(staleness, 0, 10, "s", "Steps a worker may begin ahead of the slowest, under SSP"),
+        "moment": slider(0.5, 0.0, 1.0, 0.01, "moment", "When to look, as a share of the whole time"),
+        "seed": whole_slider(0, 0, 20, "seed", "Another seed, another jitter"),
     }
 
     def adjust() -> None:
         controls["staleness"].disabled = controls["policy"].value != "SSP"
         controls["seed"].disabled = not controls["jitter"].value
 
-    return View("synchronize", controls, _frame, adjust=adjust)
+    return View("synchronize", controls, frames(compute, _timeline), adjust=adjust)
 
 
-def _frame(**settings: Any) -> Frame:
-    made = compute(**settings)
+def _timeline(made: Synchrony) -> Picture:
     line = made.timeline
-    picture = timeline_at(
+    return timeline_at(
         *(line.start, line.finish, made.moment, made.common),
         title=f"What is finished at {made.moment:.3g} s, {line.policy}",
         note="predicted",
         alt=f"{line!r}; {made.common} steps are finished by all at {made.moment:.3g} s",
     )
-    return Frame((picture,), made.latex, made.sentence)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import ipywidgets as widgets
 import numpy as np
 import torch
 
 from labkit.checks import whole
 from labkit.costs.link import Link
 from labkit.exchange import Mean, Message, TopK
-from labkit.plots.bars import Bar, Picture, curves, duration, gantt
-from labkit.text import amount
-from labkit.widgets.view import Frame, View, lines, percent, seconds
+from labkit.plots.bars import Bar, gantt
+from labkit.plots.curves import curves
+from labkit.plots.panel import Picture
+from labkit.text import amount, duration
+from labkit.widgets.view import Computed, View, choice, frames, lines, percent, seconds, slider_over, whole_slider
 
 EVERY = tuple(2**k for k in range(10))
 MODELS = {"digits, 4.8 thousand": 4_810, "a million": 10**6, "ResNet-50, 26 million": 25_557_032,
@@ -31,9 +31,14 @@ class Way:
     bytes: float
     seconds: float
 
+    @classmethod
+    def of(cls, message: Message, workers: int, link: Link, every: int = 1) -> Way:
+        """A message once in `every` steps."""
+        return cls(message.bytes(workers) / every, message.seconds(workers, link) / every)
+
 
 @dataclass(frozen=True)
-class Traffic:
+class Traffic(Computed):
     """Each way's cost by name, for steps that take `step` seconds to compute; `every` is H."""
 
     ways: Mapping[str, Way]
@@ -89,16 +94,16 @@ def compute(
     whole(every, "every")
     whole(workers, "workers")
     link, mean = Link(latency, bandwidth), Mean(torch.empty(parameters, device="meta"))
-    plain, coded = (_cost(message, workers, link) for message in (mean, _top(mean, keep, parameters)))
+    top, name = _top(mean, keep, parameters), f"top {keep:.1%}"
     ways = {
-        "every step": plain,
-        _local(every): _shared(plain, every),
-        f"top {keep:.1%}": coded,
-        "both": _shared(coded, every),
+        "every step": Way.of(mean, workers, link),
+        _local(every): Way.of(mean, workers, link, every),
+        name: Way.of(top, workers, link),
+        "both": Way.of(top, workers, link, every),
     }
     efficient = {
-        name: tuple(step / (step + way.seconds / h) if step + way.seconds else 1.0 for h in EVERY)
-        for name, way in (("all numbers", plain), (f"top {keep:.1%}", coded))
+        label: tuple(step / (step + way.seconds / h) if step + way.seconds else 1.0 for h in EVERY)
+        for label, way in (("all numbers", ways["every step"]), (name, ways[name]))
     }
     return Traffic(ways, step, every, workers, efficient)
 
@@ -109,14 +114,6 @@ def _top(mean: Mean, share: float, parameters: int) -> Message:
     count = top.nbytes(parameters) // 8
     packed = {"values": torch.empty(count, device="meta"), "at": torch.empty(count, dtype=torch.int32, device="meta")}
     return top.message(mean, packed, parameters)
-
-
-def _cost(message: Message, workers: int, link: Link) -> Way:
-    return Way(message.bytes(workers), message.seconds(workers, link))
-
-
-def _shared(way: Way, steps: int) -> Way:
-    return Way(way.bytes / steps, way.seconds / steps)
 
 
 def _local(every: int) -> str:
@@ -138,33 +135,19 @@ def communication(every: int = 8) -> View:
     >>> "{64}" in view.formula.value
     True
     """
-    choose, slider = widgets.SelectionSlider, widgets.IntSlider
+    latencies = [(duration(s), s) for s in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)]
+    shares = [(f"{share:.1%}", share) for share in KEPT]
+    steps = [(duration(s), s) for s in (5e-4, 2e-3, 1e-2, 5e-2, 0.2, 1.0)]
     controls = {
-        "every": choose(options=EVERY, value=every, description="H", tooltip="Local steps between two averages"),
-        "bandwidth": choose(options=LINKS.items(), value=2.5e6, description="bandwidth", tooltip="Of every link"),
-        "latency": choose(
-            options=[(duration(s), s) for s in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)], value=1e-3, description="latency",
-            tooltip="Time that even an empty message takes",
-        ),
-        "keep": choose(
-            options=[(f"{share:.1%}", share) for share in KEPT], value=0.01, description="top-k",
-            tooltip="Share of numbers that top-k sends",
-        ),
-        "parameters": widgets.Dropdown(
-            options=MODELS.items(), value=4_810, description="parameters", tooltip="Numbers of the model"
-        ),
-        "step": choose(
-            options=[(duration(s), s) for s in (5e-4, 2e-3, 1e-2, 5e-2, 0.2, 1.0)], value=2e-3, description="step",
-            tooltip="Time to compute one step",
-        ),
-        "workers": slider(4, 1, 32, description="workers", tooltip="How many train together"),
-    }  # fmt: skip
-    return View("communication", controls, _frame, pictures=2)
-
-
-def _frame(**settings: Any) -> Frame:
-    made = compute(**settings)
-    return Frame((_step(made), _efficiency(made)), made.latex, made.sentence)
+        "every": slider_over(EVERY, every, "H", "Local steps between two averages"),
+        "bandwidth": slider_over(LINKS.items(), 2.5e6, "bandwidth", "Of every link"),
+        "latency": slider_over(latencies, 1e-3, "latency", "Time that even an empty message takes"),
+        "keep": slider_over(shares, 0.01, "top-k", "Share of numbers that top-k sends"),
+        "parameters": choice(MODELS.items(), 4_810, "parameters", "Numbers of the model"),
+        "step": slider_over(steps, 2e-3, "step", "Time to compute one step"),
+        "workers": whole_slider(4, 1, 32, "workers", "How many train together"),
+    }
+    return View("communication", controls, frames(compute, _step, _efficiency), pictures=2)
 
 
 def _step(made: Traffic) -> Picture:

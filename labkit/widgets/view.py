@@ -10,20 +10,44 @@ import asyncio
 import io
 import threading
 import time
+from abc import ABC, abstractmethod
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
 import ipywidgets as widgets
 import numpy as np
 
 from labkit.errors import LabkitError
-from labkit.plots.bars import Picture, duration
+from labkit.plots.panel import Picture
+from labkit.text import duration
 
 _ALARM, _INK = "var(--jp-error-color1, #b3261e)", "inherit"
 _NAME_WIDTH, _CONTROL_WIDTH, _PICTURE_WIDTH = "92px", "268px", "792px"  # three controls above a picture
+
+
+class Computed(ABC):
+    """What a widget's `compute()` makes: numbers, the formula with these numbers in it, and what they say."""
+
+    @property
+    @abstractmethod
+    def latex(self) -> str:
+        """The formula, without `$`."""
+
+    @property
+    @abstractmethod
+    def sentence(self) -> str:
+        """What the numbers say, in one or a few sentences."""
+
+    @property
+    def ok(self) -> bool:
+        """False where something is broken, and the sentence is an alarm."""
+        return True
+
+
+Made = TypeVar("Made", bound=Computed)
 
 
 @dataclass(frozen=True)
@@ -34,6 +58,16 @@ class Frame:
     latex: str
     sentence: str
     ok: bool = True
+
+
+def frames(compute: Callable[..., Made], *draw: Callable[[Made], Picture]) -> Callable[..., Frame]:
+    """A function from settings to a frame: what `compute` makes of them, and the pictures drawn of that."""
+
+    def show(**settings: Any) -> Frame:
+        made = compute(**settings)
+        return Frame(tuple(picture(made) for picture in draw), made.latex, made.sentence, made.ok)
+
+    return show
 
 
 class View(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
@@ -159,7 +193,30 @@ def _repeat(tick: Callable[[], bool], every: float) -> None:
         time.sleep(every)
 
 
-# -- Numbers and sets as LaTeX, short enough to stand in one line of a formula.
+# -- Controls
+
+
+def whole_slider(value: int, least: int, most: int, name: str, tip: str) -> widgets.IntSlider:
+    """A slider over whole numbers."""
+    return widgets.IntSlider(value, least, most, description=name, tooltip=tip)
+
+
+def slider(value: float, least: float, most: float, step: float, name: str, tip: str) -> widgets.FloatSlider:
+    """A slider over real numbers."""
+    return widgets.FloatSlider(value, min=least, max=most, step=step, description=name, tooltip=tip)
+
+
+def slider_over(values: Iterable[Any], value: Any, name: str, tip: str) -> widgets.SelectionSlider:
+    """A slider over a few values, or over pairs of words and value."""
+    return widgets.SelectionSlider(options=values, value=value, description=name, tooltip=tip)
+
+
+def choice(values: Iterable[Any], value: Any, name: str, tip: str) -> widgets.Dropdown:
+    """A menu of a few values, or of pairs of words and value."""
+    return widgets.Dropdown(options=values, value=value, description=name, tooltip=tip)
+
+
+# -- LaTeX: numbers and sets, short enough to stand in one line of a formula
 
 
 def braces(numbers: Iterable[int]) -> str:

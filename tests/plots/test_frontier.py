@@ -17,7 +17,8 @@ def trail(name="A", final=0.9, sent=1e6, seconds=10.0, points=5):
 
 
 def picture(*trails):
-    return draw(trails, title="T", bytes_are="by formula", seconds_are="virtual clock")
+    names = [it.name for it in trails]
+    return draw(trails, best=(names, names[:1]), title="T", bytes_are="by formula", seconds_are="virtual clock")
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,13 @@ def test_the_words_beside_the_picture_name_ends_and_sources():
 
 def test_a_better_end_makes_another_picture():
     assert picture(trail(), trail("B", 0.8)).png() != picture(trail(), trail("B", 0.95)).png()
+
+
+def test_who_is_on_the_frontier_has_a_filled_square_in_its_panel_and_others_a_hollow_one():
+    left, right = picture(trail(), trail("B", 0.8)).figure.axes  # in the helper: both by bytes, the first by seconds
+    squares = [[it for it in ax.collections if it.get_zorder() == 4] for ax in (left, right)]
+    hollow = [[np.allclose(it.get_facecolor(), 1) for it in row] for row in squares]
+    assert hollow == [[False, False], [False, True]]
 
 
 def test_a_cost_of_nothing_stands_apart_at_the_left_of_a_logarithmic_axis():

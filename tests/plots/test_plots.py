@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from hypothesis import given, strategies as st
 from matplotlib.colors import to_rgba
 from PIL import Image
 
-from labkit.plots.bars import COLOURS, Bar, Picture, curves, gantt, occupancy, ownership
-from labkit.plots.panel import SIZE, Panel, ticks
+from labkit.plots.bars import Bar, gantt, occupancy, ownership
+from labkit.plots.curves import curves
+from labkit.plots.panel import Panel, Picture, ticks
+from labkit.plots.style import COLOURS, SIZE
 from labkit.tasks.schedule import Schedule, schedule
 from labkit.tasks.split import split
 from labkit.tasks.sync import ASP, BSP, SSP, Timeline, synchronize
@@ -170,6 +173,26 @@ def test_ticks_are_few_and_inside(low: float, length: float, most: int) -> None:
     found = ticks(low, low + length, most)
     assert len(found) <= most + 1
     assert all(low - 1e-6 * length <= t <= low + (1 + 1e-6) * length for t in found)
+
+
+@given(st.lists(st.floats(0, 10), max_size=4), st.sampled_from(["s", "τ: updates missed"]))
+@few
+def test_names_below_an_axis_stand_apart_and_inside(places: list[float], label: str) -> None:
+    panel = Panel(1.0, (0, 10), (0, 1))
+    panel.x_axis(label)
+    for k, x in enumerate(places):
+        panel.mark(f"mark {k}", x)
+    spans = sorted(panel._below)
+    assert len(spans) == 1 + len(places)
+    assert all(a[1] < b[0] for a, b in pairwise(spans))
+    assert spans[-1][1] <= 10 * panel.x_points + 1e-6
+
+
+def test_of_marks_that_are_too_many_every_second_or_third_is_left() -> None:
+    labels = [str(k) for k in range(60)]
+    few_, many = (ownership([np.arange(n)], n, labels=labels[:n]) for n in (12, 60))
+    assert drawn_words(few_) == 12 + 4  # and a row's name, the union's, an empty label below, and the note
+    assert drawn_words(many) == 30 + 4
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ class NotebookBar:
         self.job = job
         self.lines: deque[str] = deque(maxlen=_LINES)
         self.widget = HTML()
-        self.ticking = False
+        self._ticking: asyncio.Task[None] | None = None
         self.update()
 
     def update(self) -> None:
@@ -201,21 +201,17 @@ class NotebookBar:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # no kernel's loop, as in a test
             return
-        if not self.ticking:
-            self.ticking = True
-            self._later(loop)
+        if self._ticking is None or self._ticking.done():
+            # In a context of its own an update belongs to the cell that runs then, not to the one that made the bar:
+            # whoever executes a notebook listens to the running cell only.
+            self._ticking = loop.create_task(self._tick(), context=Context())
 
-    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.update()
-        if self.job.done:
-            self.ticking = False
-        else:
-            self._later(loop)
-
-    def _later(self, loop: asyncio.AbstractEventLoop) -> None:
-        # In a context of its own an update belongs to the cell that runs then, not to the one that made the bar:
-        # whoever executes a notebook listens to the running cell only.
-        loop.call_later(_TICK, self._tick, loop, context=Context())
+    async def _tick(self) -> None:
+        ended = False
+        while not ended:
+            await asyncio.sleep(_TICK)
+            ended = self.job.done
+            self.update()
 
     def _page(self) -> str:
         done, total = self.job.progress

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import psutil
 
@@ -34,8 +34,7 @@ _GIB = 1 << 30
 _size = partial(amount, binary=True)
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """One finding: "warn" works with less, "fail" does not work; `remedy` is empty where all is well."""
 
     name: str
@@ -59,8 +58,8 @@ class Report:
     def summary(self) -> str:
         """One line that says nothing about the machine, only whether labkit works on it."""
         failed = [check.name for check in self.checks if check.status == "fail"]
-        verdict = f"not well: {', '.join(failed)}" if failed else "all well"
-        return f"labkit doctor: {len(self.checks)} checks, {verdict}"
+        state = f"not well: {', '.join(failed)}" if failed else "all well"
+        return f"labkit doctor: {len(self.checks)} checks, {state}"
 
     def __repr__(self) -> str:
         width = max(len(check.name) for check in self.checks)
@@ -74,12 +73,18 @@ class Report:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         columns = 4 if any(check.remedy for check in self.checks) else 3
         head = ("", "what", "found", "remedy")[:columns]
-        rows = [(_mark(check), check.name, check.found, check.remedy)[:columns] for check in self.checks]
+        rows = [(_mark(check.status), check.name, check.found, check.remedy)[:columns] for check in self.checks]
         return widget_view(table(self.summary, "", head, rows), self.summary)
+
+
+def _mark(status: str) -> Markup:
+    return Markup(f'<b title="{status}" style="color:{_COLOURS[status]}">{_MARKS[status]}</b>')
 
 
 def doctor() -> Report:
     """Examine this machine in about a second, offline; `.ok` is False when something must be mended first.
+
+    It raises nothing: what does not work is a finding.
 
     >>> import labkit as lk
     >>> [check.name for check in lk.doctor().checks][:3]
@@ -87,14 +92,10 @@ def doctor() -> Report:
     """
     examinations: tuple[Callable[[], Check], ...] = (
         *(_python, _cores, _memory, _gpus),
-        *(_package(name) for name in _NEEDED),
-        *(_loopback, _processes, _scratch, _shared_memory, _hub),
+        *(partial(_package, name) for name in _NEEDED),
+        *(_loopback, _processes, _disk, _shared_memory, _hub),
     )
     return Report(tuple(examine() for examine in examinations))
-
-
-def _mark(check: Check) -> Markup:
-    return Markup(f'<b title="{check.status}" style="color:{_COLOURS[check.status]}">{_MARKS[check.status]}</b>')
 
 
 def _python() -> Check:
@@ -107,8 +108,7 @@ def _cores() -> Check:
         cores = usable_cores()
     except SettingError as error:
         return Check("CPU cores", "fail", f"CPU_LIMIT={os.environ['CPU_LIMIT']!r}", str(error))
-    limit = f", CPU_LIMIT={os.environ['CPU_LIMIT']}" if os.environ.get("CPU_LIMIT") else ""
-    found = f"{cores} of {psutil.cpu_count() or cores} usable{limit}"
+    found = f"{cores} of {psutil.cpu_count() or cores} usable{_limited_by('CPU_LIMIT')}"
     if cores == 1:
         remedy = "two workers take turns on one core, so no speed-up will be seen: ask for a second core."
         return Check("CPU cores", "warn", found, remedy)
@@ -122,12 +122,16 @@ def _memory() -> Check:
         return Check("memory", "fail", f"MEM_LIMIT={os.environ['MEM_LIMIT']!r}", str(error))
     memory = psutil.virtual_memory()
     free = min(memory.available, usable)
-    limit = f", MEM_LIMIT={os.environ['MEM_LIMIT']}" if os.environ.get("MEM_LIMIT") else ""
-    found = f"{_size(usable)} usable of {_size(memory.total)}{limit}, {_size(free)} free"
+    found = f"{_size(usable)} usable of {_size(memory.total)}{_limited_by('MEM_LIMIT')}, {_size(free)} free"
     if free < 2 * _GIB:
         remedy = "each worker needs about half a GiB for torch: close other programs, or use fewer workers."
         return Check("memory", "warn", found, remedy)
     return Check("memory", "ok", found)
+
+
+def _limited_by(variable: str) -> str:
+    limit = os.environ.get(variable)
+    return f", {variable}={limit}" if limit else ""
 
 
 def _gpus() -> Check:
@@ -135,16 +139,11 @@ def _gpus() -> Check:
     return Check("GPUs", "ok", f"{len(gpus)} NVIDIA" if gpus else "none, and none is needed")
 
 
-def _package(name: str) -> Callable[[], Check]:
-    def examine() -> Check:
-        try:
-            return Check(name, "ok", importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            return Check(
-                name, "fail", "not installed", f"pip install {name}, into the environment of {sys.executable}."
-            )
-
-    return examine
+def _package(name: str) -> Check:
+    try:
+        return Check(name, "ok", importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, "fail", "not installed", f"pip install {name}, into the environment of {sys.executable}.")
 
 
 def _loopback() -> Check:
@@ -167,18 +166,14 @@ def _processes() -> Check:
     return Check("processes", "ok", "can be started")
 
 
-def _scratch() -> Check:
+def _disk() -> Check:
     """Dask keeps what does not fit into memory in the folder for temporary files."""
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
+    found = f"{_size(free)} free in {folder}"
     if not os.access(folder, os.W_OK) or free < _GIB // 4:
-        return Check(
-            "disk",
-            "fail",
-            f"{_size(free)} free in {folder}",
-            "empty it, or set TMPDIR to another folder.",
-        )
-    return Check("disk", "ok", f"{_size(free)} free in {folder}")
+        return Check("disk", "fail", found, "empty it, or set TMPDIR to another folder.")
+    return Check("disk", "ok", found)
 
 
 def _shared_memory() -> Check:
@@ -187,10 +182,11 @@ def _shared_memory() -> Check:
     if not folder.is_dir():
         return Check("shared memory", "ok", f"as {platform.system()} manages it")
     free = shutil.disk_usage(folder).free
+    found = f"{_size(free)} free in {folder}"
     if free < _GIB // 4:
         remedy = "DataLoader(num_workers=…) will fail on large batches: start the container with --shm-size=1g."
-        return Check("shared memory", "warn", f"{_size(free)} free in {folder}", remedy)
-    return Check("shared memory", "ok", f"{_size(free)} free in {folder}")
+        return Check("shared memory", "warn", found, remedy)
+    return Check("shared memory", "ok", found)
 
 
 def _hub() -> Check:

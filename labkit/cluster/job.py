@@ -1,4 +1,4 @@
-"""A `Job`: many items on their way through a lab's workers."""
+"""A `Job`: many items on their way through a lab's workers, when each was computed, and why one was not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import concurrent.futures
 import importlib.util
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from distributed import Future, KilledWorker
 from labkit.cluster.channels import Inbox
 from labkit.cluster.display import NotebookBar, TerminalBar, in_notebook, make_bar, widget_view
 from labkit.cluster.gang.diagnosis import with_remedy
-from labkit.cluster.shipping import BIG, Call, Row, no_graph_warning, pack, share, submit_alone
+from labkit.cluster.shipping import BIG, Call, ItemResult, no_graph_warning, pack, share, submit_alone
 from labkit.cluster.workers import WorkerPool
 from labkit.errors import LabClosed, LabkitError, SettingError, Stopped, TaskError, WorkerLost
 from labkit.tasks.schedule import Schedule
@@ -39,9 +39,16 @@ class Progress(NamedTuple):
 
 
 class Job:
-    """fn(item) for every item, computed on the workers; made by `Lab.map`.
+    """fn(item) for every item on its way through the workers; made by `Lab.map`.
 
-    fn is taken to be pure: when a worker dies, what it computed or had begun is computed again on another.
+    fn is taken to be pure: when a worker dies, what it computed or had begun is computed again on another. A notebook
+    shows it as a bar that fills, above what the workers print.
+
+    >>> job = lab.map(abs, [-1, -2])        # doctest: +SKIP
+    >>> job.result()                        # doctest: +SKIP
+    [1, 2]
+    >>> job                                 # doctest: +SKIP
+    Job abs: 2 items computed
     """
 
     def __init__(
@@ -85,14 +92,26 @@ class Job:
         ended its workers again and again, Stopped after `cancel`, LabClosed, and TimeoutError (the job goes on).
         Ctrl-C, or the notebook's interrupt, cancels the job.
         """
-        return [row.value for row in self._rows(timeout)]
+        return [it.value for it in self._results(timeout)]
 
     @property
     def schedule(self) -> Schedule:
-        """Which worker computed which item when, as measured there; waits for the end like `result`."""
+        """Which worker computed which item when, as measured there in seconds; waits for the end like `result`.
+
+        Raises what `result` raises.
+        """
         if self._schedule is None:
-            labels = [short(item) for item in self._items]
-            self._schedule = measured(self._rows(None), self._workers, labels)
+            done = self._results(None)
+            # one lane per worker, also for one that joined while the job ran
+            names = dict.fromkeys([*self._workers, *(it.worker for it in done)])
+            lanes = {name: lane for lane, name in enumerate(names)}
+            self._schedule = Schedule.measured(
+                [lanes[it.worker] for it in done],
+                [it.start for it in done],
+                [it.finish for it in done],
+                [f"worker {name}" for name in names],
+                labels=[short(item) for item in self._items],
+            )
         return self._schedule
 
     @property
@@ -103,7 +122,7 @@ class Job:
     @property
     def failed(self) -> bool:
         """Whether `result` will raise."""
-        return self.done and isinstance(self._end.result(), Failure)
+        return self.done and isinstance(self._end.result(), JobFailure)
 
     @property
     def progress(self) -> Progress:
@@ -118,19 +137,15 @@ class Job:
 
     # -- how it ends
 
-    async def _collect(self) -> list[Row] | Failure:
+    async def _collect(self) -> list[ItemResult] | JobFailure:
         """Runs on the client's event loop until the values are here, or cannot come any more."""
         client = self._lab.client
         gathering = asyncio.ensure_future(client.gather(self._futures, asynchronous=True))
-        watching = asyncio.ensure_future(self._until_no_worker())
         try:
-            await asyncio.wait({gathering, watching}, return_when=asyncio.FIRST_COMPLETED)
-            if not gathering.done():
-                watching.result()  # raises when the scheduler does not answer either
-                raise WorkerLost("all workers of this lab are gone: connect again.")
-            rows: list[Row] = gathering.result()
-            self._computed = len(rows)
-            return rows
+            await self._until_done_or_deserted(gathering)
+            results: list[ItemResult] = gathering.result()
+            self._computed = len(results)
+            return results
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  kept for result(), which raises it
             self._computed = self._count()
             failure = self._explain(error)
@@ -139,33 +154,34 @@ class Job:
                 await asyncio.wait({gathering})  # it ends now that its futures are cancelled
             return failure
         finally:
-            for task in (gathering, watching):
-                task.cancel()
-                task.add_done_callback(_forget)
+            gathering.cancel()
+            # take its exception, so that asyncio does not print it
+            gathering.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._futures, self._shared = [], []  # the workers may forget what is here now
 
-    async def _until_no_worker(self) -> None:
-        """Return once the cluster has been without workers for longer than a restart takes."""
+    async def _until_done_or_deserted(self, gathering: asyncio.Future[Any]) -> None:
+        """Raises WorkerLost once the cluster has been without workers for longer than a restart takes."""
         since = time.monotonic()
-        while time.monotonic() - since < _PATIENCE:
-            await asyncio.sleep(_PATIENCE / 10)
+        while not (await asyncio.wait({gathering}, timeout=_PATIENCE / 10))[0]:
             identity = await self._lab.client.scheduler.identity(n_workers=0)
             if identity["n_workers"]:
                 since = time.monotonic()
+            elif time.monotonic() - since > _PATIENCE:
+                raise WorkerLost("all workers of this lab are gone: connect again.")
 
-    def _explain(self, error: BaseException) -> Failure:
+    def _explain(self, error: BaseException) -> JobFailure:
         """The first failed item is the one to name, for items start in their order."""
         failed = next((i for i, future in enumerate(self._futures) if future.status == "error"), None)
         if failed is not None:
-            return explain(error, failed, self._items[failed])
+            return _item_failure(error, failed, self._items[failed])
         if isinstance(error, WorkerLost):
-            return Failure(WorkerLost, str(error))
-        if self._lab.closed:
+            return JobFailure(WorkerLost, str(error))
+        if self._lab.closed or isinstance(error, OSError):
             sentence = "the lab was closed, or its scheduler lost, while the job ran: connect and map again."
-            return Failure(LabClosed, sentence)
-        return Failure(Stopped, f"the job was cancelled after {self.progress} items: map again for a result.")
+            return JobFailure(LabClosed, sentence)
+        return JobFailure(Stopped, f"the job was cancelled after {self.progress} items: map again for a result.")
 
-    def _rows(self, timeout: float | None) -> list[Row]:
+    def _results(self, timeout: float | None) -> list[ItemResult]:
         """Wait in steps, so that the bar moves and Ctrl-C arrives."""
         deadline = None if timeout is None else time.monotonic() + timeout
         bar = self._shown()
@@ -184,7 +200,7 @@ class Job:
         finally:
             bar.finish()
         end = self._end.result()
-        if isinstance(end, Failure):
+        if isinstance(end, JobFailure):
             raise end.kind(end.sentence) from end.cause
         return end
 
@@ -222,7 +238,7 @@ class Job:
         if not self.done:
             return f"{self.progress} items"
         end = self._end.result()
-        if isinstance(end, Failure):
+        if isinstance(end, JobFailure):
             return f"{end.kind.__name__} after {self.progress} items"
         return f"{some(len(self._items), 'item')} computed"
 
@@ -246,12 +262,6 @@ def _listed(fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
         raise SettingError(f"lab.map wants items to go through, and {short(items)} has none.") from error
 
 
-def _forget(task: asyncio.Future[Any]) -> None:
-    """Take a task's exception, so that asyncio does not print it."""
-    if not task.cancelled():
-        task.exception()
-
-
 def _names(lab: WorkerPool) -> list[str]:
     """The workers' names; a cluster whose workers are all restarting is given time for that."""
     try:
@@ -261,27 +271,12 @@ def _names(lab: WorkerPool) -> list[str]:
     return [worker.name for worker in lab.workers]
 
 
-# -- From the times that came back with the values to a measured `Schedule`, the same type as a predicted one.
-
-
-def measured(rows: Sequence[Row], workers: Sequence[str], labels: Sequence[str]) -> Schedule:
-    """The schedule that took place: one lane per worker name, also for one that joined while the job ran."""
-    lanes = {name: lane for lane, name in enumerate(dict.fromkeys([*workers, *(row.worker for row in rows)]))}
-    return Schedule.measured(
-        [lanes[row.worker] for row in rows],
-        [row.start for row in rows],
-        [row.finish for row in rows],
-        [f"worker {name}" for name in lanes],
-        labels=labels,
-    )
-
-
-# -- What the failure of one item of a map means, in one sentence with its remedy.
+# -- what the failure of one item means
 
 _CALL_FILE = str(Path("labkit", "cluster", "shipping.py"))  # also as another machine spells it
 
 
-class Failure(NamedTuple):
+class JobFailure(NamedTuple):
     """Why a job has no result; a fresh exception is raised from it each time the result is asked for."""
 
     kind: type[LabkitError]
@@ -289,19 +284,19 @@ class Failure(NamedTuple):
     cause: BaseException | None = None
 
 
-def explain(error: BaseException, index: int, item: Any) -> Failure:
+def _item_failure(error: BaseException, index: int, item: Any) -> JobFailure:
     """Why item number `index` failed: `error` is what Dask says of it, or what the user's function raised."""
     named = f"item {index} ({short(item)})"
     if isinstance(error, KilledWorker):
         times = error.allowed_failures + 1
-        return Failure(
+        return JobFailure(
             WorkerLost,
             f"{named} ended {times} workers one after the other, most likely for want of memory or by a crash "
             "in compiled code: try it alone, or give the workers more memory.",
         )
     module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if module and (module in sys.modules or importlib.util.find_spec(module)):
-        return Failure(
+        return JobFailure(
             TaskError,
             f"the workers have no module {module!r}, which this kernel has: install it there, or send its file "
             f'with lab.client.upload_file("{module}.py").',
@@ -310,7 +305,7 @@ def explain(error: BaseException, index: int, item: Any) -> Failure:
     place = f"worker {error.labkit_worker}" if hasattr(error, "labkit_worker") else "its worker"
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     sentence = with_remedy(f"{named} failed on {place} with {what}", str(error))
-    return Failure(TaskError, sentence, error.with_traceback(_users_frames(error)))
+    return JobFailure(TaskError, sentence, error.with_traceback(_users_frames(error)))
 
 
 def _users_frames(error: BaseException) -> TracebackType | None:

@@ -36,7 +36,7 @@ _PLAIN = (int, float, str, bool, complex, type(None))
 _CLOCK_ERROR = 0.1
 
 
-class Row(NamedTuple):
+class ItemResult(NamedTuple):
     """What comes back for one item; times are seconds of the scheduler's clock."""
 
     value: Any
@@ -55,7 +55,7 @@ class Call:
     def __reduce__(self) -> tuple[Any, ...]:
         return Call, (self.payload, self.inbox)
 
-    def __call__(self, item: Any, payload: bytes | None = None) -> Row:
+    def __call__(self, item: Any, payload: bytes | None = None) -> ItemResult:
         """Compute fn(item); a failure carries the worker's name."""
         worker = get_worker()
         wait_for_torch()  # before the function is unpickled, which may import it too
@@ -72,7 +72,7 @@ class Call:
         except BaseException as error:
             _signed(error, name)
             raise
-        return Row(value, name, start, finish)
+        return ItemResult(value, name, start, finish)
 
 
 def _signed(error: BaseException, name: str) -> BaseException:
@@ -93,7 +93,7 @@ def pack(fn: Callable[..., Any], name: str = "") -> bytes:
     the workers may not find the module, and after an edit and `importlib.reload` they would run its old text.
     """
     try:
-        with _by_value(_home(fn)):
+        with _by_value(fn):
             payload: bytes = cloudpickle.dumps(fn)
     except Exception as error:
         name = name or getattr(fn, "__name__", type(fn).__name__)
@@ -104,14 +104,11 @@ def pack(fn: Callable[..., Any], name: str = "") -> bytes:
     return payload
 
 
-def _home(fn: Any) -> ModuleType | None:
+@contextmanager
+def _by_value(fn: Any) -> Iterator[None]:
     while isinstance(fn, partial):
         fn = fn.func
-    return sys.modules.get(getattr(fn, "__module__", None) or "")
-
-
-@contextmanager
-def _by_value(module: ModuleType | None) -> Iterator[None]:
+    module = sys.modules.get(getattr(fn, "__module__", None) or "")
     if module is None or not _is_users(module) or module.__name__ in cloudpickle.list_registry_pickle_by_value():
         yield
         return

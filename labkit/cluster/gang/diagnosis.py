@@ -116,12 +116,11 @@ class RankFailure:
 
 @dataclass(frozen=True)
 class RankReport:
-    """How one rank ended: `value` is its pickled result, `sent` counts its messages."""
+    """How one rank ended: `value` is its pickled result."""
 
     rank: int
     value: bytes | None
     failure: RankFailure | None
-    sent: int
 
     def result(self) -> object:
         """What its function returned; raises GangError where that cannot be unpickled here."""

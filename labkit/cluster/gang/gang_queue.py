@@ -74,16 +74,20 @@ class GangQueue(SchedulerPlugin):
     async def start(self, scheduler: Scheduler) -> None:
         """Called by Dask when the plugin is registered: from now on clients and workers can call these."""
         self.scheduler = scheduler
-        for call in (self.enter, self.assembled, self.arrive, self.failed, self.depart, self.halt, self.leave):
+        for call in (self.enter, self.arrive, self.failed, self.depart, self.halt, self.leave):
             scheduler.handlers[f"labkit_gang_{call.__name__}"] = call
 
     # -- called by the client
 
     async def enter(self, gang: str, client: str, ranks: int, timeout: float) -> dict[str, Any]:
-        """Wait for `ranks` free workers: {"workers": …} by rank, or a refusal."""
+        """Wait for `ranks` free workers: {"workers": …} by rank, or a refusal.
+
+        From then on the inbox `gang` hears when all ranks have arrived, or which of them had not in time.
+        """
         if gang in self._left:
             return _LEFT
         ticket = self.tickets[gang] = _Ticket(gang, client, ranks)
+        begun = time.monotonic()
         self._admit()
         try:
             await asyncio.wait_for(ticket.turn.wait(), timeout)
@@ -92,19 +96,9 @@ class GangQueue(SchedulerPlugin):
             del self.tickets[gang]
             self._admit()
             return refusal
+        left = max(timeout - (time.monotonic() - begun), 0.1)
+        self.scheduler.loop.call_later(left, self._require_all, ticket)
         return ticket.over or {"workers": ticket.workers}
-
-    async def assembled(self, gang: str, timeout: float) -> dict[str, Any]:
-        """Wait until every rank has arrived; when time is up nobody may start any more, and `missing` says why."""
-        ticket = self.tickets.get(gang)
-        if ticket is None:
-            return _LEFT
-        try:
-            await asyncio.wait_for(ticket.complete.wait(), timeout)
-        except TimeoutError:
-            ticket.end(_refused("late", "the other ranks did not start in time"))
-        missing = [rank for rank in range(ticket.ranks) if rank not in ticket.ports]
-        return ticket.over | {"missing": {rank: self._excuse(ticket, rank) for rank in missing}}
 
     async def halt(self, gang: str) -> None:
         """Let no rank start from now on; the workers stay taken until `leave`."""
@@ -130,6 +124,7 @@ class GangQueue(SchedulerPlugin):
         ticket.ports[rank] = port
         if len(ticket.ports) == ticket.ranks:
             ticket.complete.set()
+            post(self.scheduler, gang, assembled=True)
         await ticket.complete.wait()
         return ticket.over or {"port": ticket.ports[0]}
 
@@ -185,6 +180,13 @@ class GangQueue(SchedulerPlugin):
             taken.update(chosen)
             ticket.turn.set()
 
+    def _require_all(self, ticket: _Ticket) -> None:
+        """Time is up for ranks that have not arrived."""
+        if not ticket.complete.is_set():
+            ticket.end(_refused("late", "the other ranks did not start in time"))
+            missing = [rank for rank in range(ticket.ranks) if rank not in ticket.ports]
+            post(self.scheduler, ticket.gang, missing=[self._excuse(ticket, rank) for rank in missing])
+
     def _alive(self) -> list[str]:
         """The workers in the order in which a lab lists them."""
         # one that joins says "init", and shortly after that "running"; one without memory left is "paused"
@@ -208,9 +210,10 @@ class GangQueue(SchedulerPlugin):
         worker = ticket.workers[rank]
         state = self.scheduler.workers.get(worker)
         if state is None:
-            return f"{worker} is gone"
+            return f"rank {rank} is missing, its worker {worker} is gone"
         others = sum(1 for task in state.processing if not str(task.key).startswith(ticket.gang))
-        return f"{worker} is busy with {some(others, 'other task')}" if others else f"{worker} is not ready"
+        why = f"busy with {some(others, 'other task')}" if others else "not ready"
+        return f"rank {rank} is missing, its worker {worker} is {why}"
 
 
 class QueueAccess:

@@ -12,7 +12,6 @@ import math
 import queue
 import threading
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -109,7 +108,6 @@ class Gang:
         self._tasks: list[asyncio.Task[None]] = []
         self._arrived: asyncio.Queue[RankReport | str | ClusterError] = asyncio.Queue()  # a string is a lost worker
         self._reports: dict[int, RankReport] = {}  # in order of arrival
-        self._heard: Counter[int] = Counter()  # rank -> messages
         self._lost: dict[int, str] = {}  # rank -> worker
         self._hung: set[int] = set()
         self._leading: asyncio.Task[Any] | None = None
@@ -248,7 +246,6 @@ class Gang:
         await self._finish(error)
 
     async def _start(self) -> None:
-        begun = time.monotonic()
         await self._queue.ready(self._client)
         answer = await self._ask_queue("enter", client=self._client.id, ranks=self.ranks, timeout=self._timeout)
         if "refused" in answer:
@@ -275,22 +272,6 @@ class Gang:
             )
             self._futures.append(future)
             self._tasks.append(asyncio.ensure_future(self._collect(rank, future)))
-        left = max(self._timeout - (time.monotonic() - begun), 0.1)
-        self._tasks.append(asyncio.ensure_future(self._assemble(left)))
-
-    async def _assemble(self, timeout: float) -> None:
-        answer = await self._quietly(self._ask_queue("assembled", timeout=timeout), limit=None)
-        if answer is None:  # no scheduler: `_next` finds out
-            return
-        if "refused" not in answer:
-            self._assembled = True
-            if self._signals:
-                await self._signal({})
-        elif answer["refused"] == "late":
-            ranks, missing = self.ranks, answer["missing"]
-            why = " and ".join(f"rank {rank} is missing, its worker {excuse}" for rank, excuse in missing.items())
-            sentence = f"{ranks - len(missing)} of {ranks} ranks started within {self._timeout:g} s: {why};"
-            self._arrived.put_nowait(GangError(f"{sentence} let it finish, or launch with a longer timeout=."))
 
     async def _collect(self, rank: int, future: Future[RankReport]) -> None:
         try:
@@ -322,7 +303,6 @@ class Gang:
         found = diagnose(self._name, self._spec, list(self._reports.values()), self._lost)
         if found is not None:
             raise found
-        self._assembled = True  # should `_assemble` not have heard yet
 
     @property
     def _failures(self) -> list[RankFailure]:
@@ -335,9 +315,7 @@ class Gang:
     async def _finish(self, error: Exception | None) -> None:
         """Leave the workers ready for the next gang, then say how this one went."""
         try:
-            if error is None:
-                await self._hear_all()
-            elif self._futures and self._client.status == "running":
+            if error is not None and self._futures and self._client.status == "running":
                 unexplained = self._unexplained() and not self._stopped
                 stuck = await self._end_ranks(error)
                 if stuck and unexplained and self._spec is not None:
@@ -350,14 +328,6 @@ class Gang:
             self._payload = None
             self._conclude(error)
         await self._quietly(self._ask_queue("leave"))
-
-    async def _hear_all(self) -> None:
-        """Messages come in order, and before the report of their rank; this makes sure of it."""
-        limit = time.monotonic() + SETTLE
-        while any(self._heard[rank] < report.sent for rank, report in self._reports.items()):
-            if time.monotonic() > limit:
-                return
-            await asyncio.sleep(0.005)
 
     async def _end_ranks(self, error: Exception) -> dict[int, str]:
         """End all ranks that still run, and the workers of those that do not leave their own code; return these."""
@@ -383,14 +353,21 @@ class Gang:
     # -- also on the event loop, whenever it has to be
 
     def _receive(self, note: Note) -> None:
-        """A message of a rank, or the queue's word of a lost worker."""
-        if "lost" in note:
-            if note["returns"]:
-                self._queue.expect(self._workers)
-            self._arrived.put_nowait(note["lost"])
-        else:
-            self._heard[note["rank"]] += 1
-            self.events.put({**note["message"], "rank": note["rank"]})
+        """Take a message of a rank, or what the queue has to say of the gang."""
+        match note:
+            case {"rank": rank, "message": message}:
+                self.events.put({**message, "rank": rank})
+            case {"assembled": True}:
+                self._assembled = True
+                self._tasks.append(asyncio.ensure_future(self._signal({})))
+            case {"missing": excuses}:
+                begun = f"{self.ranks - len(excuses)} of {self.ranks} ranks started within {self._timeout:g} s"
+                why = f"{' and '.join(excuses)}; let it finish, or launch with a longer timeout=."
+                self._arrived.put_nowait(GangError(f"{begun}: {why}"))
+            case {"lost": worker, "returns": returns}:
+                if returns:
+                    self._queue.expect(self._workers)
+                self._arrived.put_nowait(worker)
 
     def _stop(self, grace: float) -> None:
         """Cancel, at whatever point it is."""
@@ -403,7 +380,7 @@ class Gang:
         """Bring `values` to the ranks; those that have not started get them when they have."""
         self._signals |= values
         self._version += 1
-        if self._assembled:
+        if self._assembled and self._signals:
             await self._run_on(self._waiting(), worker_side.receive, self._version, self._signals)
 
     async def _answers(self, function: Callable[..., Any], *args: Any) -> dict[int, Any]:
@@ -426,7 +403,7 @@ class Gang:
         return ask(self._client.scheduler, question, self._address, **details)
 
     @staticmethod
-    async def _quietly(call: Awaitable[Any], limit: float | None = 2.0) -> Any:
+    async def _quietly(call: Awaitable[Any], limit: float = 2.0) -> Any:
         """None where no answer comes: what is to be ended is then gone, or gets its worker restarted."""
         try:
             return await asyncio.wait_for(call, limit)

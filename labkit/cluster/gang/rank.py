@@ -48,8 +48,6 @@ class Rank:
 
     def __init__(self, spec: GangSpec, rank: int, worker: Worker, key: Any) -> None:
         self.spec, self.rank, self.worker, self.key = spec, rank, worker, key
-        self.sent = 0
-        self.telling = threading.Lock()
         self.signals: Mapping[str, Any] = {}
         self.kept: Mapping[int, bytes] = {}
         self.version = 0
@@ -165,7 +163,7 @@ def run(spec: GangSpec, rank: int, payload: bytes) -> RankReport:
         failure = here.failure(error)
     if failure is not None:
         _free_memory()
-    return RankReport(rank, value, failure, here.sent)
+    return RankReport(rank, value, failure)
 
 
 def _work(here: Rank, payload: bytes) -> bytes:
@@ -218,9 +216,7 @@ def tell(message: Mapping[str, Any]) -> None:
     """
     here = _here("tell")
     try:
-        with here.telling:
-            post(here.worker, here.spec.address, rank=here.rank, message=dict(message))
-            here.sent += 1
+        post(here.worker, here.spec.address, rank=here.rank, message=dict(message))
     except TypeError as error:
         raise SettingError(f"tell() sends numbers, strings, bytes, lists and dicts, not this: {message!r}.") from error
 

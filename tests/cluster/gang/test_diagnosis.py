@@ -17,11 +17,11 @@ TIMED_OUT = "Timed out waiting 60000ms for recv operation to complete"
 
 
 def failed(rank: int, error: BaseException, stage: str = "run", first: bool = False, ended: bool = False) -> RankReport:
-    return RankReport(rank, None, RankFailure.of(error, stage, first=first, ended=ended, hide=""), 0)
+    return RankReport(rank, None, RankFailure.of(error, stage, first=first, ended=ended, hide=""))
 
 
 def returned(rank: int) -> RankReport:
-    return RankReport(rank, b"", None, 0)
+    return RankReport(rank, b"", None)
 
 
 def judged(*reports: RankReport, lost: dict[int, str] | None = None) -> ClusterError:

@@ -30,6 +30,11 @@ class History:
     `events` are what happened to it on the way: the learning rate was changed, a worker was lost.
     `settings` are what the run was asked to do, as plain data from which it can be done again with the same models and
     data, and `versions` those of what computed.
+
+    >>> import labkit as lk, torch
+    >>> history = lk.train(lambda: torch.nn.Linear(64, 10), lk.data.load("digits"), peers=2, rounds=10).result()
+    >>> history.final.round, len(history.models), history.engine
+    (10, 2, 'stacked')
     """
 
     algorithm: str
@@ -74,9 +79,12 @@ class History:
         return self.rows[-1].seconds if self.rows else 0.0
 
     def curve(self, what: str) -> tuple[list[int], list[tuple[float, ...]]]:
-        """Rounds, and each peer's "losses" or "accuracies" in them, where they were measured."""
+        """Rounds, and each peer's "losses" or "accuracies" in them, where they were measured.
+
+        Where others take part in every round, it is their mean alone.
+        """
         known = [(row.round, getattr(row, what)) for row in self.rows]
-        if any(row.peers is not None for row in self.rows):  # others in every round: only their mean is a line
+        if any(row.peers is not None for row in self.rows):
             known = [(at, values if values is None else (fmean(values),)) for at, values in known]
         return [at for at, values in known if values is not None], [v for _, v in known if v is not None]
 

@@ -10,19 +10,19 @@ from labkit.history.rows import Interval
 from labkit.plots.bars import Bar, gantt
 from labkit.plots.panel import Picture
 
-MOST_LANES = 16  # shown, and told of
-PERIOD, BURST = 0.25, 32  # of the intervals that begin in a period of so many seconds, so many are told of
+MOST_LANES = 16  # shown, and reported
+PERIOD, BURST = 0.25, 32  # of the intervals that begin in a period of so many seconds, so many are reported
 _SHOWN = 16  # messages in a picture
 
 
 class Bursts:
-    """Which of the intervals of one lane are told of: in every period the first ones, so that some stand in a row."""
+    """Which of one lane's intervals are reported: the first ones in every period, so that some follow each other."""
 
     def __init__(self) -> None:
         self._period, self._told = -1, 0
 
     def tells(self, seconds: float) -> bool:
-        """Whether one that begins at this moment is told of."""
+        """Whether one that begins at this moment is reported."""
         period = int(seconds / PERIOD)
         if period != self._period:
             self._period, self._told = period, 0
@@ -46,7 +46,7 @@ class Lanes:
         return len(self._lanes)
 
     def picture(self, names: Sequence[str] = (), count: int = 0) -> Picture | None:
-        """The lanes over the last messages that stand in a row; None before there are any.
+        """The lanes over the last successive messages; None before there are any.
 
         `names` are those of the lanes, `count` is how many there are, shown or not.
         """
@@ -57,13 +57,10 @@ class Lanes:
         lanes = {lane: [it for it in kept if it.done > newest[0].begun] for lane, kept in rows.items()}  # of this time
         every = [interval for kept in lanes.values() for interval in kept]
         zero = min(interval.begun for interval in every)
-        shown = [names[lane] if lane < len(names) else f"{self.who} {lane}" for lane in lanes]
-        bars = [
-            bar for row, kept in enumerate(lanes.values()) for interval in kept for bar in _bars(row, interval, zero)
-        ]
+        bars = [bar for row, kept in enumerate(lanes.values()) for it in kept for bar in _bars(row, it, zero)]
         return gantt(
             sorted(bars, key=lambda bar: _ORDER.index(bar.kind)),
-            shown,
+            [names[lane] if lane < len(names) else f"{self.who} {lane}" for lane in lanes],
             title=self._title(max(map(len, lanes.values())), max(count, len(lanes)), len(lanes)),
             note=self._note(every),
             alt=f"When {len(lanes)} {self.who}s computed, waited and communicated",

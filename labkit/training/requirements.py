@@ -1,4 +1,4 @@
-"""Refinements: what may be asked of the optimisers' steps besides the optimiser, checked before anything runs."""
+"""Requirements: whether models, optimisers, loss and data fit together, found out before anything runs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from labkit.data import Dataset
 from labkit.engines.experiment import PRECISIONS, Loss, OptimizerFactory, Schedule
 from labkit.engines.stacked.peers import require_elementwise
 from labkit.errors import ModelError, SettingError
+from labkit.text import in_words
 
-_ROUNDS = 50
+_ROUNDS = 50  # of a run that says neither how many nor how often it goes through the data
 
 
 def require_schedule(
@@ -102,11 +103,6 @@ def rounds_of(
     return math.ceil(most / every)
 
 
-# -- Trainable: whether models, optimisers, loss and data fit together, found out before anything runs.
-
-_SHOWN = 120  # characters of torch's own words
-
-
 def require_trainable(models: Sequence[nn.Module], optimizers: Sequence[OptimizerFactory], stacked: bool) -> None:
     """Every model has something to train, and every optimiser takes it."""
     for module in models:
@@ -161,7 +157,7 @@ def require_fit(model: nn.Module, dataset: Dataset, loss: Loss) -> None:
         with torch.random.fork_rng(), torch.no_grad():
             loss(trial(inputs), targets)
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
-        said = str(error).strip().splitlines()[0].rstrip(".")[:_SHOWN] if str(error).strip() else type(error).__name__
+        said = in_words(error).removeprefix(f"{type(error).__name__}: ")
         numbers = "targets" if targets.is_floating_point() else f"class numbers up to {int(targets.max())}"
         raise ModelError(
             f"{type(model).__name__} and the loss do not fit {dataset.name} ({said}): let the model take inputs of "

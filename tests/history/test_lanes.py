@@ -1,4 +1,4 @@
-"""Lanes: which intervals of time are told of, put together and shown."""
+"""Lanes: which intervals of time are reported, put together and shown."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_rank_reports_at_its_pace_or_at_the_end_only(monkeypatch):
     assert [part[0] for part in said[-1]["parts"]] == [1, 2, 3]
 
 
-def test_what_sticks_out_of_an_overlapped_exchange_stands_before_the_rest_of_the_round():
+def test_the_part_of_an_exchange_that_computing_does_not_overlap_stands_before_the_rest_of_the_round():
     watch = Stopwatch(lambda: 0, 0.0)
     watch.begin()
     watch.end(lambda: (0.0, 0.0))

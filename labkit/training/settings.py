@@ -58,6 +58,8 @@ class Settings:
 
 
 def _spelt_by(settings: Callable[P, Settings]) -> Callable[[Callable[[Settings], T]], Callable[P, T]]:
+    """What makes of a function of Settings one that takes their parameters, shows them, and names itself in errors."""
+
     def decorate(function: Callable[[Settings], T]) -> Callable[P, T]:
         signature = Settings.signature(function)
 

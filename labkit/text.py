@@ -124,8 +124,17 @@ def name_all(things: Sequence[Any] | NDArray[Any], most: int = 12) -> str:
     >>> name_all(range(3)), name_all(range(1000), most=2)
     ('0, 1, 2', '0, 1 and 998 more')
     """
-    named = ", ".join(short(thing, 60) for thing in things[:most])
-    return named if len(things) <= most else f"{named} and {len(things) - most:,} more"
+    return listed([short(thing, 60) for thing in things[:most]], len(things))
+
+
+def listed(words: Sequence[str], total: int) -> str:
+    """Words in a row, and how many more than these there are.
+
+    >>> listed(["a", "b"], 2), listed(["a", "b"], 1000)
+    ('a, b', 'a, b and 998 more')
+    """
+    more = f" and {total - len(words):,} more" if total > len(words) else ""
+    return ", ".join(words) + more
 
 
 def short(thing: Any, most: int = 30) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from labkit.checks import Floats, number
@@ -32,9 +32,9 @@ class Graph:
         if after is None and not isinstance(transfer, Mapping):
             number(transfer, "transfer", ScheduleError, unit="seconds")
             return None
-        place = names.index if isinstance(names, range) else {name: k for k, name in enumerate(names)}.__getitem__
-        parents = [_numbers(before, names, place) for before in _per_task(after, names, place)]
-        seconds = _transfers(transfer, parents, names, place)
+        place = {name: k for k, name in enumerate(names)}
+        parents = [_places(before, place) for before in _per_task(after, place)]
+        seconds = _transfers(transfer, parents, place)
         if not any(parents):
             return None
         before: Edges = [[(i, seconds(i, j)) for i in mine] for j, mine in enumerate(parents)]
@@ -42,7 +42,29 @@ class Graph:
         for j, edges in enumerate(before):
             for i, carry in edges:
                 then[i].append((j, carry))
-        return cls(before, then, _topological(parents, then, names))
+        unordered = cls(before, then, [])
+        return replace(unordered, order=list(unordered._topological(names)))
+
+    def _topological(self, names: Sequence[Any]) -> Iterator[int]:
+        """An order in which tasks can run (Kahn, 1962); ScheduleError for a cycle, which is named."""
+        then, missing = self.then, [len(mine) for mine in self.before]
+        ready = [k for k, count in enumerate(missing) if count == 0]  # ascending, hence a heap
+        while ready:
+            task = heapq.heappop(ready)
+            yield task
+            for later, _ in then[task]:  # as `release` does, but faster
+                missing[later] -= 1
+                if missing[later] == 0:
+                    heapq.heappush(ready, later)
+        if not any(missing):
+            return
+        task = next(k for k, count in enumerate(missing) if count)
+        path: list[int] = []
+        while task not in path:  # among what is left every task waits for another one that is left
+            path.append(task)
+            task = next(i for i, _ in self.before[task] if missing[i])
+        cycle = " → ".join(str(names[k]) for k in reversed([*path[path.index(task) :], task]))
+        raise ScheduleError(f"the dependencies form a cycle, {cycle}, so none of these can begin; remove one of them.")
 
     def longest_path(self, costs: Floats) -> float:
         """The largest sum of costs along a chain of dependencies; no schedule on workers of speed 1 is shorter."""
@@ -61,40 +83,38 @@ class Graph:
         return ready
 
 
-def _per_task(after: Any, names: Sequence[Any], place: Callable[[Any], int]) -> list[Iterable[Any]]:
-    if after is None:
-        return [()] * len(names)
+def _per_task(after: Any, place: Mapping[Any, int]) -> list[Any]:
+    rows: list[Any] = [()] * len(place)
     if isinstance(after, Mapping):
-        rows: list[Iterable[Any]] = [()] * len(names)
         for name, before in after.items():
-            rows[_number(name, names, place)] = before
-        return rows
-    rows = list(after)
-    if len(rows) != len(names):
-        raise ScheduleError(
-            f"after lists predecessors for {len(rows)} tasks, but there are {len(names)}; give one list for each, "
-            "or a mapping of only those that have some."
-        )
+            rows[_place(name, place)] = before
+    elif after is not None:
+        rows = list(after)
+        if len(rows) != len(place):
+            raise ScheduleError(
+                f"after lists predecessors for {len(rows)} tasks, but there are {len(place)}; give one list for each, "
+                "or a mapping of only those that have some."
+            )
     return rows
 
 
-def _number(name: Any, names: Sequence[Any], place: Callable[[Any], int]) -> int:
+def _place(name: Any, place: Mapping[Any, int]) -> int:
     try:
-        return place(name)
-    except (KeyError, ValueError, TypeError):
+        return place[name]
+    except (KeyError, TypeError):
         raise ScheduleError(
-            f"a dependency or transfer names task {name!r}, which is not there; the tasks are {name_all(names)}."
+            f"a dependency or transfer names task {name!r}, which is not there; the tasks are {name_all([*place])}."
         ) from None
 
 
-def _numbers(before: Any, names: Sequence[Any], place: Callable[[Any], int]) -> list[int]:
+def _places(before: Any, place: Mapping[Any, int]) -> list[int]:
     if isinstance(before, str) or not isinstance(before, Iterable):
         before = (before,)  # one predecessor may stand without brackets
-    return list(dict.fromkeys(_number(name, names, place) for name in before))
+    return list(dict.fromkeys(_place(name, place) for name in before))
 
 
 def _transfers(
-    transfer: Any, parents: Sequence[Sequence[int]], names: Sequence[Any], place: Callable[[Any], int]
+    transfer: Any, parents: Sequence[Sequence[int]], place: Mapping[Any, int]
 ) -> Callable[[int, int], float]:
     if not isinstance(transfer, Mapping):
         same = number(transfer, "transfer", ScheduleError, unit="seconds")
@@ -103,35 +123,10 @@ def _transfers(
     for edge, value in transfer.items():
         if not (isinstance(edge, tuple) and len(edge) == 2):
             raise ScheduleError(f"transfer has the key {edge!r}; its keys are pairs (task, the task after it).")
-        i, j = (_number(name, names, place) for name in edge)
+        i, j = (_place(name, place) for name in edge)
         if i not in parents[j]:
             raise ScheduleError(
-                f"transfer names the edge {edge}, but {names[j]!r} does not come after {names[i]!r}; add it to after."
+                f"transfer names the edge {edge}, but {edge[1]!r} does not come after {edge[0]!r}; add it to after."
             )
         table[i, j] = number(value, f"the transfer {edge}", ScheduleError, unit="seconds")
     return lambda i, j: table.get((i, j), 0.0)
-
-
-def _topological(parents: Sequence[Sequence[int]], then: Edges, names: Sequence[Any]) -> list[int]:
-    """Kahn's algorithm (1962)."""
-    missing = [len(mine) for mine in parents]
-    ready = [k for k, count in enumerate(missing) if count == 0]  # ascending, hence a heap
-    order: list[int] = []
-    while ready:
-        task = heapq.heappop(ready)
-        order.append(task)
-        for later, _ in then[task]:
-            missing[later] -= 1
-            if missing[later] == 0:
-                heapq.heappush(ready, later)
-    if len(order) == len(parents):
-        return order
-    task = next(k for k, count in enumerate(missing) if count)
-    path: list[int] = []
-    while task not in path:  # among what is left every task waits for another one that is left
-        path.append(task)
-        task = next(i for i in parents[task] if missing[i])
-    cycle = [names[k] for k in [*path[path.index(task) :], task]][::-1]
-    raise ScheduleError(
-        f"the dependencies form a cycle, {' → '.join(map(str, cycle))}, so none of these can begin; remove one of them."
-    )

@@ -351,7 +351,7 @@ def arrival(
 ) -> tuple[Callable[[int], float], Sequence[int]]:
     """When a task's inputs can be on a given worker, as a function of the worker; and the workers that hold some."""
     if not before:
-        return _at_once, ()
+        return (lambda w: 0.0), ()
     if len(before) == 1:
         (task, carry), source = before[0], worker[before[0][0]]
         near = finish[task]
@@ -366,7 +366,3 @@ def arrival(
     first = elsewhere[last]
     second = max((seconds for w, seconds in elsewhere.items() if w != last), default=0.0)
     return (lambda w: max(second if w == last else first, here.get(w, 0.0))), tuple(here)
-
-
-def _at_once(worker: int) -> float:
-    return 0.0

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from labkit.checks import Floats, Integers, numbers, whole, worker_speeds
 from labkit.errors import ScheduleError
-from labkit.plots.bars import Bar, gantt, occupancy
-from labkit.plots.panel import Picture
+from labkit.plots.bars import Bar
+from labkit.tasks.chart import Chart
 from labkit.tasks.graph import Graph
 from labkit.tasks.policies import Placement, Problem, earliest_finish, greedy, longest_first, round_robin, stealing
 from labkit.text import duration, some
@@ -93,9 +93,6 @@ def _sized(costs: Any) -> Any:
     raise ScheduleError(f"costs are {costs!r}; give a list of seconds, one for each task.")
 
 
-# -- A schedule: which worker runs which task when, predicted by a policy or measured on a cluster; one type for both.
-
-
 class Assignment(NamedTuple):
     """One task, the worker that runs it, and its start and finish in seconds."""
 
@@ -106,7 +103,7 @@ class Assignment(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Schedule:
+class Schedule(Chart):
     """Who runs which task when: `worker`, `start`, `finish` [tasks], seconds from 0; predicted or measured.
 
     `lower_bound` in seconds is max(Σp/Σs, longest path / fastest speed): no policy ends earlier. `labels` name the
@@ -122,6 +119,7 @@ class Schedule:
     lower_bound: float = 0.0
     kind: str = "predicted"
     lanes: tuple[str, ...] | None = None
+    who = "worker"
 
     @classmethod
     def measured(
@@ -168,12 +166,12 @@ class Schedule:
         )
 
     def __post_init__(self) -> None:
-        for array in (self.worker, self.start, self.finish, self.speeds):
-            array.setflags(write=False)
+        super().__post_init__()
+        self.worker.setflags(write=False)
+        self.speeds.setflags(write=False)
 
     @property
     def workers(self) -> int:
-        """How many workers there are, also those that run nothing."""
         return len(self.speeds)
 
     def __eq__(self, other: object) -> bool:
@@ -193,21 +191,10 @@ class Schedule:
         columns = (self.worker.tolist(), self.start.tolist(), self.finish.tolist())
         return tuple(Assignment(k, *row) for k, row in enumerate(zip(*columns, strict=True)))
 
-    @property
-    def makespan(self) -> float:
-        """When the last task ends, in seconds."""
-        return float(self.finish.max(initial=0.0))
-
     @cached_property
     def busy(self) -> Floats:
-        """How long each worker computes, [workers] seconds."""
         busy: Floats = np.bincount(self.worker, self.finish - self.start, self.workers).astype(np.float64)
         return busy
-
-    @property
-    def idle(self) -> Floats:
-        """How long each worker waits until the last one has finished, [workers] seconds."""
-        return self.makespan - self.busy
 
     @property
     def efficiency(self) -> float:
@@ -220,32 +207,6 @@ class Schedule:
         tasks = np.flatnonzero(self.worker == worker)
         return tuple(self.assignments[k] for k in tasks[np.lexsort((self.finish[tasks], self.start[tasks]))].tolist())
 
-    def plot(self, beside: Schedule | None = None, *, ax: Any = None, span: float | None = None) -> Picture:
-        """Draw the schedule with its lower bound; `beside` puts a second one below it, measured above predicted.
-
-        `span` in seconds fixes the time axis. With more than 2,000 tasks or 60 workers the picture shows how busy the
-        workers are instead of single tasks.
-        """
-        first, second = above_and_below(self, beside)
-        note, note_below = notes(first, second)
-        marks = {"lower bound": (second or first).lower_bound}
-        if len(first) > 2000 or first.workers > 60:
-            bars = (first.worker, first.start, first.finish, first.workers)
-            marks |= {note_below: second.makespan} if second else {}
-            return occupancy(*bars, title=first._name, note=note, marks=marks, span=span, alt=repr(first), ax=ax)
-        return gantt(
-            first._bars(),
-            max(first, second or first, key=lambda s: s.workers).lane_names,
-            title=first._name,
-            note=note,
-            overlay=second._bars() if second else (),
-            overlay_note=note_below,
-            marks=marks,
-            span=span,
-            alt=repr(first) + (f"; below it the {second.kind} one" if second else ""),
-            ax=ax,
-        )
-
     @property
     def lane_names(self) -> tuple[str, ...]:
         """The workers' names, with their speed where these differ."""
@@ -254,7 +215,13 @@ class Schedule:
             return names
         return tuple(f"{name} (×{speed:.3g})" for name, speed in zip(names, self.speeds, strict=True))
 
-    def _bars(self) -> list[Bar]:
+    def _lane(self) -> Integers:
+        return self.worker
+
+    def _marks(self) -> dict[str, float]:
+        return {"lower bound": self.lower_bound}
+
+    def _bars(self, workers: int, waits: bool) -> list[Bar]:
         labels = self.labels or tuple(map(str, range(len(self))))
         return [Bar(a.worker, a.start, a.finish, labels[a.task]) for a in self.assignments]
 
@@ -268,40 +235,3 @@ class Schedule:
             return f"{self._name}, measured"
         seconds = f"makespan {duration(self.makespan)}, at least {duration(self.lower_bound)}"
         return f"{self._name}, predicted: {seconds}, efficiency {self.efficiency:.0%}".replace("%", " %")
-
-    def _repr_mimebundle_(self, **_: Any) -> Any:
-        return self.plot()._repr_mimebundle_()
-
-
-# -- Two schedules or two timelines in one picture: which one stands above, and what each is called.
-
-
-class Timed(Protocol):
-    """What the two have in common."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def policy(self) -> Any: ...
-    @property
-    def makespan(self) -> float: ...
-
-
-T = TypeVar("T", bound=Timed)
-
-
-def above_and_below(one: T, other: T | None) -> tuple[T, T | None]:
-    """The measured one above the predicted one; two of one kind as they come."""
-    if other is not None and other.kind == "measured" != one.kind:
-        return other, one
-    return one, other
-
-
-def notes(above: Timed, below: Timed | None) -> tuple[str, str]:
-    """What each is and when it ends; the policies too, where else both would be called the same."""
-    policies = below is not None and below.kind == above.kind and below.policy != above.policy
-    first, second = (
-        f"{f'{each.policy}, ' if policies else ''}{each.kind}: {duration(each.makespan)}" if each else ""
-        for each in (above, below)
-    )
-    return first, second

@@ -14,7 +14,7 @@ from labkit.checks import Integers, generator, numbers, whole
 from labkit.errors import PartitionError
 from labkit.plots.bars import ownership
 from labkit.plots.panel import Picture
-from labkit.text import name_all, some
+from labkit.text import listed, name_all, short, some
 
 __all__ = ["Partition", "PartitionCheck", "split"]
 
@@ -51,15 +51,7 @@ def split(
         raise PartitionError(f"how={how!r} is unknown; choose one of {', '.join(_HOW)}.")
     if (weights is not None) != (how == "weighted"):
         raise PartitionError("weights and how='weighted' belong together; give both or neither.")
-    return Partition(items, _HOW[how](n, k, weights, seed), how)
-
-
-def _block(n: int, k: int, weights: Any, seed: Any) -> tuple[Integers, ...]:
-    return tuple(np.array_split(np.arange(n, dtype=np.int64), k))
-
-
-def _cyclic(n: int, k: int, weights: Any, seed: Any) -> tuple[Integers, ...]:
-    return tuple(np.arange(part, n, k, dtype=np.int64) for part in range(k))
+    return Partition(items, tuple(_HOW[how](n, k, weights, seed)), how)
 
 
 def _weighted(n: int, k: int, weights: Any, seed: Any) -> tuple[Integers, ...]:
@@ -75,20 +67,12 @@ def _weighted(n: int, k: int, weights: Any, seed: Any) -> tuple[Integers, ...]:
     return tuple(np.split(np.arange(n, dtype=np.int64), np.cumsum(size)[:-1]))
 
 
-def _random(n: int, k: int, weights: Any, seed: Any) -> tuple[Integers, ...]:
-    return tuple(np.array_split(generator(seed, PartitionError).permutation(n).astype(np.int64), k))
-
-
-_HOW: dict[str, Callable[[int, int, Any, Any], tuple[Integers, ...]]] = {
-    "block": _block,
-    "cyclic": _cyclic,
+_HOW: dict[str, Callable[[int, int, Any, Any], Sequence[Integers]]] = {
+    "block": lambda n, k, weights, seed: np.array_split(np.arange(n), k),
+    "cyclic": lambda n, k, weights, seed: [np.arange(part, n, k) for part in range(k)],
     "weighted": _weighted,
-    "random": _random,
+    "random": lambda n, k, weights, seed: np.array_split(generator(seed, PartitionError).permutation(n), k),
 }
-
-
-# -- What a split makes: items and their owners; or what someone made by hand, with items lost or held twice.
-
 _NAMED = 12  # a sentence that names more items than this is no longer read
 
 
@@ -186,8 +170,7 @@ class Partition:
         faults = [f"lost {self._name(lost)}"] if lost else []
         if repeated:
             named = [f"{self._name([k])} ({_where(self.owners(k))})" for k in repeated[:_NAMED]]
-            more = f" and {len(repeated) - _NAMED:,} more" if len(repeated) > _NAMED else ""
-            faults.append(f"repeated {', '.join(named)}{more}")
+            faults.append(f"repeated {listed(named, len(repeated))}")
         sentence = f"not a partition: {'; '.join(faults)}" if faults else "every item has exactly one owner"
         names = _names(self.items)
         return PartitionCheck(
@@ -247,8 +230,7 @@ class Partition:
 
     def _name(self, positions: Sequence[int]) -> str:
         names = _names(self.items)
-        more = f" and {len(positions) - _NAMED:,} more" if len(positions) > _NAMED else ""
-        return name_all([names[k] for k in positions[:_NAMED]]) + more
+        return listed([short(names[k], 60) for k in positions[:_NAMED]], len(positions))
 
     def _position(self, item: Any) -> int:
         names = _names(self.items)
@@ -315,5 +297,5 @@ def _where(parts: Sequence[int]) -> str:
     if len(set(parts)) == 1:
         return f"{len(parts)} times in part {parts[0]}"
     if len(parts) > _NAMED:
-        return f"in parts {', '.join(map(str, parts[:_NAMED]))} and {len(parts) - _NAMED:,} more"
+        return f"in parts {name_all(parts, _NAMED)}"
     return f"in parts {', '.join(map(str, parts[:-1]))} and {parts[-1]}"

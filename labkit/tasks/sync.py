@@ -12,19 +12,19 @@ ahead of the slowest), s = ∞ asynchronous (nobody waits).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from labkit.checks import Floats, Integers, numbers, whole
 from labkit.errors import ScheduleError
-from labkit.plots.bars import Bar, gantt, occupancy
-from labkit.plots.panel import Picture
-from labkit.tasks.schedule import above_and_below, notes
+from labkit.plots.bars import Bar
+from labkit.tasks.chart import Chart
 from labkit.text import duration, name_all, some
 
 
@@ -32,10 +32,7 @@ from labkit.text import duration, name_all, some
 class BSP:
     """Bulk-synchronous parallel: a barrier after every step (Valiant, Comm. ACM 33(8), 1990)."""
 
-    @property
-    def bound(self) -> float:
-        """How many steps a worker may be ahead of the slowest when it begins a step."""
-        return 0
+    bound: ClassVar[float] = 0  # how many steps a worker may be ahead of the slowest when it begins a step
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class SSP:
     SSP(math.inf) is ASP. Raises ScheduleError for a bound that is negative or no whole number.
     """
 
-    staleness: float
+    staleness: float  # the bound
 
     def __post_init__(self) -> None:
         if not (isinstance(self.staleness, float) and self.staleness == math.inf):
@@ -62,10 +59,7 @@ class SSP:
 class ASP:
     """Asynchronous parallel: nobody waits (as Hogwild, Recht et al., NeurIPS 2011, and Downpour SGD do)."""
 
-    @property
-    def bound(self) -> float:
-        """How many steps a worker may be ahead of the slowest when it begins a step."""
-        return math.inf
+    bound: ClassVar[float] = math.inf
 
 
 def synchronize(step_times: Any, policy: BSP | SSP | ASP) -> Timeline:
@@ -97,7 +91,7 @@ def synchronize(step_times: Any, policy: BSP | SSP | ASP) -> Timeline:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Timeline:
+class Timeline(Chart):
     """When every worker takes every step: `start`, `finish` [workers, steps], seconds from 0; predicted or measured.
 
     `who` is what the workers are called.
@@ -122,13 +116,8 @@ class Timeline:
             raise ScheduleError("a worker's steps overlap or end before they start; give the steps in order of time.")
         return cls(begin - begin.min(), end - begin.min(), policy, "measured", who)
 
-    def __post_init__(self) -> None:
-        self.start.setflags(write=False)
-        self.finish.setflags(write=False)
-
     @property
     def workers(self) -> int:
-        """How many workers there are."""
         return int(self.start.shape[0])
 
     @property
@@ -137,13 +126,7 @@ class Timeline:
         return int(self.start.shape[1])
 
     @property
-    def makespan(self) -> float:
-        """When the last worker has finished its last step, in seconds."""
-        return float(self.finish.max())
-
-    @property
     def busy(self) -> Floats:
-        """How long each worker computes, [workers] seconds."""
         busy: Floats = (self.finish - self.start).sum(axis=1)
         return busy
 
@@ -151,11 +134,6 @@ class Timeline:
     def waiting(self) -> Floats:
         """How long each worker waits before each step, [workers, steps] seconds."""
         return self.start - np.pad(self.finish[:, :-1], ((0, 0), (1, 0)))
-
-    @property
-    def idle(self) -> Floats:
-        """How long each worker waits altogether until everyone has finished, [workers] seconds: makespan − busy."""
-        return self.makespan - self.busy
 
     @cached_property
     def synchronized(self) -> Floats:
@@ -184,36 +162,16 @@ class Timeline:
         ahead: Integers = np.maximum(np.arange(self.steps) - self.frontier_at(self.start), 0)
         return ahead
 
-    def plot(self, beside: Timeline | None = None, *, ax: Any = None, span: float | None = None) -> Picture:
-        """Draw steps, waits and, in the last row, |∩ 𝒯ᵢ|; `beside` puts a second timeline below the first.
+    @property
+    def lane_names(self) -> Sequence[str]:
+        """The names of the picture's rows: the workers, and in the last one |∩ 𝒯ᵢ|."""
+        return [*(f"{self.who} {i}" for i in range(self.workers)), "all (∩)"]
 
-        A measured timeline stands above a predicted one. `span` in seconds fixes the time axis. With more than 2,000
-        steps or 60 workers the picture shows how busy the workers are instead of single steps.
-        """
-        first, second = above_and_below(self, beside)
-        note, note_below = notes(first, second)
-        if first.start.size > 2000 or first.workers > 60:
-            worker = np.repeat(np.arange(first.workers), first.steps)
-            bars = (worker, first.start.ravel(), first.finish.ravel(), first.workers)
-            marks = {note_below: second.makespan} if second else {}
-            return occupancy(
-                *bars, title=first._name, note=note, marks=marks, span=span, who=first.who, alt=repr(first), ax=ax
-            )
-        workers = max(first.workers, second.workers if second else 0)
-        return gantt(
-            first._bars(workers, waits=second is None),
-            [*(f"{first.who} {i}" for i in range(workers)), "all (∩)"],
-            title=first._name,
-            note=note,
-            overlay=second._bars(workers) if second else (),
-            overlay_note=note_below,
-            span=span,
-            alt=repr(first) + (f"; below it the {second.kind} one" if second else ""),
-            ax=ax,
-        )
+    def _lane(self) -> Integers:
+        return np.repeat(np.arange(self.workers), self.steps)
 
-    def _bars(self, last: int, waits: bool = False) -> list[Bar]:
-        """A bar for every step and wait; on lane `last` one for every stretch in which the frontier does not move."""
+    def _bars(self, workers: int, waits: bool) -> list[Bar]:
+        # in the last row one for every stretch in which the frontier does not move
         bars = [
             Bar(i, start, finish, str(k))
             for i in range(self.workers)
@@ -223,7 +181,7 @@ class Timeline:
             long = np.argwhere(self.waiting > 1e-9 * self.makespan).tolist()
             bars += [Bar(i, self.finish[i, k - 1] if k else 0.0, self.start[i, k], None, "wait") for i, k in long]
         moments = [0.0, *self.synchronized.tolist()]
-        bars += [Bar(last, a, b, str(k), "finished by all") for k, (a, b) in enumerate(pairwise(moments)) if b > a]
+        bars += [Bar(workers, a, b, str(k), "finished by all") for k, (a, b) in enumerate(pairwise(moments)) if b > a]
         return bars
 
     @property
@@ -237,9 +195,6 @@ class Timeline:
         return (
             f"{self._name}, predicted: makespan {duration(self.makespan)}, {waits}, staleness ≤ {self.staleness.max()}"
         )
-
-    def _repr_mimebundle_(self, **_: Any) -> Any:
-        return self.plot()._repr_mimebundle_()
 
 
 def _times(values: Any, name: str = "step_times", clock: bool = False) -> Floats:

@@ -15,7 +15,7 @@ from torch.func import functional_call, vmap
 
 from labkit.algorithms.base import Batch
 from labkit.engines.evaluation import classes, trained
-from labkit.engines.experiment import PRECISIONS, Experiment
+from labkit.engines.experiment import PRECISIONS, Experiment, Loss
 from labkit.engines.optimizer_step import LearningRate, OptimizerStep
 from labkit.engines.shared_state import Shared, SharedState, State
 
@@ -46,6 +46,8 @@ class Peers(ABC):
     ids: Tensor
     examples: float | Tensor
     shared: Shared
+    _mean_loss: Loss
+    _each_loss: Loss  # of each example
 
     def __init__(self, experiment: Experiment, ids: Sequence[int], place: Place, named: dict[str, Tensor]) -> None:
         self.members = tuple(ids)
@@ -56,7 +58,6 @@ class Peers(ABC):
         self._named = named
         self.optimizer_step = OptimizerStep(experiment, ids[0], list(named.values()), self.lead)
         self._dtype = None if experiment.precision is None else PRECISIONS[experiment.precision]
-        self._criterion = experiment.loss
         self._losses: list[Tensor] = []
         self._public: Iterator[Tensor] | None = None
         self.state = State(self.lead, self.members, place.archive)
@@ -110,18 +111,34 @@ class Peers(ABC):
     def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
         """The model's outputs, [B, C] (of sequences [B, T, C]) or [K, B, C], with the given parameters or its own."""
 
-    @abstractmethod
     def loss(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
         """The mean loss of the batch, or one of each peer [K]."""
+        loss = self._compared(self._mean_loss, batch, logits)
+        self._record(loss)
+        return loss
 
-    @abstractmethod
     def losses(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
         """The loss of each example, [B] or [K, B]."""
+        losses = self._compared(self._each_loss, batch, logits)
+        self._record(losses.mean(-1))
+        return losses
+
+    def _compared(self, loss: Loss, batch: Batch, logits: Tensor | None) -> Tensor:
+        inputs, targets = batch
+        outputs = self.logits(inputs) if logits is None else logits
+        with self._casting():
+            return loss(outputs, targets)
+
+    def _record(self, losses: Tensor) -> None:
+        self._losses.append(losses.detach())
 
     @property
-    @abstractmethod
     def public(self) -> Iterator[Tensor]:
-        """This round's batches of public inputs."""
+        """This round's batches of public inputs, [B, …] or [1, B, …]."""
+        if self._public is None:
+            batches = self._experiment.public_batches(self.number, self._place.device)
+            self._public = (x.unsqueeze(0) for x in batches) if self.lead else batches
+        return self._public
 
     def _casting(self) -> AbstractContextManager[Any]:
         """While a model trains, its forward pass and its loss are in the precision that was asked for."""
@@ -224,6 +241,7 @@ class OnePeer(Peers):
         self.ids = torch.tensor(peer)
         trainable: dict[str, Tensor] = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
         super().__init__(experiment, [peer], place, trainable)
+        self._mean_loss, self._each_loss = experiment.loss, _each(experiment.loss)
 
     @property
     def examples(self) -> float:  # type: ignore[override]  # asked for, a stream may not know it
@@ -237,28 +255,6 @@ class OnePeer(Peers):
     def _outputs(self, inputs: Tensor) -> Tensor:
         out: Tensor = self.net(inputs)
         return out
-
-    def loss(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
-        inputs, targets = batch
-        outputs = self.logits(inputs) if logits is None else logits
-        with self._casting():
-            loss = self._criterion(outputs, targets)
-        self._losses.append(loss.detach())
-        return loss
-
-    def losses(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
-        inputs, targets = batch
-        outputs = self.logits(inputs) if logits is None else logits
-        with self._casting():
-            losses: Tensor = vmap(self._criterion)(outputs.unsqueeze(1), targets.unsqueeze(1))  # batches of one
-        self._losses.append(losses.detach().mean())
-        return losses
-
-    @property
-    def public(self) -> Iterator[Tensor]:
-        if self._public is None:
-            self._public = self._experiment.public_batches(self.number, self._place.device)
-        return self._public
 
     def local(self, batches: Any, every: int, epochs: int | None = None) -> Iterator[Batch]:
         return islice(batches, every if epochs is None else epochs * batches.per_epoch)
@@ -281,3 +277,8 @@ class OnePeer(Peers):
 
     def model(self, k: int = 0) -> nn.Module:
         return trained(self.net)
+
+
+def _each(loss: Loss) -> Loss:
+    """The loss of each example, as that of a batch of one."""
+    return lambda outputs, targets: vmap(loss)(outputs.unsqueeze(1), targets.unsqueeze(1))

@@ -72,32 +72,9 @@ class StackedPeers(Peers):
             out = self._forward(named | self._buffers, inputs[0] if shared else inputs, shared=shared)
         return self._wide(out)  # [K, B, C], or [1, B, C]
 
-    def loss(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
-        inputs, targets = batch
-        outputs = self.logits(inputs) if logits is None else logits
-        with self._casting():
-            losses = self._mean_loss(outputs, targets)  # [K]
-        self._record(losses)
-        return losses
-
-    def losses(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
-        inputs, targets = batch
-        outputs = self.logits(inputs) if logits is None else logits
-        with self._casting():
-            losses = self._each_loss(outputs, targets)  # [K, B]
-        self._record(losses.mean(-1))
-        return losses
-
     def _record(self, losses: Tensor) -> None:
-        self._losses.append(losses.detach())
+        super()._record(losses)
         self._worked.append(self._active)
-
-    @property
-    def public(self) -> Iterator[Tensor]:
-        if self._public is None:
-            batches = self._experiment.public_batches(self.number, self._place.device)
-            self._public = (x.unsqueeze(0) for x in batches)
-        return self._public
 
     # -- backward
 

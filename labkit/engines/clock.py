@@ -30,11 +30,12 @@ _MOST_INTERVALS = 2_000_000  # of all peers together; a longer run keeps no time
 class Clock:
     """The seconds of training since `zero`, on this machine's clock; time in which it is stopped does not count.
 
-    Where several processes train together, `last` tells each of them who of all stopped last, so that they go on alike.
+    Where several processes train together they stop together, and `latest` tells each of them when the last of them did
+    so, by its clock: from there all go on.
     """
 
-    def __init__(self, zero: float | None = None, last: Callable[[float], float] = float) -> None:
-        self._zero, self._last = perf_counter() if zero is None else zero, last
+    def __init__(self, zero: float | None = None, latest: Callable[[float], float] = float) -> None:
+        self._zero, self._latest = perf_counter() if zero is None else zero, latest
 
     @property
     def seconds(self) -> float:
@@ -46,7 +47,8 @@ class Clock:
         """What is done within is no training: evaluation, a pause, a reader's look at a message."""
         begun = self.seconds
         yield
-        self._zero = perf_counter() - self._last(begun)
+        latest = self._latest(begun)  # which takes until the last process has done what is within
+        self._zero = perf_counter() - latest
 
     def begin(self, local: LocalPeers) -> None:
         """Those of the peers who are present begin a round."""

@@ -14,7 +14,7 @@ from labkit.engines.control import Control
 from labkit.engines.experiment import Experiment
 from labkit.engines.local_peers import LocalPeers
 from labkit.exchange import Message
-from labkit.history.rows import Interval, Reporter, Row, Update
+from labkit.history.rows import Event, Interval, Reporter, Row
 from labkit.tree import Tree
 
 
@@ -49,8 +49,14 @@ class Runtime(Protocol):
     """What is around the loop in one process: who answers, who steers, who hears of rounds, and what is measured."""
 
     clock: Clock
-    sent: float  # bytes that the peers of this process have sent
-    rates: tuple[float, ...]  # the learning rates that were asked for, as of the last `proceed`
+
+    @property
+    def sent(self) -> float:
+        """Bytes that the peers of this process have sent."""
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates that the user has asked for."""
 
     def proceed(self, number: int) -> bool:
         """Wait while paused; False once the run is to stop before round `number`."""
@@ -67,7 +73,7 @@ class Runtime(Protocol):
     def end(self) -> None:
         """The peers have done their work in this round."""
 
-    def report(self, news: Update) -> None:
+    def report(self, news: Row | Event) -> None:
         """Tell of what the peers of this process have done."""
 
     def checkpoint(self, number: int) -> None:
@@ -80,13 +86,15 @@ class InProcess:
     def __init__(self, local: LocalPeers, clock: Clock, answer: Answer, report: Reporter, control: Control) -> None:
         self._local, self._answer, self._control = local, answer, control
         self.clock, self.report, self.predict = clock, report, answer
-        self.sent, self.rates = 0.0, control.rates
+        self.sent = 0.0
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        return self._control.rates
 
     def proceed(self, number: int) -> bool:
         with self.clock.stopped():
-            goes_on = self._control.proceed()
-        self.rates = self._control.rates
-        return goes_on
+            return self._control.proceed()
 
     def begin(self, number: int) -> None:
         self.clock.begin(self._local)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from labkit.engines.clock import Clock
 from labkit.engines.distributed.reporting import Reports, RowPart, Rows, Stopwatch
 from labkit.history.lanes import BURST, MOST_LANES, PERIOD, Bursts, Lanes, _in_a_row
 from labkit.history.rows import Event, Interval, Row
@@ -93,7 +94,7 @@ def test_events_of_the_first_rank_come_before_the_rows_of_their_round():
 def test_a_rank_reports_at_its_pace_or_at_the_end_only(monkeypatch):
     said = []
     monkeypatch.setattr("labkit.engines.distributed.reporting.tell", said.append)
-    watch = Stopwatch(lambda: 0, 0.0)
+    watch = Stopwatch(lambda: 0, Clock(0.0))
     eager, silent = Reports(watch, 0.0), Reports(watch, None)
     for number in range(1, 4):
         watch.end()
@@ -105,7 +106,7 @@ def test_a_rank_reports_at_its_pace_or_at_the_end_only(monkeypatch):
 
 
 def test_the_part_of_an_exchange_that_computing_does_not_overlap_stands_before_the_rest_of_the_round():
-    watch = Stopwatch(lambda: 0, 0.0)
+    watch = Stopwatch(lambda: 0, Clock(0.0))
     watch.begin()
     watch.end(lambda: (0.0, 0.0))
     exchange, rest = watch.recent()

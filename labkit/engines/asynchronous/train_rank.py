@@ -21,6 +21,7 @@ from labkit.engines.asynchronous.connections import Seat
 from labkit.engines.asynchronous.pair_rank import Decentral
 from labkit.engines.asynchronous.server_rank import Central
 from labkit.engines.barriers import exhaust
+from labkit.engines.clock import Clock
 from labkit.engines.control import Wish
 from labkit.engines.distributed.reporting import (
     LOOK,
@@ -71,7 +72,7 @@ def train_apart(
     with ExitStack() as stack:
         side: Side = (Central if experiment.traits.central else Decentral)(seat, stack)
         seat.start()
-        watch = Stopwatch(lambda: 0, seat.began, dist.get_rank())
+        watch = Stopwatch(lambda: 0, Clock(seat.began), dist.get_rank())
         reports = Reports(watch, every)
         try:
             for news in _rounds(seat, local, side, watch):

@@ -89,8 +89,7 @@ class Recovery:
         if not isinstance(news, Row):
             self._report(news)
             return
-        began = time.monotonic() - news.seconds
-        self._began = began if self._began is None else min(began, self._began)
+        self._began = time.monotonic() - news.seconds  # later with each pause and evaluation, which do not count
         if self._interrupted:
             self._tell("resumed", first=first, workers=ranks)
             self._interrupted = False

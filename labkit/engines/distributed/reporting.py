@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from labkit.cluster.gang.rank import signals, tell
+from labkit.engines.clock import Clock
 from labkit.engines.control import Wish
 from labkit.exchange import Message
 from labkit.history.lanes import BURST, Bursts
@@ -92,28 +93,24 @@ def common_moment(trips: int = _ROUND_TRIPS, lasted: float = 0.0) -> float:
 
 
 class Stopwatch:
-    """When this rank works, from message to message, in seconds since `zero`; `steps` counts those of a round.
+    """When this rank works, from message to message, by its `clock`; `steps` counts the steps of a round.
 
     Of the intervals that are told of only bursts are kept, so that it costs little however short they are. The ranks
     count from one moment, so that they keep the same ones.
     """
 
-    def __init__(self, steps: Callable[[], int], zero: float, rank: int = 0) -> None:
-        self._zero, self._rank = zero, rank
+    def __init__(self, steps: Callable[[], int], clock: Clock, rank: int = 0) -> None:
+        self._clock, self._rank = clock, rank
         self._steps, self._taken = steps, 0
-        self._begun = self.seconds
+        self._begun = clock.seconds
         self._number, self._bursts = 0, Bursts()
         self._recent: deque[Interval] = deque(maxlen=_MOST_RECENT)
         self.intervals: list[tuple[float, float]] = []
 
-    @property
-    def seconds(self) -> float:
-        return perf_counter() - self._zero
-
     def begin(self) -> None:
         """A round begins, and with it an interval."""
         self._taken = 0
-        self._begun = self.seconds
+        self._begun = self._clock.seconds
 
     def end(self, exchanged: Callable[[], tuple[float, float]] | None = None) -> None:
         """A round ends; if it communicated while it computed, `exchanged` tells how many seconds ago it did only that.
@@ -143,7 +140,7 @@ class Stopwatch:
         def stop_then_answer(message: Message) -> Tree:
             arrived = self._stop()
             reply = answer(message)
-            begun, self._begun = self._begun, self.seconds
+            begun, self._begun = self._begun, self._clock.seconds
             self.interval(begun, arrived, self._begun)
             return reply
 
@@ -157,7 +154,7 @@ class Stopwatch:
 
     def _stop(self) -> float:
         """An interval ends; kept are those, up to `MOST_INTERVALS`, in which steps were taken, as the clock does."""
-        end, taken = self.seconds, self._steps()
+        end, taken = self._clock.seconds, self._steps()
         if taken > self._taken and len(self.intervals) < MOST_INTERVALS:
             self.intervals.append((self._begun, end))
         self._taken = taken

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from labkit.cluster.gang.launch import Gang
+from labkit.engines.clock import Clock
 from labkit.engines.control import Control, Wish
 from labkit.engines.distributed.reporting import LOOK, Result, wish, wished_rates
 
@@ -45,8 +46,8 @@ class Steering:
     rounds that is. `rates` are the learning rates that all of them have heard of.
     """
 
-    def __init__(self, device: torch.device, first: int = 1) -> None:
-        self._device, self._first = device, first
+    def __init__(self, device: torch.device, clock: Clock, first: int = 1) -> None:
+        self._device, self._clock, self._first = device, clock, first
         self._next, self._last, self._at = first, first, perf_counter()
         self.rates: tuple[float, ...] = ()
 
@@ -55,11 +56,12 @@ class Steering:
         if number < self._next:
             return True
         pace = (perf_counter() - self._at) / max(1, number - self._last)  # seconds a round
-        while True:
-            agreed, slowest = self._agree(pace)
-            if agreed is not Wish.PAUSE:
-                break
-            sleep(LOOK)
+        agreed, slowest = self._agree(pace)
+        if agreed is Wish.PAUSE:
+            with self._clock.stopped():
+                while agreed is Wish.PAUSE:
+                    sleep(LOOK)
+                    agreed, slowest = self._agree(pace)
         soon = int(LOOK / max(slowest, 1e-9))
         self._last, self._at = number, perf_counter()
         self._next = number + max(1, min(soon, 2 * (number - self._first + 1)))

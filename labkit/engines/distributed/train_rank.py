@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from labkit.data.loading import loaders_closed
-from labkit.engines.barriers import Answer, exhaust
+from labkit.engines.barriers import exhaust
 from labkit.engines.checkpoint import described
+from labkit.engines.clock import Clock
 from labkit.engines.distributed.checkpoints import Saver, Store
 from labkit.engines.distributed.data_parallel import DDP, DataParallelPeer, data_parallel, overlapping
 from labkit.engines.distributed.reporting import Reports, Result, RowPart, Stopwatch, common_moment
@@ -22,9 +23,11 @@ from labkit.engines.distributed.steering import Steering
 from labkit.engines.experiment import Experiment
 from labkit.engines.local_peers import LocalPeers
 from labkit.engines.peer import OnePeer
+from labkit.engines.rounds import train
 from labkit.errors import ExchangeError
 from labkit.exchange import Message
 from labkit.exchange.group import RankGroup
+from labkit.history.rows import Event, Row
 from labkit.tree import Tree
 
 T = TypeVar("T")
@@ -53,42 +56,87 @@ def train_rank(experiment: Experiment, blocks: list[range], settings: RankSettin
         experiment, single = overlapping(experiment), partial(DataParallelPeer, group=group, ddp=settings.ddp)
     checkpoint = store.load(experiment, members)
     local = LocalPeers(experiment, members, device, single=single, parts=checkpoint.parts)
-    group.sent, start = checkpoint.sent, checkpoint.number
-    watch = Stopwatch(lambda: int(local.work.sum()), common_moment(_ROUND_TRIPS, store.elapsed), group.rank)
-    steering = Steering(device, start + 1)
+    group.sent = checkpoint.sent
+    clock = Clock(common_moment(_ROUND_TRIPS, store.elapsed), partial(_latest, device))
+    watch = Stopwatch(lambda: int(local.work.sum()), clock, group.rank)
     saver = Saver(store, settings.checkpoint_every, local, members, device, like)
-    reports = Reports(watch, settings.report_every)
-    everybody = RankGroup(group.blocks)  # predictions are no part of what training sends
-    predict = local.joined(lambda message: message.collective(everybody))
+    steering, reports = Steering(device, clock, checkpoint.number + 1), Reports(watch, settings.report_every)
+    runtime = OnRank(experiment, blocks, local, group, clock, watch, steering, reports, saver)
     with torch.random.fork_rng():
         torch.manual_seed(experiment.seed + members.start)
         checkpoint.restore_random(device)
-        for number in range(start + 1, experiment.rounds + 1):
-            if not steering.proceed(number):
-                break
-            for event in local.adopt(steering.rates, number, watch.seconds):
-                reports.add(event)
-            local.begin(number)
-            group.blocks = _present(experiment, blocks, number)
-            answer = local.joined(watch.timed(lambda message: message.collective(group)))
-            watch.begin()
-            exhaust(local.round(_compared(answer, stacked=single is None) if number == start + 1 else answer))
-            watch.end(local.exchanged)
-            if number == start + 1:
-                _compare("nothing more in its round")
-            losses = local.mean_losses()
-            local.end()
-            if number == start + 1:
-                local.shared_state.require_same(_said_by_all(local.shared_state.digest()))
-            accuracies = local.accuracies(predict) if experiment.evaluates(number) else None
-            seconds, rate = watch.seconds, local.learning_rate
-            reports.add(RowPart(number, losses, accuracies, group.sent, seconds, local.who, rate))
-            if saver.due(number):
-                reports.flush()  # before the checkpoint: rounds that nobody goes through again must have been reported
-                saver.save(number, group.sent)
+        exhaust(train(experiment, local, runtime, checkpoint.number))
     reports.flush()
-    keepers = members[: 1 if group.rank == 0 else 0] if experiment.served else members
-    return Result([dict(local.model(k).state_dict()) for k in keepers], watch.intervals)
+    kept = members[: 1 if group.rank == 0 else 0] if experiment.served else members
+    return Result([dict(local.model(k).state_dict()) for k in kept], watch.intervals)
+
+
+@dataclass
+class OnRank:
+    """The runtime of a rank: messages become collectives of its `group`, and all ranks agree on the user's wishes.
+
+    In the first round the ranks compare what they are about to send, and what they share as it ends: gloo would wait,
+    or sum what does not fit.
+    """
+
+    experiment: Experiment
+    blocks: list[range]  # each rank's peers
+    local: LocalPeers
+    group: RankGroup
+    clock: Clock
+    watch: Stopwatch
+    steering: Steering
+    reports: Reports
+    saver: Saver
+    first_round: bool = True
+
+    def __post_init__(self) -> None:
+        self._answer = self.local.joined(self.watch.timed(lambda message: message.collective(self.group)))
+        everybody = RankGroup(self.group.blocks)  # predictions are no part of what training sends
+        self.predict = self.local.joined(lambda message: message.collective(everybody))
+
+    @property
+    def sent(self) -> float:
+        return self.group.sent
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        return self.steering.rates
+
+    def proceed(self, number: int) -> bool:
+        return self.steering.proceed(number)
+
+    def begin(self, number: int) -> None:
+        self.group.blocks = _present(self.experiment, self.blocks, number)
+        self.watch.begin()
+
+    def answer(self, messages: list[Message]) -> Sequence[Tree]:
+        if self.first_round:
+            value = self.local.first(messages).value
+            named = {"": value} if isinstance(value, Tensor) else value
+            shapes = ", ".join(f"{name} {list(leaf.shape)}".strip() for name, leaf in named.items())
+            _compare(f"{type(messages[0]).__name__} of {shapes}")
+        return self._answer(messages)
+
+    def end(self) -> None:
+        self.watch.end(self.local.exchanged)
+        if self.first_round:
+            _compare("nothing more in its round")
+
+    def report(self, news: Row | Event) -> None:
+        if isinstance(news, Event):
+            self.reports.add(news)
+            return
+        if self.first_round:
+            self.first_round = False
+            self.local.shared_state.require_same(_said_by_all(self.local.shared_state.digest()))
+        it = news
+        self.reports.add(RowPart(it.round, it.losses, it.accuracies, self.sent, it.seconds, it.peers, it.learning_rate))
+
+    def checkpoint(self, number: int) -> None:
+        if self.saver.due(number):
+            self.reports.flush()  # rounds that nobody goes through again must have been reported
+            self.saver.save(number, self.sent)
 
 
 def _present(experiment: Experiment, blocks: list[range], number: int) -> tuple[int, ...]:
@@ -97,19 +145,6 @@ def _present(experiment: Experiment, blocks: list[range], number: int) -> tuple[
         return tuple(len(block) for block in blocks)
     chosen = np.asarray(experiment.participants(number))
     return tuple(int(((chosen >= block.start) & (chosen < block.stop)).sum()) for block in blocks)
-
-
-def _compared(answer: Answer, stacked: bool) -> Answer:
-    """In the first round the ranks compare what they are about to send: gloo would wait, or sum what does not fit."""
-
-    def compare_then_answer(messages: list[Message]) -> Sequence[Tree]:
-        value = messages[0].row().value if stacked else messages[0].value
-        named = {"": value} if isinstance(value, Tensor) else value
-        shapes = ", ".join(f"{name} {list(leaf.shape)}".strip() for name, leaf in named.items())
-        _compare(f"{type(messages[0]).__name__} of {shapes}")
-        return answer(messages)
-
-    return compare_then_answer
 
 
 def _compare(sends: str) -> None:
@@ -127,3 +162,10 @@ def _said_by_all(mine: T) -> list[T]:
     said = [mine] * dist.get_world_size()
     dist.all_gather_object(said, mine)
     return said
+
+
+def _latest(device: torch.device, seconds: float) -> float:
+    """The largest of what all ranks say."""
+    said = torch.tensor(seconds, dtype=torch.float64, device=device)
+    dist.all_reduce(said, op=dist.ReduceOp.MAX)
+    return float(said)

@@ -11,19 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from labkit.cards.judges import (
-    Judge,
-    Verdict,
-    judge_lost_work,
-    judge_models,
-    judge_optimizers,
-    judge_partition,
-    judge_schedule,
-    judge_staleness,
-    judge_strategies,
-    judge_timeline,
-    judge_traffic,
-)
+from labkit.cards import judges
+from labkit.cards.judges import Judge, Verdict
 
 __all__ = ["Card", "Formulas", "Verdict", "Words", "formulas"]
 
@@ -66,31 +55,15 @@ class Card:
         return self.judge(obj, peers)
 
     def __repr__(self) -> str:
-        pad = "\n" + " " * 8
-        lines = [
-            f"{self.symbol:<8}{self.name.en} · {self.name.zh}",
-            self.plain,
-            self.words.en,
-            self.words.zh,
-            f"here: {self.here}",
-            f"source: {self.source}",
-        ]
-        return pad.join(lines)
-
-    def _markdown(self) -> str:
-        return (
-            f"**{self.symbol} · {self.name.en} · {self.name.zh}**\n\n"
-            f"$$\n{self.latex} \\qquad {self.condition}\n$$\n\n"
-            f"{self.words.en}\n\n{self.words.zh}\n\n"
-            f"*Here:* {self.here}\n\n*Source:* {self.source}\n"
-        )
+        first = f"{self.symbol:<8}{self.name.en} · {self.name.zh}"
+        about = (f"here: {self.here}", f"source: {self.source}")
+        return ("\n" + " " * 8).join([first, self.plain, *self.words, *about])
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {
-            "text/markdown": self._markdown(),
-            "text/latex": f"$$\n{self.latex} \\qquad {self.condition}\n$$",
-            "text/plain": repr(self),
-        }
+        formula = f"$$\n{self.latex} \\qquad {self.condition}\n$$"
+        parts = [f"**{self.symbol} · {self.name.en} · {self.name.zh}**", formula, *self.words]
+        about = [f"*Here:* {self.here}", f"*Source:* {self.source}\n"]
+        return {"text/markdown": "\n\n".join(parts + about), "text/latex": formula, "text/plain": repr(self)}
 
 
 class Formulas(Mapping[str, Card]):
@@ -140,7 +113,7 @@ formulas = Formulas(
             ),
             here="a `Partition`, made by `lk.split`; its `.check()` names every lost and every repeated item",
             source="I. Foster, Designing and Building Parallel Programs, 1995, section 2.2",
-            judge=judge_partition,
+            judge=judges.judge_partition,
         ),
         Card(
             key="S",
@@ -157,7 +130,7 @@ formulas = Formulas(
             ),
             here="a `Schedule`: predicted by `lk.schedule`, or measured as `lab.map(...).schedule`",
             source="R. L. Graham, Bounds on multiprocessing timing anomalies, SIAM J. Appl. Math. 17(2), 1969",
-            judge=judge_schedule,
+            judge=judges.judge_schedule,
         ),
         Card(
             key="T_sync",
@@ -174,7 +147,7 @@ formulas = Formulas(
             ),
             here="the `.frontier` of a `Timeline`, made by `lk.synchronize`; 𝒯ᵢ is what worker i has finished so far",
             source="L. G. Valiant, CACM 33(8), 1990 (barrier); Q. Ho et al., NIPS 2013 (bounded staleness)",
-            judge=judge_timeline,
+            judge=judges.judge_timeline,
         ),
         Card(
             key="M",
@@ -190,7 +163,7 @@ formulas = Formulas(
             ),
             here="the models of a run, one for each peer: `run.result().models`",
             source="Y. Zhang et al., Deep Mutual Learning, arXiv:1706.00384",
-            judge=judge_models,
+            judge=judges.judge_models,
         ),
         Card(
             key="P",
@@ -206,7 +179,7 @@ formulas = Formulas(
             ),
             here="the algorithm given to `lk.train`: one peer's round, written as a generator that yields its messages",
             source="B. Han et al., Co-teaching, arXiv:1804.06872; R. Anil et al., Codistillation, arXiv:1804.03235",
-            judge=judge_strategies,
+            judge=judges.judge_strategies,
         ),
         Card(
             key="O",
@@ -222,7 +195,7 @@ formulas = Formulas(
             ),
             here="the `torch.optim` optimisers of a run, one for each peer",
             source="S. Reddi et al., Adaptive Federated Optimization, arXiv:2003.00295",
-            judge=judge_optimizers,
+            judge=judges.judge_optimizers,
         ),
         Card(
             key="tau",
@@ -239,7 +212,7 @@ formulas = Formulas(
             ),
             here="the `.staleness` of a History, one number for each push to a `ParameterServer`",
             source="Q. Ho et al., NIPS 2013 (bounded staleness); J. Dean et al., NIPS 2012 (parameter server)",
-            judge=judge_staleness,
+            judge=judges.judge_staleness,
         ),
         Card(
             key="b",
@@ -256,7 +229,7 @@ formulas = Formulas(
             ),
             here="the `.bytes` of a History, counted on the wire; `holds` takes histories by their H",
             source="S. U. Stich, Local SGD, arXiv:1805.09767; P. Patarasuk & X. Yuan, JPDC 69(2), 2009 (all-reduce)",
-            judge=judge_traffic,
+            judge=judges.judge_traffic,
         ),
         Card(
             key="w",
@@ -273,7 +246,7 @@ formulas = Formulas(
             ),
             here="`lk.Cluster(lab, checkpoint_every=k)`, k in rounds; a History's `.events` say what was lost",
             source="J. W. Young, Comm. ACM 17(9), 1974; J. T. Daly, Future Gener. Comput. Syst. 22(3), 2006",
-            judge=judge_lost_work,
+            judge=judges.judge_lost_work,
         ),
     )
 )

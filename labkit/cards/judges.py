@@ -114,45 +114,31 @@ def judge_timeline(obj: Any, peers: int | None) -> Verdict:
     finish = np.asarray(obj.finish, dtype=np.float64)  # [workers, steps]
     if (np.diff(finish, axis=1) < 0).any():
         worker, step = np.argwhere(np.diff(finish, axis=1) < 0)[0]
-        return Verdict(
-            False,
-            f"worker {worker} finishes step {step + 1} before step {step}, so its steps are not in order",
-        )
+        order = f"worker {worker} finishes step {step + 1} before step {step}"
+        return Verdict(False, f"{order}, so its steps are not in order")
     done_by_all = np.sort(finish.max(axis=0))  # when each step enters the intersection
     common = np.searchsorted(done_by_all, obj.events, side="right")
     if (wrong := np.flatnonzero(np.asarray(obj.frontier) != common)).size:
         at = wrong[0]
-        return Verdict(
-            False,
-            f"at {obj.events[at]:.4g} s the workers have {common[at]} finished steps in common, "
-            f"but the frontier says {obj.frontier[at]}",
-        )
-    return _staleness_verdict(obj, done_by_all)
+        shared = f"at {obj.events[at]:.4g} s the workers have {common[at]} finished steps in common"
+        return Verdict(False, f"{shared}, but the frontier says {obj.frontier[at]}")
+    return _judge_lead(obj, done_by_all)
 
 
-def _staleness_verdict(line: Timeline, done_by_all: Floats) -> Verdict:
+def _judge_lead(line: Timeline, done_by_all: Floats) -> Verdict:
     bound = line.policy.bound
     rounding = 1e-9 * max(1.0, float(done_by_all[-1]))
     frontier = np.searchsorted(done_by_all, line.start + rounding, side="right")  # [workers, steps]
     ahead = np.arange(line.steps) - frontier
     if (ahead > bound).any():
         worker, step = np.argwhere(ahead > bound)[0]
-        return Verdict(
-            False,
-            f"worker {worker} starts step {step} when all have finished only {frontier[worker, step]} steps: "
-            f"{ahead[worker, step]} past the frontier where {line.policy} allows {bound:g}",
-        )
-    most = max(0, int(ahead.max()))
-    return Verdict(
-        True,
-        f"at every moment the frontier is what all {line.workers} workers have finished, "
-        f"and no step starts more than {most} past it",
-    )
+        early = f"worker {worker} starts step {step} when all have finished only {frontier[worker, step]} steps"
+        return Verdict(False, f"{early}: {ahead[worker, step]} past the frontier where {line.policy} allows {bound:g}")
+    common = f"at every moment the frontier is what all {line.workers} workers have finished"
+    return Verdict(True, f"{common}, and no step starts more than {max(0, int(ahead.max()))} past it")
 
 
-def _judge_members(
-    symbol: str, what: str, *, shareable: bool, in_history: str = ""
-) -> Callable[[Any, int | None], Verdict]:
+def _judge_members(symbol: str, what: str, *, shareable: bool = False, in_history: str = "") -> Judge:
     """A judge of 𝓜, 𝓟 or 𝓞: every peer has its member, and unless `shareable` no two peers have the same object."""
 
     def judge(obj: Any, peers: int | None) -> Verdict:
@@ -167,22 +153,20 @@ def _judge_members(
             return Verdict(False, f"{named(missing, 'peer')} {'has' if len(missing) == 1 else 'have'} no {what}")
         if len(obj) != count or not obj:
             return Verdict(False, f"there {_is(obj)} {some(len(obj), what)} for {some(count, 'peer')}")
-        return _sharing(obj, what) if not shareable else Verdict(True, f"each of {count} peers has its {what}")
+        if shareable:
+            return Verdict(True, f"each of {count} peers has its {what}")
+        first: dict[int, int] = {}
+        for peer, member in enumerate(obj):
+            if (other := first.setdefault(id(member), peer)) != peer:
+                return Verdict(False, f"peers {other} and {peer} hold one and the same {what}")
+        return Verdict(True, f"each of {count} peers has its own {what}")
 
     return judge
 
 
-def _sharing(members: Sequence[Any], what: str) -> Verdict:
-    first: dict[int, int] = {}
-    for peer, member in enumerate(members):
-        if (other := first.setdefault(id(member), peer)) != peer:
-            return Verdict(False, f"peers {other} and {peer} hold one and the same {what}")
-    return Verdict(True, f"each of {len(members)} peers has its own {what}")
-
-
-judge_models = _judge_members("𝓜", "model", shareable=False, in_history="models")
+judge_models = _judge_members("𝓜", "model", in_history="models")
 judge_strategies = _judge_members("𝓟", "strategy", shareable=True)
-judge_optimizers = _judge_members("𝓞", "optimiser", shareable=False)
+judge_optimizers = _judge_members("𝓞", "optimiser")
 
 
 def judge_staleness(obj: Any, peers: int | None) -> Verdict:

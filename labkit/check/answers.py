@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
@@ -24,6 +25,28 @@ class Passed:
 
     def __repr__(self) -> str:
         return f"✓ {self.exercise}: {self.said}"
+
+
+def graded(
+    call: str,
+    fn: Callable[..., Any],
+    cases: Sequence[tuple[Any, ...]],
+    right: Callable[..., Any],
+    explain: Callable[..., tuple[str, str, str]],
+    wanted: str = "one number",
+) -> Passed:
+    """The verdict on `fn`, which should give what `right` gives of every case, up to rounding.
+
+    `call` is how a call reads, with {} for each argument; `wanted` says in words what shape the answer has, with {} for
+    each of its dimensions. `explain(got, expected, *case)` says of a wrong answer what came back, what was expected,
+    and a hint.
+    """
+    for case in cases:
+        this, expected = call.format(*case), np.asarray(right(*case), dtype=np.float64)
+        got = numbers_of(this, answer_of(this, fn, *deepcopy(case)), expected.shape, wanted.format(*expected.shape))
+        if not near(got, expected):
+            raise wrong(this, *explain(got, expected, *case))
+    return passed(call.partition("(")[0], cases)
 
 
 def answer_of(call: str, fn: Callable[..., Any], *args: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from labkit.check.answers import Numbers, Passed, answer_of, listed, near, numbers_of, passed, wrong
+from labkit.check.answers import Numbers, Passed, answer_of, graded, listed, near, numbers_of, passed, wrong
 from labkit.costs.checkpoints import best_interval
 from labkit.errors import CheckFailed
 from labkit.history.history import History
@@ -28,12 +28,8 @@ def mean_gradient(fn: Callable[[list[Numbers], list[int]], Any]) -> Passed:
         sent = [gradient.copy() for gradient in gradients]
         got = numbers_of(call, answer_of(call, fn, sent, list(sizes)), (3,), "one gradient of 3 numbers")
         if not all(map(np.array_equal, sent, gradients)):
-            raise wrong(
-                call,
-                "a changed input",
-                "inputs left alone",
-                "start the sum from zeros, not from a worker's own array",
-            )
+            hint = "start the sum from zeros, not from a worker's own array"
+            raise wrong(call, "a changed input", "inputs left alone", hint)
         right = _gradient(x, y, w)  # of the joined batch, computed from its examples
         if not near(got, right):
             plain = near(got, np.mean(gradients, axis=0))
@@ -52,28 +48,27 @@ def staleness(fn: Callable[[list[int]], Sequence[int]]) -> Passed:
 
     A peer goes on from the server's weights as they are after its own push; at first all have the same.
     """
-    cases = [[0, 1, 0, 1], [0, 0, 0], [0, 1, 2, 2, 1, 0], [1, 1, 1, 0, 1], [2, 0, 2, 1, 2, 0], []]
-    for order in cases:
-        call = f"staleness({order})"
-        got = numbers_of(
-            call, answer_of(call, fn, list(order)), (len(order),), f"{len(order)} numbers, one for each push"
-        )
-        last: dict[int, int] = {}
-        right = []
-        for version, peer in enumerate(order):
-            right.append(version - last.get(peer, 0))
-            last[peer] = version + 1
-        if near(got, right):
-            continue
-        at = int(np.flatnonzero(~np.isclose(got, right))[0])
-        own = near(got, np.array(right) + [order[at] in order[:at] for at in range(len(order))])
-        hint = (
-            "a peer has seen its own push"
-            if own
-            else f"since peer {order[at]} last heard from the server, others pushed {right[at]} times"
-        )
-        raise wrong(call, f"{got[at]:g} for push {at}", str(right[at]), hint)
-    return passed("staleness", cases)
+
+    def explain(got: Numbers, expected: Numbers, order: list[int]) -> tuple[str, str, str]:
+        at = int(np.flatnonzero(~np.isclose(got, expected))[0])
+        if near(got, expected + [order[at] in order[:at] for at in range(len(order))]):
+            hint = "a peer has seen its own push"
+        else:
+            hint = f"since peer {order[at]} last heard from the server, others pushed {expected[at]:g} times"
+        return f"{got[at]:g} for push {at}", f"{expected[at]:g}", hint
+
+    orders = [[0, 1, 0, 1], [0, 0, 0], [0, 1, 2, 2, 1, 0], [1, 1, 1, 0, 1], [2, 0, 2, 1, 2, 0], []]
+    cases = [(order,) for order in orders]
+    return graded("staleness({})", fn, cases, _missed, explain, "{} numbers, one for each push")
+
+
+def _missed(order: Sequence[int]) -> list[int]:
+    last: dict[int, int] = {}
+    missed = []
+    for version, peer in enumerate(order):
+        missed.append(version - last.get(peer, 0))
+        last[peer] = version + 1
+    return missed
 
 
 def local_bytes(fn: Callable[[int, int, int], float]) -> Passed:
@@ -81,21 +76,18 @@ def local_bytes(fn: Callable[[int, int, int], float]) -> Passed:
 
     Parameters travel as 4 bytes each, by an all-reduce.
     """
-    cases = [(1000, 2, 1), (1000, 4, 1), (4810, 2, 8), (4810, 8, 16), (10**6, 5, 50), (4810, 1, 4)]
-    for parameters, peers, every in cases:
-        call = f"local_bytes({parameters}, {peers}, {every})"
-        got = float(numbers_of(call, answer_of(call, fn, parameters, peers, every), (), "one number"))
-        once = 2 * (peers - 1) / peers * 4 * parameters
-        if near(got, once / every):
-            continue
-        if near(4 * got, once / every):
+
+    def explain(got: float, expected: float, parameters: int, peers: int, every: int) -> tuple[str, str, str]:
+        if near(4 * got, expected):
             hint = "a parameter in single precision takes 4 bytes"
-        elif near(got, once):
+        elif near(got, expected * every):
             hint = "this is what one average costs, and there is one only after every so many steps"
         else:
             hint = "an all-reduce sends 2(n−1)/n times the vector from each peer, and that is shared by H steps"
-        raise wrong(call, f"{got:g}", f"{once / every:g}", hint)
-    return passed("local_bytes", cases)
+        return f"{got:g}", f"{expected:g}", hint
+
+    cases = [(1000, 2, 1), (1000, 4, 1), (4810, 2, 8), (4810, 8, 16), (10**6, 5, 50), (4810, 1, 4)]
+    return graded("local_bytes({}, {}, {})", fn, cases, lambda s, n, h: 2 * (n - 1) / n * 4 * s / h, explain)
 
 
 def traffic(history: History, *, accuracy: float = 0.9, most: float = 1e6) -> Passed:
@@ -118,38 +110,32 @@ def traffic(history: History, *, accuracy: float = 0.9, most: float = 1e6) -> Pa
 
 def lost_rounds(fn: Callable[[int, int], int]) -> Passed:
     """fn(done, every) → rounds that are done again when a worker dies after `done` rounds, saved every so many."""
-    cases = [(7, 5), (10, 5), (4, 5), (0, 5), (99, 10), (23, 1), (64, 48)]
-    for done, every in cases:
-        call = f"lost_rounds({done}, {every})"
-        got = float(numbers_of(call, answer_of(call, fn, done, every), (), "one number"))
-        right = done % every
-        if got == right:
-            continue
-        if right == 0:
+
+    def explain(got: float, expected: float, done: int, every: int) -> tuple[str, str, str]:
+        if expected == 0:
             hint = f"round {done} is saved, so nothing is done again" if done else "nothing was done yet"
-        elif got == every - right:
+        elif got == every - expected:
             hint = "this is how many rounds the next checkpoint would still have taken"
         else:
-            hint = f"the last checkpoint was made after round {done - right}"
-        raise wrong(call, f"{got:g}", str(right), hint)
-    return passed("lost_rounds", cases)
+            hint = f"the last checkpoint was made after round {done - expected:g}"
+        return f"{got:g}", f"{expected:g}", hint
+
+    cases = [(7, 5), (10, 5), (4, 5), (0, 5), (99, 10), (23, 1), (64, 48)]
+    return graded("lost_rounds({}, {})", fn, cases, lambda done, every: done % every, explain)
 
 
 def checkpoint_interval(fn: Callable[[float, float], float]) -> Passed:
     """fn(cost, mtbf) → the seconds between checkpoints that lose least, where saving takes `cost` and one comes every
     `mtbf` seconds: the least of C/k + k/2M (Young 1974)."""
-    cases = [(1.0, 200.0), (2.0, 100.0), (0.5, 3600.0), (30.0, 86_400.0)]
-    for cost, mtbf in cases:
-        call = f"checkpoint_interval({cost:g}, {mtbf:g})"
-        got = float(numbers_of(call, answer_of(call, fn, cost, mtbf), (), "one number"))
-        right = best_interval(cost, mtbf)
-        if near(got, right):
-            continue
-        if near(got * math.sqrt(2), right):
+
+    def explain(got: float, expected: float, cost: float, mtbf: float) -> tuple[str, str, str]:
+        if near(got * math.sqrt(2), expected):
             hint = "a failure takes back half an interval on average, not a whole one"
-        elif near(got, right**2):
+        elif near(got, expected**2):
             hint = "this is its square"
         else:
             hint = "set the derivative of C/k + k/2M to zero"
-        raise wrong(call, f"{got:g} s", f"{right:g} s", hint)
-    return passed("checkpoint_interval", cases)
+        return f"{got:g} s", f"{expected:g} s", hint
+
+    cases = [(1.0, 200.0), (2.0, 100.0), (0.5, 3600.0), (30.0, 86_400.0)]
+    return graded("checkpoint_interval({:g}, {:g})", fn, cases, best_interval, explain)

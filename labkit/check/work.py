@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from labkit.cards.judges import judge_schedule, named
-from labkit.check.answers import Passed, answer_of, in_line, listed, near, numbers_of, passed, wrong
+from labkit.check.answers import Numbers, Passed, answer_of, graded, in_line, listed, near, numbers_of, passed, wrong
 from labkit.errors import CheckFailed
 from labkit.tasks.schedule import Schedule, schedule as _schedule
 from labkit.tasks.sync import SSP, synchronize
@@ -21,23 +21,19 @@ PUZZLE = (4.0, 4.0, 7.0, 6.0, 3.0, 6.0, 4.0, 5.0, 4.0, 2.0, 7.0, 5.0)
 
 def speedup(fn: Callable[[float, float, int], tuple[float, float]]) -> Passed:
     """fn(serial, parallel, workers) → (speed-up, efficiency): T₁/Tₙ and T₁/(n·Tₙ), both times in seconds."""
-    cases = [(10.0, 2.5, 4), (10.0, 10.0, 2), (9.0, 6.0, 3), (2.0, 4.0, 2), (12.0, 2.0, 4)]
-    for serial, parallel, workers in cases:
-        call = f"speedup({serial:g}, {parallel:g}, {workers})"
-        got = numbers_of(
-            call, answer_of(call, fn, serial, parallel, workers), (2,), "two numbers, speed-up and efficiency"
-        )
-        right = (serial / parallel, serial / parallel / workers)
-        if near(got, right):
-            continue
-        if near(got, right[::-1]):
+
+    def explain(got: Numbers, expected: Numbers, *_: float) -> tuple[str, str, str]:
+        if near(got, expected[::-1]):
             hint = "the speed-up comes first"
-        elif not near(got[:1], right[:1]):
+        elif not near(got[0], expected[0]):
             hint = "the speed-up is the serial time over the parallel time, and may be below one or above the workers"
         else:
             hint = "the efficiency is the speed-up that each worker contributes, as a fraction and not in percent"
-        raise wrong(call, listed(got), listed(right), hint)
-    return passed("speedup", cases)
+        return listed(got), listed(expected), hint
+
+    cases = [(10.0, 2.5, 4), (10.0, 10.0, 2), (9.0, 6.0, 3), (2.0, 4.0, 2), (12.0, 2.0, 4)]
+    wanted = "two numbers, speed-up and efficiency"
+    return graded("speedup({:g}, {:g}, {})", fn, cases, lambda a, b, n: (a / b, a / b / n), explain, wanted)
 
 
 def split(fn: Callable[[int, int], Sequence[Sequence[int]]]) -> Passed:
@@ -48,9 +44,8 @@ def split(fn: Callable[[int, int], Sequence[Sequence[int]]]) -> Passed:
         got = _parts(call, answer_of(call, fn, n, parts))
         flat = list(chain.from_iterable(got))
         if len(got) != parts:
-            raise wrong(
-                call, f"{len(got)} parts", f"{parts} parts", "every worker gets a list, if need be an empty one"
-            )
+            hint = "every worker gets a list, if need be an empty one"
+            raise wrong(call, f"{len(got)} parts", f"{parts} parts", hint)
         if astray := [item for item in flat if not 0 <= item < n]:
             raise wrong(call, str(got), f"indices 0 to {n - 1}", f"there is no {named(astray, 'item')}")
         if lost := [item for item in range(n) if item not in flat]:
@@ -110,12 +105,8 @@ def schedule(
             raise CheckFailed(f"This is no schedule yet: {verdict.sentence}.")
         if (short := np.flatnonzero(taken < 0.99 * np.asarray(costs))).size:
             at = short[0]
-            raise wrong(
-                f"task {at}",
-                f"{taken[at]:.4g} s of work",
-                f"{costs[at]:g} s",
-                "every task has to be done whole",
-            )
+            hint = "every task has to be done whole"
+            raise wrong(f"task {at}", f"{taken[at]:.4g} s of work", f"{costs[at]:g} s", hint)
         got = plan.makespan
     else:
         got = _load(_workers("this plan", plan, len(costs), workers), costs, workers)
@@ -140,26 +131,21 @@ def ssp(fn: Callable[[list[list[float]], int], Sequence[Sequence[float]]]) -> Pa
     A worker starts step k (k = 0, 1, …) once it has finished its own step k − 1 and every worker has finished k − s
     steps (Ho et al., NIPS 2013); s = 0 is a barrier after each step.
     """
-    cases = [(times, s) for times in _STEPS for s in (0, 1, 3)]
-    for times, s in cases:
-        call = f"ssp({times}, s={s})"
-        shape = (len(times), len(times[0]))
-        got = numbers_of(
-            call, answer_of(call, fn, [list(row) for row in times], s), shape, f"{shape[0]} lists of {shape[1]}"
-        )
-        right = np.asarray(synchronize(times, SSP(s)).start, dtype=np.float64)
-        if near(got, right):
-            continue
-        worker, step = np.argwhere(~np.isclose(got, right))[0]
-        early = got[worker, step] < right[worker, step]
-        hint = (
-            f"a step {step} has to wait until all have finished {max(0, step - s)} steps, and for the worker's own last"
-            if early
-            else f"all have finished {max(0, step - s)} steps by then, so there is nothing left to wait for"
-        )
+
+    def explain(got: Numbers, expected: Numbers, times: list[list[float]], s: int) -> tuple[str, str, str]:
+        worker, step = np.argwhere(~np.isclose(got, expected))[0]
+        by_all = f"all have finished {max(0, step - s)} steps"
+        if got[worker, step] < expected[worker, step]:
+            hint = f"a step {step} has to wait until {by_all}, and for the worker's own last"
+        else:
+            hint = f"{by_all} by then, so there is nothing left to wait for"
         where = f"a start of step {step} on worker {worker} at"
-        raise wrong(call, f"{where} {got[worker, step]:g} s", f"{right[worker, step]:g} s", hint)
-    return passed("ssp", cases)
+        return f"{where} {got[worker, step]:g} s", f"{expected[worker, step]:g} s", hint
+
+    cases = [(times, s) for times in _STEPS for s in (0, 1, 3)]
+    return graded(
+        "ssp({}, s={})", fn, cases, lambda times, s: synchronize(times, SSP(s)).start, explain, "{} lists of {}"
+    )
 
 
 def frontier(fn: Callable[[list[list[float]], float], int]) -> Passed:
@@ -167,22 +153,24 @@ def frontier(fn: Callable[[list[list[float]], float], int]) -> Passed:
 
     `finish` is [workers][steps] in seconds.
     """
-    lines = [synchronize(times, SSP(1)).finish for times in _STEPS]
-    cases = [(line, float(t)) for line in lines for t in (0.5, 2.0, float(line.max()))]
-    for finish, t in cases:
-        call = f"frontier({finish.tolist()}, t={t:g})"
-        got = numbers_of(call, answer_of(call, fn, finish.tolist(), t), (), "one number")
-        done = (finish <= t).sum(axis=1)  # steps each worker has finished, in order
-        if got == done.min():
-            continue
-        if got == (finish < t).sum(axis=1).min():
+
+    def finished(finish: list[list[float]], t: float) -> npt.NDArray[np.int64]:
+        steps: npt.NDArray[np.int64] = (np.asarray(finish) <= t).sum(axis=1)  # of each worker, in order
+        return steps
+
+    def explain(got: float, expected: float, finish: list[list[float]], t: float) -> tuple[str, str, str]:
+        done = finished(finish, t)
+        if got == (np.asarray(finish) < t).sum(axis=1).min():
             hint = f"a step that ends exactly at {t:g} s is finished"
         elif got == done.max():
             hint = "that is the fastest worker's count: the intersection needs every worker"
         else:
             hint = "the workers have finished " + ", ".join(map(str, done)) + " steps: which of these do all share"
-        raise wrong(call, f"{got:g}", str(done.min()), hint)
-    return passed("frontier", cases)
+        return f"{got:g}", f"{expected:g}", hint
+
+    lines = [synchronize(times, SSP(1)).finish for times in _STEPS]
+    cases = [(line.tolist(), float(t)) for line in lines for t in (0.5, 2.0, line.max())]
+    return graded("frontier({}, t={:g})", fn, cases, lambda finish, t: finished(finish, t).min(), explain)
 
 
 def _parts(call: str, got: Any) -> list[list[int]]:

@@ -85,12 +85,7 @@ def draw(
 
 
 def _panel(
-    ax: Any,
-    trails: Sequence[Looking],
-    ylim: tuple[float, float],
-    scale: Scale,
-    what: str,
-    best: Collection[str],
+    ax: Any, trails: Sequence[Looking], ylim: tuple[float, float], scale: Scale, what: str, best: Collection[str]
 ) -> Panel:
     panel = Panel(_TALL, (scale.low, scale.high), ylim, ax=ax)
     panel.x_axis(scale.label, scale.marks)

@@ -39,15 +39,8 @@ class Picture:
         self.alt = alt
 
     def png(self) -> bytes:
-        """Return the picture as PNG bytes, lightly compressed: zlib's best level takes longer than the wire saves."""
-        from PIL import Image
-
-        canvas: Any = self.figure.canvas
-        canvas.draw()
-        pixels = np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "png", compress_level=1)
-        return buffer.getvalue()
+        """Return the picture as PNG bytes."""
+        return png([self])
 
     def save(self, path: str | Path, **options: Any) -> None:
         """Write the picture to a file; its ending gives the format (png, svg, pdf), `options` as savefig takes them."""
@@ -59,6 +52,19 @@ class Picture:
 
     def __repr__(self) -> str:
         return self.alt
+
+
+def png(pictures: Sequence[Picture]) -> bytes:
+    """Pictures of one width below each other as PNG bytes, lightly compressed: zlib's best takes longer than it saves."""
+    from PIL import Image
+
+    canvases: list[Any] = [picture.figure.canvas for picture in pictures]
+    for canvas in canvases:
+        canvas.draw()
+    pixels = np.concatenate([np.asarray(canvas.buffer_rgba())[..., :3] for canvas in canvases])
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png", compress_level=1)
+    return buffer.getvalue()
 
 
 class Panel:

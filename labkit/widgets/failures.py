@@ -54,7 +54,6 @@ class Disturbed(Computed):
 
     @property
     def sentence(self) -> str:
-        """What the failures of this run cost, and what they cost on average."""
         struck = sum(span.kind == "restart" for span in self.runs["every k"])
         least = slowdown(self.best, self.cost, self.mtbf, RESTART) - 1
         return (

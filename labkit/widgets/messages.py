@@ -52,7 +52,6 @@ class Moment(Computed):
 
     @property
     def sentence(self) -> str:
-        """Whether all now hold the same, and how far the training is."""
         it = self.barrier
         replies = "all receive the same" if it.same else "each receives something else"
         loss = "" if self.loss is None else f" The training loss of round {it.round - 1} was {self.loss:.3f}."
@@ -61,7 +60,7 @@ class Moment(Computed):
         )
 
 
-class Film:
+class Recording:
     """The messages of one training, taken as far as somebody wants to see them, and kept."""
 
     def __init__(self, walk: StepThrough) -> None:
@@ -79,13 +78,13 @@ class Film:
 
 
 @lru_cache(maxsize=16)
-def _film(algorithm: str, peers: int, seed: int) -> Film:
+def _recording(algorithm: str, peers: int, seed: int) -> Recording:
     from labkit.training.stepping import step_through as walk  # loads Dask, which no widget needs before somebody steps
 
     if algorithm not in ALGORITHMS:
         raise SettingError(f"algorithm={algorithm!r} is unknown: choose one of {', '.join(ALGORITHMS)}.")
     train = partial(walk, lambda: torch.nn.Linear(64, 10), load("digits"), ALGORITHMS[algorithm])
-    return Film(train(rounds=MOST, peers=peers, batch_size=16, seed=seed, evaluate_every=MOST))
+    return Recording(train(rounds=MOST, peers=peers, batch_size=16, seed=seed, evaluate_every=MOST))
 
 
 def compute(algorithm: str = "all-reduce, ring", peers: int = 4, message: int = 1, seed: int = 0) -> Moment:
@@ -94,7 +93,7 @@ def compute(algorithm: str = "all-reduce, ring", peers: int = 4, message: int = 
     >>> compute("all-reduce, ring", peers=4).barrier.bytes == 2 * 3 / 4 * 650 * 4
     True
     """
-    return _film(algorithm, peers, seed).moment(message)
+    return _recording(algorithm, peers, seed).moment(message)
 
 
 def step_through(algorithm: str = "all-reduce, ring", peers: int = 4) -> View:

@@ -50,7 +50,6 @@ class Planning(Computed):
 
     @property
     def sentence(self) -> str:
-        """How far the plan is from the bound, and who waits."""
         s = self.schedule
         over = s.makespan / s.lower_bound - 1 if s.lower_bound else 0.0
         apart = "no plan can end sooner" if over < 5e-4 else f"{over:.1%} above the lower bound"

@@ -50,12 +50,10 @@ class Splitting(Computed):
 
     @property
     def ok(self) -> bool:
-        """Whether 𝒯 = ∪ 𝒯ᵢ holds."""
         return bool(self.verdict)
 
     @property
     def sentence(self) -> str:
-        """What is lost or repeated, and what that does to training."""
         effect, hit = self.effect, self.effect.hardest_hit
         reached = f"A classifier trained on what the workers hold reads {effect.accuracy:.1%} of unseen digits"
         if self.verdict:

@@ -67,12 +67,10 @@ class Stale(Computed):
 
     @property
     def ok(self) -> bool:
-        """False where it diverges."""
         return not self.descent.diverges
 
     @property
     def sentence(self) -> str:
-        """How many updates came to the server, how stale they were, and how far they led."""
         pushes, fresh = len(self.descent.loss), len(self.barrier.loss)
         age = f"a push has missed {self.mean:.2g} updates on average, {self.most} at most"
         return (

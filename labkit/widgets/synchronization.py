@@ -76,7 +76,6 @@ class Synchrony(Computed):
 
     @property
     def sentence(self) -> str:
-        """What everyone has finished by the moment, and what the policy costs."""
         line, ahead = self.timeline, max(self.done) - self.common
         shared = f"{self.common} of {line.steps} steps are finished by all"
         lead = f"the fastest worker is {ahead} further" if ahead else "no worker is further"

@@ -66,7 +66,6 @@ class Traffic(Computed):
 
     @property
     def sentence(self) -> str:
-        """How many times as fast each way is as agreeing after every step."""
         plain = self.step + self.ways["every step"].seconds
         gains = ", ".join(
             f"{name} {plain / (self.step + way.seconds):.3g} times" for name, way in list(self.ways.items())[1:]

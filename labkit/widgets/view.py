@@ -7,7 +7,6 @@ Everything it shows is a trait, so it can be driven and read without a front end
 from __future__ import annotations
 
 import asyncio
-import io
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -21,7 +20,7 @@ import ipywidgets as widgets
 import numpy as np
 
 from labkit.errors import LabkitError
-from labkit.plots.panel import Picture
+from labkit.plots.panel import Picture, png
 from labkit.text import duration
 
 _ALARM, _INK = "var(--jp-error-color1, #b3261e)", "inherit"
@@ -93,7 +92,7 @@ class View(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
             self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:  # a script or a test: whoever changes something shows it
             self._loop = None
-        self._drawn: tuple[Picture | None, ...] = (None,) * pictures
+        self._drawn: tuple[Picture, ...] = ()
         self.alt = ""  # what the pictures show, in words
         shape = widgets.Layout(max_width="100%", width=_PICTURE_WIDTH)
         self.images = tuple(widgets.Image(format="png", layout=shape) for _ in range(pictures))
@@ -134,8 +133,8 @@ class View(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
             for image in self.images:  # what they show is of other settings
                 image.layout.visibility = "hidden"
             return
-        for image, picture, old in zip(self.images, frame.pictures, self._drawn, strict=True):
-            if picture is not old:
+        for k, (image, picture) in enumerate(zip(self.images, frame.pictures, strict=True)):
+            if picture not in self._drawn[k : k + 1]:  # what was drawn once, and is kept
                 image.value = picture.png()
             image.layout.visibility = "visible"
         self._drawn = frame.pictures
@@ -173,19 +172,7 @@ class View(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
 
     def still(self) -> bytes:
         """All pictures, one below the other, as one PNG: for whoever shows no widgets."""
-        from PIL import Image
-
-        if len(self.images) == 1:
-            return bytes(self.image.value)
-        parts = [Image.open(io.BytesIO(image.value)) for image in self.images]
-        whole = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
-        top = 0
-        for part in parts:
-            whole.paste(part, (0, top))
-            top += part.height
-        buffer = io.BytesIO()
-        whole.save(buffer, "png")
-        return buffer.getvalue()
+        return png(self._drawn)
 
 
 def _repeat(tick: Callable[[], bool], every: float) -> None:

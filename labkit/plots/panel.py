@@ -55,7 +55,7 @@ class Picture:
 
 
 def png(pictures: Sequence[Picture]) -> bytes:
-    """Pictures of one width below each other as PNG bytes, lightly compressed: zlib's best takes longer than it saves."""
+    """Pictures of one width below each other as PNG bytes, lightly compressed, which is fastest."""
     from PIL import Image
 
     canvases: list[Any] = [picture.figure.canvas for picture in pictures]

@@ -41,8 +41,8 @@ class CoTeachingPlus(CoTeaching):
         losses = peer.losses(batch, logits)  # [B]
         mine = logits.argmax(-1).reshape(*losses.shape, -1)  # an example has one class, or one at each position
         theirs = yield Permute(mine, pairs(peer.present))
-        apart = (mine != theirs).any(-1)  # S, [B]
-        rank = losses.detach().masked_fill(~apart, float("inf")).argsort(-1).argsort(-1)  # 0 for the least loss
-        keep = (self.kept(peer) * apart.sum(-1, keepdim=True)).ceil()
+        disagreed = (mine != theirs).any(-1)  # S, [B]
+        rank = losses.detach().masked_fill(~disagreed, float("inf")).argsort(-1).argsort(-1)  # 0 for the least loss
+        keep = (self.kept(peer) * disagreed.sum(-1, keepdim=True)).ceil()
         chosen = yield Permute(rank < keep, pairs(peer.present))  # [B]
         peer.step((losses * chosen).sum(-1) / chosen.sum(-1).clamp(min=1))

@@ -90,11 +90,15 @@ def _steps(program: Program, vectors: list[Tensor]) -> Iterator[Step]:
     number, before = 0, torch.stack(vectors)
     while moves:
         ready = _ready(moves)
-        carried = {rank: _carried(moves, rank) for rank in ready}  # all leave before any arrives
-        sent = [sent for rank in ready for sent in _sent(rank, moves[rank])]
+        received = {rank: _received(moves, rank) for rank in ready}  # all leave before any arrives
+        sent = [
+            Sent(rank, move.to, tree.nbytes(move.send), move.chunk)
+            for rank, move in ((rank, moves[rank]) for rank in ready)
+            if move.send is not None and move.to is not None
+        ]
         for rank in ready:
             try:
-                moves[rank] = ranks[rank].send(carried[rank])
+                moves[rank] = ranks[rank].send(received[rank])
             except StopIteration:
                 del moves[rank]
         number, state = number + 1, torch.stack(vectors)
@@ -105,10 +109,7 @@ def _steps(program: Program, vectors: list[Tensor]) -> Iterator[Step]:
 def _ready(moves: dict[int, Move]) -> list[int]:
     """The ranks whose move finds its counterpart at both ends, once those without one are left out."""
     ready = set(moves)
-    while True:
-        waiting = {rank for rank in ready if not _met(moves, rank, ready)}
-        if not waiting:
-            break
+    while waiting := {rank for rank in ready if not _met(moves, rank, ready)}:
         ready -= waiting
     if not ready:
         raise ExchangeError(
@@ -124,7 +125,7 @@ def _met(moves: dict[int, Move], rank: int, ready: set[int]) -> bool:
     return heard and (move.source is None or (move.source in ready and moves[move.source].to == rank))
 
 
-def _carried(moves: dict[int, Move], rank: int) -> Tensor | None:
+def _received(moves: dict[int, Move], rank: int) -> Tensor | None:
     source = moves[rank].source
     if source is None:
         return None
@@ -135,9 +136,3 @@ def _carried(moves: dict[int, Move], rank: int) -> Tensor | None:
             f"Rank {source} sends {shapes[0]} to rank {rank}, which expects {shapes[1]}: give both the same chunk."
         )
     return sent.clone()
-
-
-def _sent(rank: int, move: Move) -> list[Sent]:
-    if move.send is None or move.to is None:
-        return []
-    return [Sent(rank, move.to, move.send.numel() * move.send.element_size(), move.chunk)]

@@ -22,7 +22,7 @@ class Move:
     """One step of one rank: `send` goes to rank `to`, and a tensor shaped as `like` comes from rank `source`.
 
     Either half may be missing. The yield returns what came, or None; `chunk` tells those who watch which part of the
-    vector is sent, None all of it. Raises ExchangeError for half a half.
+    vector is sent, None all of it. Raises ExchangeError for a tensor without its rank, or a rank without its tensor.
     """
 
     send: Tensor | None = None

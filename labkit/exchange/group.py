@@ -25,8 +25,8 @@ class RankGroup:
 
     `blocks[r]` is the number of peers that rank r holds, which may be none. The ledger counts the tensors really handed
     to torch: a collective's by what its ring form sends for them (nccl-tests, doc/PERFORMANCE.md), others as they are.
-    Raises ExchangeError where there is no process group any more; a rank that dies breaks the others' calls, and who
-    launched them knows which it was.
+    Raises ExchangeError where there is no process group any more. When a rank dies the others' calls fail, and the
+    launcher names it.
     """
 
     blocks: tuple[int, ...]
@@ -94,13 +94,13 @@ class RankGroup:
             asked = asked[self._held(asked, me)] - first  # of mine
             place = self._held(needed, rank)
             for tag, (leaf, target) in enumerate(zip(tree.leaves(rows), tree.leaves(out), strict=True)):
-                parcel = leaf[_index(asked, leaf)]
+                sent = leaf[_index(asked, leaf)]
                 if rank == me:
-                    target[place] = parcel
+                    target[place] = sent
                     continue
                 if len(asked):
-                    operations.append(dist.P2POp(dist.isend, parcel, rank, tag=tag))
-                    self.sent += tree.nbytes(parcel)
+                    operations.append(dist.P2POp(dist.isend, sent, rank, tag=tag))
+                    self.sent += tree.nbytes(sent)
                 if place.stop > place.start:
                     operations.append(dist.P2POp(dist.irecv, target[place], rank, tag=tag))
         _wait(operations)

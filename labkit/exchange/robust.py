@@ -100,9 +100,9 @@ class Krum(Rule):
     def chosen(self, x: Tensor) -> Tensor:
         """Which of the vectors [n, P] are kept, by their numbers [m]."""
         # Differences, not products of vectors: those of vectors that are close would cancel.
-        apart = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
-        apart = apart.nan_to_num(nan=torch.inf, posinf=torch.inf).fill_diagonal_(0)
-        scores = apart.sort().values[:, 1 : len(x) - self.bad - 1].sum(1)  # without itself
+        squared = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+        squared = squared.nan_to_num(nan=torch.inf, posinf=torch.inf).fill_diagonal_(0)
+        scores = squared.sort().values[:, 1 : len(x) - self.bad - 1].sum(1)  # without itself
         return scores.sort(stable=True).indices[: self.keep]
 
 

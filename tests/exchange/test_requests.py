@@ -143,15 +143,15 @@ class Keeper:
         self.kept[head] = body
 
 
-def test_a_parcel_holds_exactly_the_numbers_of_a_tree_whatever_their_type():
+def test_bytes_hold_exactly_the_numbers_of_a_tree_whatever_their_type():
     mixed = X | {"half": torch.randn(3).bfloat16(), "flag": torch.tensor([True, False]), "none": torch.zeros(0)}
-    parcel = wrapped(mixed)
-    assert len(parcel) == tree.nbytes(mixed)
-    for name, leaf in unwrapped(parcel, mixed).items():
+    body = wrapped(mixed)
+    assert len(body) == tree.nbytes(mixed)
+    for name, leaf in unwrapped(body, mixed).items():
         assert leaf.dtype == mixed[name].dtype and torch.equal(leaf[0], mixed[name])
 
 
-def test_a_parcel_of_another_size_is_refused():
+def test_bytes_of_another_size_is_refused():
     with pytest.raises(
         ExchangeError, match=f"sends 12 bytes where a model of {BYTES} is kept: give all peers the same"
     ):

@@ -35,7 +35,7 @@ _NAMES = {  # module: the public names it defines
     "cards.cards": ("formulas",),
 }
 _HOME = {name: f"labkit.{module}" for module, names in _NAMES.items() for name in names}
-_MODULES = ("algorithms", "data", "check", "widgets", "errors", "exchange")
+_MODULES = ("algorithms", "check", "costs", "data", "errors", "exchange", "widgets")
 
 __all__ = sorted([*_HOME, *_MODULES])
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # the same names for whoever reads types
     from labkit import (
         algorithms as algorithms,
         check as check,
+        costs as costs,
         data as data,
         errors as errors,
         exchange as exchange,

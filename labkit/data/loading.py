@@ -10,8 +10,9 @@ import sys
 import threading
 import traceback
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import cloudpickle
@@ -25,6 +26,7 @@ from labkit.text import in_words
 
 Batch = tuple[Tensor, Tensor]
 _DIED = "DataLoader worker"  # how torch begins when one of its processes has died
+_opened: ContextVar[ExitStack | None] = ContextVar("opened", default=None)  # loaders to close, newest first
 
 
 class Reader(IterableDataset[Any]):
@@ -67,33 +69,23 @@ def prefetched(reader: type[Reader], source: Any, indices: Batches) -> Iterator[
     Raises DataError for what the dataset does wrong, for a process that died, and where there can be none.
     """
     loader = _delivered(reader(source, copy.copy(indices)), indices)
-    _open.loaders.append(loader)
+    if (stack := _opened.get()) is not None:
+        stack.callback(loader.close)
     return loader
-
-
-class _Open(threading.local):
-    """The loaders that this thread has opened and not closed."""
-
-    def __init__(self) -> None:
-        self.loaders: list[Iterator[Batch]] = []
-
-
-_open = _Open()
 
 
 @contextmanager
 def loaders_closed() -> Iterator[None]:
     """End the processes of all loaders that are opened inside, however it is left; also a decorator."""
-    before, _open.loaders = _open.loaders, []
-    try:
-        yield
-    finally:
-        for loader in _open.loaders:
-            loader.close()  # type: ignore[attr-defined]  # a generator
-        _open.loaders = before
+    with ExitStack() as stack:
+        before = _opened.set(stack)
+        try:
+            yield
+        finally:
+            _opened.reset(before)
 
 
-def _delivered(reader: Reader, indices: Batches) -> Iterator[Batch]:
+def _delivered(reader: Reader, indices: Batches) -> Generator[Batch]:
     name, workers = reader.source.name, reader.source.workers
     if multiprocessing.current_process().daemon:
         raise DataError(

@@ -35,9 +35,9 @@ class Skewed(ABC):
         random = generator(seed)
         owner = np.empty(len(dataset), dtype=np.int64)
         for members in self.groups(dataset):
-            owner[random.permutation(members)] = dealt(len(members), shares(self.alpha, peers, random))
+            owner[random.permutation(members)] = owners_by_share(len(members), shares(self.alpha, peers, random))
         owner = topped_up(owner, peers, self.least, random)
-        return Partition(range(len(dataset)), parts(owner, peers), repr(self))
+        return Partition(range(len(dataset)), by_owner(owner, peers), repr(self))
 
     @abstractmethod
     def groups(self, dataset: Dataset) -> Sequence[Integers]:
@@ -110,10 +110,10 @@ class ByLabel:
         self._require_fit(dataset.name, sizes, peers)
         random = generator(seed)
         owner = np.empty(len(dataset), dtype=np.int64)
-        holders = hands(slots(sizes, peers * self.labels, peers), peers, random)
+        holders = class_owners(owners_per_class(sizes, peers * self.labels, peers), peers, random)
         for members, mine in zip(classes, holders, strict=True):
             owner[random.permutation(members)] = mine[np.arange(len(members)) * len(mine) // len(members)]
-        return Partition(range(len(dataset)), parts(owner, peers), repr(self))
+        return Partition(range(len(dataset)), by_owner(owner, peers), repr(self))
 
     def _require_fit(self, name: str, sizes: Integers, peers: int) -> None:
         classes, wanted = len(sizes), peers * self.labels
@@ -177,7 +177,7 @@ def shares(alpha: float, peers: int, random: np.random.Generator) -> Floats:
     return np.asarray(raw / raw.sum(), dtype=np.float64)
 
 
-def dealt(count: int, share: Floats) -> Integers:
+def owners_by_share(count: int, share: Floats) -> Integers:
     """The owner of each of `count` examples in a row, [count]: pᵢ of them to peer i, cut at ⌊count·Σ p⌋."""
     ends = np.floor(np.cumsum(share) * count)
     ends[-1] = count  # the sum of the shares may fall short of one by rounding
@@ -209,14 +209,14 @@ def topped_up(owner: Integers, peers: int, least: int, random: np.random.Generat
     return owner
 
 
-def parts(owner: Integers, peers: int) -> tuple[Integers, ...]:
+def by_owner(owner: Integers, peers: int) -> tuple[Integers, ...]:
     """Each peer's examples in ascending order."""
     order = np.argsort(owner, kind="stable").astype(np.int64, copy=False)
     ends = np.cumsum(np.bincount(owner, minlength=peers)).tolist()
     return tuple(order[start:end] for start, end in zip([0, *ends], ends, strict=False))
 
 
-def slots(sizes: Integers, total: int, most: int) -> Integers:
+def owners_per_class(sizes: Integers, total: int, most: int) -> Integers:
     """How many of `total` owners each class gets [classes]: one, then always the class with most examples an owner.
 
     That is the highest-averages method (D'Hondt; Balinski & Young, Fair Representation, 1982), bounded by `most` and by
@@ -237,7 +237,7 @@ def slots(sizes: Integers, total: int, most: int) -> Integers:
     return np.array(owners, dtype=np.int64)
 
 
-def hands(owners: Integers, peers: int, random: np.random.Generator) -> list[Integers]:
+def class_owners(owners: Integers, peers: int, random: np.random.Generator) -> list[Integers]:
     """Who owns each class: `owners[c]` different peers for class c, every peer equally many classes.
 
     The slots, class after class in a random order, are dealt in rounds, each to all peers in a random order. A class

@@ -1,4 +1,9 @@
-"""Round-robin and list scheduling: each policy reads a Problem and says for every task where and when it runs."""
+"""Policies: each reads a Problem and says for every task where and when it runs.
+
+They share one model of the machine: worker w of speed s_w runs a task of cost p in p/s_w seconds, one task at a time
+and without interruption. A result is at once where it was computed, and on any other worker after its transfer time;
+links are never crowded. A worker that has been given a task waits for the task's data.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +25,74 @@ from labkit.tasks.graph import Graph
 Heaps = list[list[tuple[float, int]]]  # for each speed its workers: (free from, worker)
 
 
+@dataclass(frozen=True)
+class Problem:
+    """Costs [tasks], speeds [workers], dependencies (None: all tasks are independent), and a seed for chance."""
+
+    costs: Floats
+    speeds: Floats
+    graph: Graph | None
+    seed: int
+
+
+class Placement(NamedTuple):
+    """For each task its worker, and its start and finish in seconds, all [tasks]."""
+
+    worker: Integers
+    start: Floats
+    finish: Floats
+
+
+class PartialSchedule:
+    """Where tasks were put until now; plain lists, because policies read and write them one entry at a time."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.before = problem.graph.before if problem.graph else [[]] * len(problem.costs)
+        self.cost: list[float] = problem.costs.tolist()
+        self.speed: list[float] = problem.speeds.tolist()
+        self.worker = [-1] * len(self.cost)
+        self.start = [0.0] * len(self.cost)
+        self.finish = [0.0] * len(self.cost)
+        self.free = [0.0] * len(self.speed)  # when each worker has done all it was given
+
+    def put(self, task: int, worker: int, start: float) -> None:
+        """Let `worker` run `task` from `start`."""
+        self.worker[task], self.start[task] = worker, start
+        self.finish[task] = start + self.cost[task] / self.speed[worker]
+        self.free[worker] = max(self.free[worker], self.finish[task])
+
+    def append(self, task: int, worker: int, now: float = 0.0) -> None:
+        """Let `worker` run `task` after all it was given, not before `now` nor before the task's data are there."""
+        start = max(self.free[worker], now)
+        if self.before[task]:
+            start = max(start, self.arrival(task)[0](worker))
+        self.put(task, worker, start)
+
+    def arrival(self, task: int) -> tuple[Callable[[int], float], Sequence[int]]:
+        """When a task's inputs can be on a worker, as a function of the worker; and the workers that hold some."""
+        before, worker, finish = self.before[task], self.worker, self.finish
+        if not before:
+            return (lambda w: 0.0), ()
+        if len(before) == 1:
+            (only, carry), source = before[0], worker[before[0][0]]
+            near = finish[only]
+            return (lambda w: near if w == source else near + carry), (source,)
+        here: dict[int, float] = {}
+        elsewhere: dict[int, float] = {}
+        for i, carry in before:
+            w = worker[i]
+            here[w] = max(here.get(w, 0.0), finish[i])
+            elsewhere[w] = max(elsewhere.get(w, 0.0), finish[i] + carry)
+        last = max(elsewhere, key=elsewhere.__getitem__)  # the worker whose results are the last to come from afar
+        first = elsewhere[last]
+        second = max((seconds for w, seconds in elsewhere.items() if w != last), default=0.0)
+        return (lambda w: max(second if w == last else first, here.get(w, 0.0))), tuple(here)
+
+    def placement(self) -> Placement:
+        """The finished plan."""
+        return Placement(np.array(self.worker), np.array(self.start), np.array(self.finish))
+
+
 def round_robin(problem: Problem) -> Placement:
     """First in, first out, dealt like cards: the k-th task goes to worker k mod m, whatever it costs.
 
@@ -34,10 +107,10 @@ def round_robin(problem: Problem) -> Placement:
         finish = np.cumsum(padded.reshape(-1, m), axis=0)
         start = np.vstack([np.zeros(m), finish[:-1]])
         return Placement(worker, start.ravel()[:n], finish.ravel()[:n])
-    book = Book(problem)
+    plan = PartialSchedule(problem)
     for k, task in enumerate(graph.order):
-        book.append(task, k % m)
-    return book.placement()
+        plan.append(task, k % m)
+    return plan.placement()
 
 
 def greedy(problem: Problem) -> Placement:
@@ -111,10 +184,10 @@ def _dispatch(problem: Problem, graph: Graph, order: Integers) -> Placement:
     As long as some worker is idle, the first ready task goes where it ends first, be that a busy but faster worker, or
     a busy one that holds its data. Without dependencies this is what `_few_speeds` does.
     """
-    book, now = Book(problem), 0.0
-    pool = _Pool(book)
+    plan, now = PartialSchedule(problem), 0.0
+    pool = _WorkersBySpeed(plan)
     rank = np.argsort(order, kind="stable").tolist()
-    missing = [len(before) for before in book.before]
+    missing = [len(before) for before in plan.before]
     ready = [(rank[task], task) for task, count in enumerate(missing) if count == 0]
     heapq.heapify(ready)
     finishes: list[tuple[float, int]] = []
@@ -122,31 +195,31 @@ def _dispatch(problem: Problem, graph: Graph, order: Integers) -> Placement:
         while ready and pool.idle:
             task = heapq.heappop(ready)[1]
             pool.place(task, now)
-            heapq.heappush(finishes, (book.finish[task], task))
+            heapq.heappush(finishes, (plan.finish[task], task))
         now = finishes[0][0]
         while finishes and finishes[0][0] <= now:
             done = heapq.heappop(finishes)[1]
-            pool.leave(book.worker[done])
+            pool.leave(plan.worker[done])
             for task in graph.release(done, missing):
                 heapq.heappush(ready, (rank[task], task))
-    return book.placement()
+    return plan.placement()
 
 
-class _Pool:
-    """Workers by speed, in each group a heap of (free from, worker); entries that the book has overtaken are stale."""
+class _WorkersBySpeed:
+    """Workers by speed, in each group a heap of (free from, worker), where the plan may have overtaken an entry."""
 
-    def __init__(self, book: Book) -> None:
-        self.book = book
-        self.given = [0] * len(book.speed)  # tasks that each worker still has to end
-        self.idle = len(book.speed)  # workers that have none
-        self.heaps: dict[float, list[tuple[float, int]]] = {s: [] for s in sorted(set(book.speed), reverse=True)}
-        for w, speed in enumerate(book.speed):
+    def __init__(self, plan: PartialSchedule) -> None:
+        self.plan = plan
+        self.given = [0] * len(plan.speed)  # tasks that each worker still has to end
+        self.idle = len(plan.speed)  # workers that have none
+        self.heaps: dict[float, list[tuple[float, int]]] = {s: [] for s in sorted(set(plan.speed), reverse=True)}
+        for w, speed in enumerate(plan.speed):
             self.heaps[speed].append((0.0, w))
 
     def tops(self) -> Iterator[int]:
         """In each group the worker that is free first, the fastest group first."""
         for heap in self.heaps.values():
-            while heap[0][0] != self.book.free[heap[0][1]]:
+            while heap[0][0] != self.plan.free[heap[0][1]]:
                 heapq.heappop(heap)
             yield heap[0][1]
 
@@ -157,21 +230,18 @@ class _Pool:
 
     def place(self, task: int, now: float) -> None:
         """Put a task where it ends first; only the tops and the workers that hold its inputs can be best."""
-        book = self.book
-        at, holders = arrival(book.before[task], book.worker, book.finish)
+        plan = self.plan
+        at, holders = plan.arrival(task)
         best, chosen, begin = math.inf, -1, 0.0
         for w in (*self.tops(), *holders):
-            start = max(book.free[w], now, at(w))
-            end = start + book.cost[task] / book.speed[w]
+            start = max(plan.free[w], now, at(w))
+            end = start + plan.cost[task] / plan.speed[w]
             if end < best:
                 best, chosen, begin = end, w, start
-        book.put(task, chosen, begin)
+        plan.put(task, chosen, begin)
         self.idle -= self.given[chosen] == 0
         self.given[chosen] += 1
-        heapq.heappush(self.heaps[book.speed[chosen]], (book.free[chosen], chosen))
-
-
-# -- Work stealing, simulated event by event.
+        heapq.heappush(self.heaps[plan.speed[chosen]], (plan.free[chosen], chosen))
 
 
 def stealing(problem: Problem) -> Placement:
@@ -182,12 +252,12 @@ def stealing(problem: Problem) -> Placement:
     the worker that made it ready; a thief draws its victim by `seed` from all queues that are not empty, and takes the
     tail. Unlike LPT, no worker needs to know a cost beforehand. A theft itself takes no time; transfers do.
     """
-    graph, book, chance = problem.graph, Book(problem), random.Random(problem.seed)
-    workers = range(len(book.speed))
-    missing = [len(before) for before in book.before]
+    graph, plan, chance = problem.graph, PartialSchedule(problem), random.Random(problem.seed)
+    workers = range(len(plan.speed))
+    missing = [len(before) for before in plan.before]
     blocks = np.array_split(np.flatnonzero(np.array(missing) == 0), len(workers))
     queues = [deque(block.tolist()) for block in blocks]
-    stocked = _Bag([w for w in workers if queues[w]])
+    nonempty = _RandomSet([w for w in workers if queues[w]])
     running = [-1 for _ in workers]
     wakes = [(0.0, w) for w in workers]  # ascending, hence a heap
     asleep: list[int] = []
@@ -196,24 +266,24 @@ def stealing(problem: Problem) -> Placement:
         if graph is not None and running[w] >= 0:
             for task in reversed(graph.release(running[w], missing)):
                 queues[w].appendleft(task)
-                stocked.add(w)
+                nonempty.add(w)
                 if asleep:  # now there is something to steal
                     heapq.heappush(wakes, (now, asleep.pop()))
         running[w] = -1
-        victim = w if queues[w] else stocked.draw(chance)
+        victim = w if queues[w] else nonempty.draw(chance)
         if victim is None:
             asleep.append(w)
             continue
         task = queues[w].popleft() if victim == w else queues[victim].pop()
         if not queues[victim]:
-            stocked.discard(victim)
-        book.append(task, w, now)
+            nonempty.discard(victim)
+        plan.append(task, w, now)
         running[w] = task
-        heapq.heappush(wakes, (book.finish[task], w))
-    return book.placement()
+        heapq.heappush(wakes, (plan.finish[task], w))
+    return plan.placement()
 
 
-class _Bag:
+class _RandomSet:
     """A set of workers from which one is drawn at random in constant time."""
 
     def __init__(self, members: list[int]) -> None:
@@ -234,8 +304,6 @@ class _Bag:
         return self.members[int(chance.random() * len(self.members))] if self.members else None
 
 
-# -- HEFT, the standard heuristic for tasks that depend on each other on unequal workers.
-
 Slots = list[tuple[float, float]]  # (start, finish) of what a worker runs, in order of time
 
 
@@ -248,27 +316,27 @@ def earliest_finish(problem: Problem) -> Placement:
     """
     if problem.graph is None:
         return longest_first(problem)
-    book = Book(problem)
-    slots: list[Slots] = [[] for _ in book.speed]
+    plan = PartialSchedule(problem)
+    slots: list[Slots] = [[] for _ in plan.speed]
     used: list[int] = []
     unused: dict[float, list[int]] = {}  # idle workers of one speed are alike: only the first is ever tried
-    for w in reversed(range(len(book.speed))):
-        unused.setdefault(book.speed[w], []).append(w)
+    for w in reversed(range(len(plan.speed))):
+        unused.setdefault(plan.speed[w], []).append(w)
     rank = upward_ranks(problem, problem.graph)
     for task in sorted(problem.graph.order, key=lambda task: -rank[task]):  # equal ranks stay in topological order
-        at, _ = arrival(book.before[task], book.worker, book.finish)
+        at, _ = plan.arrival(task)
         best, chosen, start = math.inf, -1, 0.0
         for w in (*used, *(alike[-1] for alike in unused.values() if alike)):
-            length, ready = book.cost[task] / book.speed[w], at(w)
+            length, ready = plan.cost[task] / plan.speed[w], at(w)
             if ready + length < best:  # else no gap can help
                 begin = _first_gap(slots[w], ready, length)
                 if begin + length < best:
                     best, chosen, start = begin + length, w, begin
         if not slots[chosen]:
-            used.append(unused[book.speed[chosen]].pop())
-        book.put(task, chosen, start)
-        insort(slots[chosen], (start, book.finish[task]))
-    return book.placement()
+            used.append(unused[plan.speed[chosen]].pop())
+        plan.put(task, chosen, start)
+        insort(slots[chosen], (start, plan.finish[task]))
+    return plan.placement()
 
 
 def upward_ranks(problem: Problem, graph: Graph) -> list[float]:
@@ -288,81 +356,3 @@ def _first_gap(slots: Slots, ready: float, length: float) -> float:
             break
         start = end
     return start
-
-
-# -- The machine model that every policy shares, and the book it keeps of who runs what and when.
-#
-# Worker w of speed s_w runs a task of cost p in p/s_w seconds, one task at a time and without interruption. A result is
-# at once where it was computed, and on any other worker after its transfer time; links are never crowded. A worker that
-# has been given a task waits for the task's data.
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Costs [tasks], speeds [workers], dependencies (None: all tasks are independent), and a seed for chance."""
-
-    costs: Floats
-    speeds: Floats
-    graph: Graph | None
-    seed: int
-
-
-class Placement(NamedTuple):
-    """For each task its worker, and its start and finish in seconds, all [tasks]."""
-
-    worker: Integers
-    start: Floats
-    finish: Floats
-
-
-class Book:
-    """Where tasks were put until now; plain lists, because policies read and write them one entry at a time."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.before = problem.graph.before if problem.graph else [[]] * len(problem.costs)
-        self.cost: list[float] = problem.costs.tolist()
-        self.speed: list[float] = problem.speeds.tolist()
-        self.worker = [-1] * len(self.cost)
-        self.start = [0.0] * len(self.cost)
-        self.finish = [0.0] * len(self.cost)
-        self.free = [0.0] * len(self.speed)  # when each worker has done all it was given
-
-    def put(self, task: int, worker: int, start: float) -> None:
-        """Let `worker` run `task` from `start`."""
-        self.worker[task], self.start[task] = worker, start
-        self.finish[task] = start + self.cost[task] / self.speed[worker]
-        self.free[worker] = max(self.free[worker], self.finish[task])
-
-    def append(self, task: int, worker: int, now: float = 0.0) -> None:
-        """Let `worker` run `task` after all it was given, not before `now` nor before the task's data are there."""
-        start = max(self.free[worker], now)
-        if self.before[task]:
-            at, _ = arrival(self.before[task], self.worker, self.finish)
-            start = max(start, at(worker))
-        self.put(task, worker, start)
-
-    def placement(self) -> Placement:
-        """The book as arrays."""
-        return Placement(np.array(self.worker), np.array(self.start), np.array(self.finish))
-
-
-def arrival(
-    before: Sequence[tuple[int, float]], worker: Sequence[int], finish: Sequence[float]
-) -> tuple[Callable[[int], float], Sequence[int]]:
-    """When a task's inputs can be on a given worker, as a function of the worker; and the workers that hold some."""
-    if not before:
-        return (lambda w: 0.0), ()
-    if len(before) == 1:
-        (task, carry), source = before[0], worker[before[0][0]]
-        near = finish[task]
-        return (lambda w: near if w == source else near + carry), (source,)
-    here: dict[int, float] = {}
-    elsewhere: dict[int, float] = {}
-    for i, carry in before:
-        w = worker[i]
-        here[w] = max(here.get(w, 0.0), finish[i])
-        elsewhere[w] = max(elsewhere.get(w, 0.0), finish[i] + carry)
-    last = max(elsewhere, key=elsewhere.__getitem__)  # the worker whose results are the last to come from afar
-    first = elsewhere[last]
-    second = max((seconds for w, seconds in elsewhere.items() if w != last), default=0.0)
-    return (lambda w: max(second if w == last else first, here.get(w, 0.0))), tuple(here)

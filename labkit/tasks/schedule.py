@@ -193,6 +193,7 @@ class Schedule(Chart):
 
     @cached_property
     def busy(self) -> Floats:
+        """How long each worker computes, [workers] seconds."""
         busy: Floats = np.bincount(self.worker, self.finish - self.start, self.workers).astype(np.float64)
         return busy
 

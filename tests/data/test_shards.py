@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 
 from labkit.data import IID, ByLabel, Dirichlet, Quantity, Replicated, load
 from labkit.data.dataset import Sharding
-from labkit.data.shards import dealt, shares, slots, topped_up
+from labkit.data.shards import owners_by_share, owners_per_class, shares, topped_up
 from labkit.errors import DataError, SettingError
 from tests.data.toys import labelled
 from tests.examples import few, many
@@ -134,7 +134,7 @@ def test_shares_have_the_variance_of_the_dirichlet_distribution(alpha):
 
 
 def test_examples_are_dealt_in_proportion_to_the_shares():
-    owner = dealt(10, np.array([0.5, 0.0, 0.2, 0.3]))
+    owner = owners_by_share(10, np.array([0.5, 0.0, 0.2, 0.3]))
     assert owner.tolist() == [0] * 5 + [2] * 2 + [3] * 3
 
 
@@ -156,8 +156,8 @@ def test_topping_up_takes_from_the_largest_alone_and_no_more_than_is_missing(own
 
 
 def test_slots_follow_the_sizes_of_the_classes():
-    assert slots(np.array([600, 300, 100]), total=10, most=10).tolist() == [6, 3, 1]
-    assert slots(np.array([997, 1, 2]), total=6, most=4).tolist() == [4, 1, 1]
+    assert owners_per_class(np.array([600, 300, 100]), total=10, most=10).tolist() == [6, 3, 1]
+    assert owners_per_class(np.array([997, 1, 2]), total=6, most=4).tolist() == [4, 1, 1]
 
 
 @pytest.mark.parametrize("how", [Dirichlet(0.05), ByLabel(1), Quantity(0.05)], ids=repr)

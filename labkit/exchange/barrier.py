@@ -72,7 +72,16 @@ class Barrier:
     def of(
         cls, round: int, number: int, peers: Sequence[int], messages: Sequence[Message], replies: Sequence[Tree]
     ) -> Self:
-        """The barrier at which `peers` met with these messages and got these replies."""
+        """The barrier at which `peers` met with these messages and got these replies.
+
+        >>> from labkit.exchange import Mean
+        >>> messages = [Mean(torch.tensor([1.0, 0.0])), Mean(torch.tensor([3.0, 4.0]))]
+        >>> Barrier.of(1, 1, [0, 1], messages, Mean.lockstep(messages))
+        Round 1, message 1: Mean of 2 peers
+          2 numbers each, 8 B sent per peer, by formula; all receive the same
+          peer 0 sends ‖x‖ = 1 (1, 0), to 1 (8 B); receives ‖x‖ = 2.828 (2, 2)
+          peer 1 sends ‖x‖ = 5 (3, 4), to 0 (8 B); receives ‖x‖ = 2.828 (2, 2)
+        """
         first, who = messages[0], dict(enumerate(peers))
         return cls(
             round,
@@ -80,8 +89,8 @@ class Barrier:
             type(first).__name__,
             first.formula,
             tuple(peers),
-            tuple(_copy(message.value) for message in messages),
-            tuple(_copy(reply) for reply in replies),
+            tuple(tree.map(_copied, message.value) for message in messages),
+            tuple(tree.map(_copied, reply) for reply in replies),
             tuple(
                 t._replace(source=who.get(t.source, -1), target=who.get(t.target, -1))
                 for t in first.transfers(len(messages))
@@ -145,8 +154,5 @@ class Barrier:
         return {**data, "text/plain": repr(self)}, metadata
 
 
-def _copy(values: Tree) -> Tree:
-    def one(leaf: Tensor) -> Tensor:
-        return leaf.detach().cpu().clone()
-
-    return tree.map(one, values)
+def _copied(leaf: Tensor) -> Tensor:
+    return leaf.detach().cpu().clone()

@@ -86,8 +86,8 @@ class Topology:
     @cached_property
     def edges(self) -> Integers:
         """Who sends to whom: pairs (source, target) of different peers, [edges, 2]."""
-        apart = self.sources != self.targets
-        return np.stack([self.sources[apart], self.targets[apart]], axis=-1)
+        different = self.sources != self.targets
+        return np.stack([self.sources[different], self.targets[different]], axis=-1)
 
     def neighbours(self, i: int) -> list[int]:
         """From whom peer i receives."""

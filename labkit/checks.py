@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
@@ -71,6 +72,17 @@ def number(
             high = f" up to {most:g}" if above else f" to {most:g}"
         raise error(f"{name} is {value!r}; give {unit} {low}{high}.")
     return real
+
+
+def one_of(value: Any, name: str, options: Iterable[str], error: type[LabkitError] = SettingError) -> str:
+    """Return `value` if it is one of the options, else raise `error`.
+
+    >>> one_of("pair", "kind", ("symmetric", "pair"))
+    'pair'
+    """
+    if value not in (known := tuple(options)):
+        raise error(f"{name}={value!r} is unknown; choose one of {', '.join(known)}.")
+    return str(value)
 
 
 def numbers(values: Any, name: str, error: type[LabkitError]) -> Floats:

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from labkit.checks import number, whole
+from labkit.checks import number, one_of, whole
 from labkit.errors import ScheduleError, SettingError
 
 
@@ -64,3 +64,10 @@ def test_infinity_is_taken_where_the_range_reaches_it():
 def test_a_unit_stands_for_the_number():
     with pytest.raises(SettingError, match=r"^pause is -1; give seconds from 0 on\.$"):
         number(-1, "pause", unit="seconds")
+
+
+def test_what_is_none_of_the_options_is_refused_with_them():
+    assert one_of("b", "kind", ["a", "b"]) == "b"
+    for value in ("c", None, ["a"]):
+        with pytest.raises(ScheduleError, match=r"^kind=.* is unknown; choose one of a, b\.$"):
+            one_of(value, "kind", {"a": 1, "b": 2}, ScheduleError)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labkit.checks import generator, number
+from labkit.checks import generator, number, one_of
 from labkit.data.dataset import Dataset
-from labkit.errors import DataError, SettingError
+from labkit.errors import DataError
 
 TEST_SHARE = 0.2
 _TOKENS = (torch.int64, torch.int32)
@@ -154,8 +154,7 @@ def noisy(dataset: Dataset, share: float, kind: str = "symmetric", seed: int = 0
     719
     """
     share = number(share, "share", most=1)
-    if kind not in _NOISE:
-        raise SettingError(f"kind={kind!r} is unknown: choose one of {', '.join(_NOISE)}.")
+    one_of(kind, "kind", _NOISE)
     if not isinstance(dataset, Tensors):
         raise DataError(
             f"The labels of {dataset.name} are loaded batch by batch: let the torch dataset give wrong ones itself, or "

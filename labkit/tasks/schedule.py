@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from labkit.checks import Floats, Integers, numbers, whole, worker_speeds
+from labkit.checks import Floats, Integers, numbers, one_of, whole, worker_speeds
 from labkit.errors import ScheduleError
 from labkit.plots.bars import Bar
 from labkit.tasks.chart import Chart
@@ -73,8 +73,7 @@ def schedule(
         longest = price.sum() / pace.min()
     if not np.isfinite(longest):
         raise ScheduleError("the costs add up to more seconds than a float can hold; give them in a larger unit.")
-    if policy not in POLICIES:
-        raise ScheduleError(f"policy {policy!r} is unknown; choose one of {', '.join(POLICIES)}.")
+    one_of(policy, "policy", POLICIES, ScheduleError)
     graph = Graph.read(after, transfer, names)
     placed = POLICIES[policy](Problem(price, pace, graph, whole(seed, "seed", ScheduleError, least=0)))
     longest = graph.longest_path(price) if graph else float(price.max())

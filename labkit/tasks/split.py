@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from labkit.checks import Integers, generator, numbers, whole
+from labkit.checks import Integers, generator, numbers, one_of, whole
 from labkit.errors import PartitionError
 from labkit.plots.bars import ownership
 from labkit.plots.panel import Picture
@@ -47,8 +47,7 @@ def split(
         raise PartitionError("there are no items to split; give at least one.")
     if k > n:
         raise PartitionError(f"{k:,} parts are more than {n:,} items, so some would be empty; ask for at most {n:,}.")
-    if how not in _HOW:
-        raise PartitionError(f"how={how!r} is unknown; choose one of {', '.join(_HOW)}.")
+    one_of(how, "how", _HOW, PartitionError)
     if (weights is not None) != (how == "weighted"):
         raise PartitionError("weights and how='weighted' belong together; give both or neither.")
     return Partition(items, tuple(_HOW[how](n, k, weights, seed)), how)

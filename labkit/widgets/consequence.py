@@ -15,6 +15,7 @@ from functools import cache, lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from labkit.checks import one_of
 from labkit.data import load
 from labkit.errors import SettingError
 
@@ -62,8 +63,7 @@ def train_on(held: Sequence[Integers], items: int, order: str = "sorted") -> Eff
     `order` is "sorted" (by digit, so that neighbouring items look alike) or "shuffled". Raises SettingError for
     another order, for more items than there are examples, and when no worker holds anything.
     """
-    if order not in ORDERS:
-        raise SettingError(f"order={order!r} is unknown: choose one of {', '.join(ORDERS)}.")
+    one_of(order, "order", ORDERS)
     if not sum(len(mine) for mine in held):
         raise SettingError("no worker holds an item, so there is nothing to train on: give back a part.")
     sums = _sums(items, order)

@@ -10,8 +10,8 @@ import ipywidgets as widgets
 import torch
 
 from labkit.algorithms import Algorithm, AllReduce, CoTeaching, FedAvg, Gossip, LocalSGD, Mutual
+from labkit.checks import one_of
 from labkit.data import load
-from labkit.errors import SettingError
 from labkit.exchange import Barrier
 from labkit.text import amount
 from labkit.widgets.view import Computed, View, choice, frames, lines, whole_slider
@@ -81,8 +81,7 @@ class Recording:
 def _recording(algorithm: str, peers: int, seed: int) -> Recording:
     from labkit.training.stepping import step_through as walk  # loads Dask, which no widget needs before somebody steps
 
-    if algorithm not in ALGORITHMS:
-        raise SettingError(f"algorithm={algorithm!r} is unknown: choose one of {', '.join(ALGORITHMS)}.")
+    one_of(algorithm, "algorithm", ALGORITHMS)
     train = partial(walk, lambda: torch.nn.Linear(64, 10), load("digits"), ALGORITHMS[algorithm])
     return Recording(train(rounds=MOST, peers=peers, batch_size=16, seed=seed, evaluate_every=MOST))
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from labkit.cards.judges import Verdict, judge_partition, named
-from labkit.errors import PartitionError, SettingError
+from labkit.checks import one_of
+from labkit.errors import PartitionError
 from labkit.plots.bars import ownership
 from labkit.plots.panel import Picture
 from labkit.tasks.split import Partition, split as cut
@@ -99,7 +100,7 @@ def compute(
 
 
 def _damaged(partition: Partition, damage: str, which: int, copies: int) -> Partition:
-    if damage == "nothing":
+    if one_of(damage, "damage", DAMAGES) == "nothing":
         return partition
     if damage == "lose a part":
         if not 0 <= which < len(partition):
@@ -108,12 +109,10 @@ def _damaged(partition: Partition, damage: str, which: int, copies: int) -> Part
         return Partition(partition.items, kept, "broken")
     if damage == "lose an item":
         return partition.without(which)
-    if damage == "repeat an item":
-        owner = partition.owner(which)
-        for copy in range(1, copies + 1):
-            partition = partition.repeating(which, (owner + copy) % len(partition))
-        return partition
-    raise SettingError(f"damage={damage!r} is unknown: choose one of {', '.join(DAMAGES)}.")
+    owner = partition.owner(which)
+    for copy in range(1, copies + 1):
+        partition = partition.repeating(which, (owner + copy) % len(partition))
+    return partition
 
 
 def split(

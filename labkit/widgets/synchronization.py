@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from labkit.errors import SettingError
+from labkit.checks import one_of
 from labkit.plots.panel import Picture
 from labkit.tasks.sync import ASP, BSP, SSP, Timeline, synchronize as line_up
 from labkit.widgets.pictures import timeline_at
@@ -30,8 +30,7 @@ POLICIES = ("BSP", "SSP", "ASP")
 
 def policy_of(name: str, staleness: int) -> BSP | SSP | ASP:
     """The policy of that name, SSP with this bound; SettingError for another name."""
-    if name not in POLICIES:
-        raise SettingError(f"policy={name!r} is unknown: choose one of {', '.join(POLICIES)}.")
+    one_of(name, "policy", POLICIES)
     return SSP(staleness) if name == "SSP" else BSP() if name == "BSP" else ASP()
 
 

@@ -241,7 +241,7 @@ def test_a_measurement_that_cannot_be_is_refused(measured: tuple[Any, ...], says
         ({"speeds": [1, 0]}, "must be finite and above zero"),
         ({"speeds": [1, -1]}, "must be finite and above zero"),
         ({"speeds": [1, math.nan]}, "must be finite and above zero"),
-        ({"policy": "magic"}, "policy 'magic' is unknown; choose one of fifo"),
+        ({"policy": "magic"}, "policy='magic' is unknown; choose one of fifo"),
         ({"after": {7: [0]}}, "names task 7, which is not there"),
         ({"after": {0: [7]}}, "names task 7, which is not there"),
         ({"after": [[]]}, "lists predecessors for 1 tasks, but there are 3"),

@@ -17,7 +17,6 @@ from labkit.engines.batches import Examples, Stream
 from labkit.engines.experiment import Experiment
 from labkit.engines.local_peers import LocalPeers
 from labkit.engines.peer import OnePeer, Place
-from labkit.engines.shared_state import SharedState
 from labkit.errors import SettingError
 from labkit.exchange import Message
 from labkit.history.lanes import MOST_LANES, Bursts
@@ -139,8 +138,7 @@ class VirtualClock(Clock):
 
 def seconds_per_step(experiment: Experiment, device: torch.device) -> float:
     """Seconds of one peer's local step on this machine: the median of nine, after one to warm up."""
-    shared_state = SharedState.of(experiment.models[0] if experiment.alike else None, device)
-    peer = OnePeer(experiment, 0, Place(device, shared_state))
+    peer = OnePeer(experiment, 0, Place.of(experiment, device, archived=False))
     stream, taken = Stream(Examples(experiment.dataset, device), experiment.indices(0)), []
     for batch, _ in zip(stream, range(10), strict=False):
         begun = perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from labkit import tree
+from labkit.data.batches import Batches
 from labkit.engines.barriers import Answer, Meeting, barriers, exhaust
 from labkit.engines.batches import Examples, StackedStream, Stream
 from labkit.engines.checkpoint import Part, kept, moved, restore
 from labkit.engines.evaluation import AT_ONCE, accuracies, classes, trained
 from labkit.engines.experiment import Experiment, require_finite
 from labkit.engines.peer import Exchanged, OnePeer, Peers, Place
-from labkit.engines.shared_state import SharedState
-from labkit.engines.stacked.block_size import block_key, block_size
 from labkit.engines.stacked.peers import StackedPeers
+from labkit.engines.stacked.stacks import Stacks
 from labkit.exchange import Message
 from labkit.history.rows import Event
 from labkit.tree import Tree
@@ -56,18 +56,20 @@ class LocalPeers:
         parts: Sequence[Part] = (),
     ) -> None:
         self._experiment, self._members = experiment, members
-        self.shared_state = SharedState.of(experiment.models[0] if experiment.alike else None, device)
-        self._place = Place(device, self.shared_state, {} if experiment.served else None)
+        self._place = Place.of(experiment, device, archived=experiment.served)
+        self.shared_state = self._place.shared_state
         self._examples = Examples(experiment.dataset, device, alone=len(members) == 1)
         self._most, self._single = most, single
-        self._skeletons: dict[Any, nn.Module] = {}  # by kind
-        self._streams: dict[int, Any] = {}  # by client: its batches, or how many of them it was dealt
+        self._stacks = Stacks(experiment, self._place, self._examples, StackedPeers)
+        self._dealt: dict[int, int] = {}  # by peer: how many batches it was dealt before it was made
+        self._streams: dict[int, Batches] = {}  # by client: its batches, unless clients come and go
         self._stand_in = False
         self.present: Sequence[int] = members
+        self._blocks: list[Block] = []
         if parts:
             self._go_on(parts)
-        self._blocks: list[Block] = [] if experiment.served else self._made(members)
-        self._order = self._order_of(self._blocks)
+        if not experiment.served:
+            self._make(members)
         for block in self._blocks if parts else ():
             restore(block.peers, [own for part in parts for own in part["blocks"]])
 
@@ -79,8 +81,7 @@ class LocalPeers:
             chosen = self._experiment.participants(number)
             self.present = [k for k in chosen if k in self._members] if self.comes_and_goes else self._members
             self._stand_in = not self.present
-            self._blocks = self._made(self.present or self._members[:1])
-            self._order = self._order_of(self._blocks)
+            self._make(self.present or self._members[:1])
         self._number = number
         for block in self._blocks:
             block.peers.begin(number)
@@ -102,7 +103,13 @@ class LocalPeers:
         if self._experiment.served and not self._stand_in:
             for block in self._blocks:
                 block.peers.state.put_back()
-            self._put_back_streams()
+            self._dealt |= self._positions()
+            self._streams = {
+                k: own
+                for block in self._blocks
+                if not self.comes_and_goes and not block.stream.ahead
+                for k, own in zip(block.peers.members, block.stream.indices, strict=True)
+            }
 
     def first(self, messages: Sequence[Message]) -> Message:
         """One peer's message, of those that the blocks meet with."""
@@ -141,7 +148,7 @@ class LocalPeers:
             "shared_state": self.shared_state.values,
             "archive": self._place.archive or {},
             "blocks": [] if self._experiment.served else [kept(block.peers) for block in self._blocks],
-            "streams": self._places(),
+            "streams": self._dealt if self._experiment.served else self._positions(),
             "rate": [self._place.rate.version, self._place.rate.value],
         }
 
@@ -150,20 +157,17 @@ class LocalPeers:
         self.shared_state.load(moved(parts[0]["shared_state"], self._place.device))
         self._place.rate.version, self._place.rate.value = parts[0]["rate"]
         for part in parts:
-            self._streams |= {k: place for k, place in part["streams"].items() if k in self._members}
+            self._dealt |= {k: dealt for k, dealt in part["streams"].items() if k in self._members}
             if self._place.archive is not None:
                 archive = moved(part["archive"], self._place.device)
                 self._place.archive.update({k: own for k, own in archive.items() if k in self._members})
 
-    def _places(self) -> dict[int, int]:
-        """How many batches each member was dealt."""
-        if self._experiment.served:
-            return {k: own if isinstance(own, int) else own.dealt for k, own in self._streams.items()}
-        each = [(block.peers.members, block.stream) for block in self._blocks]
+    def _positions(self) -> dict[int, int]:
+        """How many batches each of the peers here was dealt."""
         return {
-            k: own.dealt - len(stream.ahead)
-            for members, stream in each
-            for k, own in zip(members, stream.indices, strict=True)
+            k: own.dealt - len(block.stream.ahead)
+            for block in self._blocks
+            for k, own in zip(block.peers.members, block.stream.indices, strict=True)
         }
 
     # -- what came of it
@@ -250,73 +254,34 @@ class LocalPeers:
 
     # -- inside
 
-    def _made(self, ids: Sequence[int]) -> list[Block]:
-        """The blocks of peers `ids`."""
-        if self._single is not None:
-            return [
-                Block(
-                    self._single(self._experiment, k, self._place),
-                    Stream(self._examples, self._stream(k)),
-                    torch.tensor([at]),
-                )
-                for at, k in enumerate(ids)
-            ]
-        kinds: dict[Any, list[int]] = defaultdict(list)
+    def _make(self, ids: Sequence[int]) -> None:
+        """Hold peers `ids`."""
+        self._blocks = [*self._singles(ids)] if self._single is not None else [*self._stacked(ids)]
+        order = torch.cat([block.at for block in self._blocks]).argsort()  # of the blocks' rows, each peer's
+        self._order = None if torch.equal(order, torch.arange(len(order))) else order
+
+    def _singles(self, ids: Sequence[int]) -> Iterator[Block]:
+        assert self._single is not None
+        for at, k in enumerate(ids):
+            peer = self._single(self._experiment, k, self._place)
+            yield Block(peer, Stream(self._examples, self._indices(k)), torch.tensor([at]))
+
+    def _stacked(self, ids: Sequence[int]) -> Iterator[Block]:
+        kinds: dict[Hashable, list[int]] = defaultdict(list)
         for at, k in enumerate(ids):
             # an optimiser that counts its steps, as Adam does, counts them for a whole stack from round to round
             steps = None if self._experiment.served else self._experiment.local_steps(k)
             kinds[self._experiment.kind(k), steps].append(at)
-        blocks = []
-        for own in kinds.values():
-            most = self._most or self._measured([ids[at] for at in own])
-            for piece in (own[i : i + most] for i in range(0, len(own), most)):
+        for alike in kinds.values():
+            most = self._most or self._stacks.size([ids[at] for at in alike])
+            for piece in (alike[i : i + most] for i in range(0, len(alike), most)):
                 members = [ids[at] for at in piece]
-                stream = StackedStream(self._examples, [self._stream(k) for k in members])
-                blocks.append(Block(self._stack(members), stream, torch.tensor(piece)))
-        return blocks
+                stream = StackedStream(self._examples, [self._indices(k) for k in members])
+                yield Block(self._stacks.stack(members), stream, torch.tensor(piece))
 
-    def _stack(self, ids: list[int]) -> StackedPeers:
-        kind = self._experiment.kind(ids[0])
-        if kind not in self._skeletons:
-            self._skeletons[kind] = self._experiment.fresh_model(ids[0]).to(self._place.device).train()
-        return StackedPeers(self._experiment, ids, self._place, self._skeletons[kind])
-
-    def _measured(self, ids: list[int]) -> int:
-        """How many of these peers, who are of one kind, to stack at once."""
-
-        def prepare(count: int) -> Callable[[], None]:
-            trial = self._stack(ids[:count])
-            stream = StackedStream(self._examples, [self._experiment.indices(k) for k in ids[:count]])
-            return lambda: trial.step(trial.loss(next(stream)))
-
-        first = ids[0]
-        example = self._experiment.dataset.trial()[0][0]
-        batch = self._experiment.batch_size, example.shape, example.dtype
-        training = self._experiment.training_key(first)
-        return block_size(
-            len(ids), block_key(self._experiment.model_of(first), batch, self._place.device, *training), prepare
-        )
-
-    def _stream(self, peer: int) -> Any:
-        """The peer's batches from where it stopped; of clients that seldom come only the place is kept."""
-        kept = self._streams.get(peer, 0)
-        return self._experiment.indices(peer, kept) if isinstance(kept, int) else kept
-
-    def _put_back_streams(self) -> None:
-        gone = self.comes_and_goes
-        for block in self._blocks:
-            ahead = len(block.stream.ahead)
-            for peer, stream in zip(block.peers.members, block.stream.indices, strict=True):
-                self._streams[peer] = stream.dealt - ahead if ahead or gone else stream
-
-    @staticmethod
-    def _order_of(blocks: list[Block]) -> Tensor | None:
-        """Which of the blocks' rows, one block after the other, is each peer's; None where they are in order."""
-        if not blocks:
-            return None
-        rows = torch.cat([block.at for block in blocks])
-        order = rows.argsort()
-        return None if torch.equal(order, torch.arange(len(order))) else order
+    def _indices(self, peer: int) -> Batches:
+        """The peer's batches from where it stopped."""
+        return self._streams.get(peer) or self._experiment.indices(peer, self._dealt.get(peer, 0))
 
     def _in_order(self, parts: list[Tensor]) -> Tensor:
         rows = parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -34,6 +34,12 @@ class Place:
     archive: dict[int, dict[str, Any]] | None = None
     rate: LearningRate = field(default_factory=LearningRate)
 
+    @classmethod
+    def of(cls, experiment: Experiment, device: torch.device, archived: bool) -> Place:
+        """The place of an experiment's peers before the first round."""
+        alike = experiment.models[0] if experiment.alike else None
+        return cls(device, SharedState.of(alike, device), {} if archived else None)
+
 
 class Peers(ABC):
     """Named parameters under one optimiser; the losses of their steps are kept until they are reported.

@@ -35,19 +35,21 @@ class Clock:
 
     def __init__(self, zero: float | None = None, latest: Callable[[float], float] = float) -> None:
         self._zero, self._latest = perf_counter() if zero is None else zero, latest
+        self._stands: float | None = None  # the seconds while it is stopped
 
     @property
     def seconds(self) -> float:
         """For how long the run has trained."""
-        return perf_counter() - self._zero
+        stands = self._stands  # another thread may stop it, or let it go on
+        return perf_counter() - self._zero if stands is None else stands
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """What is done within is no training: evaluation, a pause, a reader's look at a message."""
-        begun = self.seconds
+        begun = self._stands = self.seconds
         yield
         latest = self._latest(begun)  # which takes until the last process has done what is within
-        self._zero = perf_counter() - latest
+        self._zero, self._stands = perf_counter() - latest, None
 
     def begin(self, local: LocalPeers) -> None:
         """Those of the peers who are present begin a round."""

@@ -15,7 +15,9 @@ from torch import nn
 from labkit.checks import whole
 from labkit.cluster.gang.group import host_of
 from labkit.cluster.lab import Lab
-from labkit.engines.asynchronous.train_rank import train_apart
+from labkit.engines.asynchronous.pair_rank import PairRank
+from labkit.engines.asynchronous.server_rank import ServerRank
+from labkit.engines.asynchronous.train_rank import train_asynchronously
 from labkit.engines.checkpoint import blocks_of
 from labkit.engines.control import Control
 from labkit.engines.distributed.checkpoints import Store
@@ -120,8 +122,9 @@ def _train(on: Cluster, experiment: Experiment, report: Reporter, control: Contr
 
 def _train_asynchronously(on: Cluster, experiment: Experiment, report: Reporter, control: Control) -> Ended:
     blocks = blocks_of(experiment.peers, ranks_on(on.lab, experiment))
+    given = ServerRank if experiment.traits.central else PairRank, experiment, blocks
     how = on.timeout, on.report_every, on.device
-    gang = on.lab.launch(train_apart, experiment, blocks, *how, ranks=len(blocks), timeout=on.timeout)
+    gang = on.lab.launch(train_asynchronously, *given, *how, ranks=len(blocks), timeout=on.timeout)
     rows = Rows(len(blocks), experiment.peers, experiment.traits.predict is not None, meet=False)
 
     def take(told: list[dict[str, Any]]) -> None:

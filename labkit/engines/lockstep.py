@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from labkit.data.loading import loaders_closed
-from labkit.engines.asynchronous.async_peers import OneByOne
-from labkit.engines.asynchronous.simulate import run_events
+from labkit.engines.asynchronous.async_peers import AsyncSingles
+from labkit.engines.asynchronous.simulate import simulate
 from labkit.engines.barriers import Meeting, exhaust
 from labkit.engines.clock import Clock, Timed
 from labkit.engines.control import Control
@@ -37,7 +37,7 @@ class Lockstep(Timed):
         """Train all peers; see `labkit.engines.experiment.Engine`."""
         if experiment.traits.asynchronous:
             device = torch.device(self.device)
-            return run_events(experiment, OneByOne, self.virtual(experiment, device), report, control, device)
+            return simulate(experiment, AsyncSingles, self.virtual(experiment, device), report, control, device)
         with torch.random.fork_rng():
             return exhaust(self.walk(experiment, report, control))
 

@@ -10,8 +10,8 @@ import torch
 from labkit.checks import whole
 from labkit.cluster.preparation import keep_memory
 from labkit.data.loading import loaders_closed
-from labkit.engines.asynchronous.async_peers import InWaves, OneByOne
-from labkit.engines.asynchronous.simulate import run_events
+from labkit.engines.asynchronous.async_peers import AsyncSingles, AsyncStacks
+from labkit.engines.asynchronous.simulate import simulate
 from labkit.engines.barriers import exhaust
 from labkit.engines.clock import Clock, Timed
 from labkit.engines.control import Control
@@ -50,8 +50,8 @@ class Simulator(Timed):
         keep_memory()
         clock = self.virtual(experiment, device)
         if experiment.traits.asynchronous:
-            fleet = partial(InWaves, most=self.block) if experiment.stackable else OneByOne
-            return run_events(experiment, fleet, clock, report, control, device)
+            peers = partial(AsyncStacks, most=self.block) if experiment.stackable else AsyncSingles
+            return simulate(experiment, peers, clock, report, control, device)
         single = None if experiment.stackable else OnePeer
         local = LocalPeers(experiment, range(experiment.peers), device, most=self.block, single=single)
         answer = local.joined(lambda message: message.stacked())

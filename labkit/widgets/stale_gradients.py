@@ -14,7 +14,7 @@ import numpy.typing as npt
 from labkit.checks import whole
 from labkit.costs.staleness import stable_rate, stalest
 from labkit.data import load
-from labkit.engines.asynchronous.staleness_gate import Pace
+from labkit.engines.asynchronous.request_handlers import StalenessGate
 from labkit.errors import SettingError
 from labkit.plots.bars import histogram
 from labkit.plots.curves import curves
@@ -193,7 +193,7 @@ def descend(seconds_per_step: Sequence[float], policy: BSP | SSP | ASP, rate: fl
     step = rate / len(peers) * curvature
     height = np.sqrt(curvature / np.vdot(start, curvature * start))  # whose square makes the loss a share of the first
     weights, own = start, dict.fromkeys(peers, start)
-    seen, pace = dict.fromkeys(peers, 0), Pace(peers, policy.bound)
+    seen, gate = dict.fromkeys(peers, 0), StalenessGate(peers, policy.bound)
     queue = [(float(seconds_per_step[peer]), peer) for peer in peers]
     queue.sort()
     taken: list[tuple[int, int, float, float]] = []
@@ -208,7 +208,7 @@ def descend(seconds_per_step: Sequence[float], policy: BSP | SSP | ASP, rate: fl
                 version += 1
                 taken.append((staleness, who, now, float(np.square(height * weights).sum())))
             held.clear()
-        for other in pace.finish(peer):
+        for other in gate.finish(peer):
             own[other], seen[other] = weights, version
             heappush(queue, (now + seconds_per_step[other], other))
         if taken and not taken[-1][-1] < FAR:

@@ -1,4 +1,4 @@
-"""Fleets: the peers of an asynchronous run, each in a round of its own: one by one, or in waves."""
+"""Asynchronous peers: each in a round of its own, one by one or stacked in company that changes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit import tree
-from labkit.engines.asynchronous.request_handlers import Desk, Params, loaded
+from labkit.engines.asynchronous.request_handlers import Params, RequestHandler, loaded
 from labkit.engines.batches import Examples, StackedStream, Stream
 from labkit.engines.evaluation import classes
 from labkit.engines.experiment import Experiment
@@ -31,7 +31,7 @@ class Asked(NamedTuple):
     loss: float
 
 
-class Fleet(Protocol):
+class AsyncPeers(Protocol):
     """All peers of a run; each begins a round, asks, is answered, and begins the next one when it may.
 
     `rate` is the learning rate that the user asks for.
@@ -52,10 +52,10 @@ class Fleet(Protocol):
         """The classes [n, N] that the peers' models give inputs [N, …] with these parameters."""
 
 
-class OneByOne:
+class AsyncSingles:
     """Ordinary models, which compute one after the other: the reference."""
 
-    def __init__(self, experiment: Experiment, desk: Desk, device: torch.device) -> None:
+    def __init__(self, experiment: Experiment, handler: RequestHandler, device: torch.device) -> None:
         place, examples = _place(experiment, device), Examples(experiment.dataset, device)
         everybody, self.rate = range(experiment.peers), place.rate
         self._experiment = experiment
@@ -75,7 +75,7 @@ class OneByOne:
 
     def answer(self, peer: int, reply: Params) -> None:
         one, reply = self._peers[peer], tree.map(torch.clone, reply)
-        end(self._generators.pop(peer), reply, one, self._experiment.algorithm_of(peer))
+        finish_round(self._generators.pop(peer), reply, one, self._experiment.algorithm_of(peer))
 
     def classes(self, params: list[Params], inputs: Tensor) -> Tensor:
         device, fresh = inputs.device, self._experiment.fresh_model
@@ -83,22 +83,24 @@ class OneByOne:
         return torch.stack([classes(model, inputs) for model in models])
 
 
-class InWaves:
+class AsyncStacks:
     """Stacked peers: when the first gradient is needed, those of all whose parameters are known are computed at once.
 
     Whoever has begun a round has all it needs for its request, for in an asynchronous round nothing comes in between.
-    So those who have begun make a wave, in stacks of at most `most` peers of one kind (measured if it is not given).
+    Those who have begun are computed in stacks of at most `most` peers of one kind (measured if it is not given).
     """
 
-    def __init__(self, experiment: Experiment, desk: Desk, device: torch.device, most: int | None = None) -> None:
+    def __init__(
+        self, experiment: Experiment, handler: RequestHandler, device: torch.device, most: int | None = None
+    ) -> None:
         self._experiment, self._device = experiment, device
         self._place, self._examples = _place(experiment, device), Examples(experiment.dataset, device)
         self.rate = self._place.rate
         self._indices = [experiment.indices(k) for k in range(experiment.peers)]
         self._rows = {
-            name: torch.stack([desk.params(k)[name] for k in range(experiment.peers)]) for name in desk.params(0)
+            name: torch.stack([handler.params(k)[name] for k in range(experiment.peers)]) for name in handler.params(0)
         }  # the parameters with which each peer begins its round, [n, …]
-        self._memories = Memories(experiment.peers)
+        self._optimizers = OptimizerStates(experiment.peers)
         self._skeletons: dict[Hashable, nn.Module] = {}
         self._most = most
         self._begun: dict[int, int] = {}  # the rounds of those whose requests are not computed
@@ -122,9 +124,9 @@ class InWaves:
     def classes(self, params: list[Params], inputs: Tensor) -> Tensor:
         found: dict[int, Tensor] = {}
         for ids in self._stacks(list(range(len(params)))):
-            wave = self._wave(ids)
-            wave.params = {name: torch.stack([params[k][name] for k in ids]) for name in self._rows}
-            found |= zip(ids, wave.predicted(inputs), strict=True)
+            stack = self._stack(ids)
+            stack.params = {name: torch.stack([params[k][name] for k in ids]) for name in self._rows}
+            found |= zip(ids, stack.predicted(inputs), strict=True)
         return torch.stack([found[k] for k in range(len(params))])
 
     # -- inside
@@ -133,39 +135,39 @@ class InWaves:
         """The peers in stacks of one kind, whose optimisers have taken equally many steps."""
         alike: dict[Hashable, list[int]] = defaultdict(list)
         for k in ids:
-            alike[self._experiment.kind(k), self._experiment.local_steps(k), self._memories.age(k)].append(k)
+            alike[self._experiment.kind(k), self._experiment.local_steps(k), self._optimizers.age(k)].append(k)
         if self._most is None:
             self._most = self._measured(max(alike.values(), key=len))
         most = self._most
         return [own[i : i + most] for own in alike.values() for i in range(0, len(own), most)]
 
     def _compute(self, ids: list[int]) -> None:
-        algorithm, wave = self._experiment.algorithm_of(ids[0]), self._wave(ids)
-        wave.params = {name: rows[ids] for name, rows in self._rows.items()}
-        wave.begin_rounds([self._begun[k] for k in ids])
-        self._memories.load(wave)
-        generator = algorithm.round(wave, StackedStream(self._examples, [self._indices[k] for k in ids]))
+        algorithm, stack = self._experiment.algorithm_of(ids[0]), self._stack(ids)
+        stack.params = {name: rows[ids] for name, rows in self._rows.items()}
+        stack.begin_rounds([self._begun[k] for k in ids])
+        self._optimizers.load(stack)
+        generator = algorithm.round(stack, StackedStream(self._examples, [self._indices[k] for k in ids]))
         request = require_request(next(generator, None), algorithm)
-        self._memories.keep(wave)
-        for k, own, loss in zip(ids, request.split(), wave.mean_losses(), strict=True):
+        self._optimizers.keep(stack)
+        for k, own, loss in zip(ids, request.split(), stack.mean_losses(), strict=True):
             self._asked[k] = Asked(own, loss)
         if not self._checked:  # what a round does after its request is left out below; so let it do nothing
-            before = tree.map(torch.clone, wave.params)  # the requests may hold them
-            end(generator, tree.map(torch.zeros_like, before), wave, algorithm)
-            wave.params, self._checked = before, True
+            before = tree.map(torch.clone, stack.params)  # the requests may hold them
+            finish_round(generator, tree.map(torch.zeros_like, before), stack, algorithm)
+            stack.params, self._checked = before, True
         generator.close()
 
-    def _wave(self, ids: list[int]) -> Wave:
+    def _stack(self, ids: list[int]) -> RoundStack:
         kind = self._experiment.kind(ids[0])
         if kind not in self._skeletons:
             self._skeletons[kind] = self._experiment.fresh_model(ids[0]).to(self._device).train()
-        return Wave(self._experiment, ids, self._place, self._skeletons[kind])
+        return RoundStack(self._experiment, ids, self._place, self._skeletons[kind])
 
     def _measured(self, ids: list[int]) -> int:
         """How many of these peers, who are of one kind, to stack at once."""
 
         def prepare(count: int) -> Any:
-            trial = self._wave(ids[:count])
+            trial = self._stack(ids[:count])
             stream = StackedStream(self._examples, [self._experiment.indices(k) for k in ids[:count]])
             return lambda: trial.step(trial.loss(next(stream)))
 
@@ -187,7 +189,7 @@ def require_request(met: Message | None, algorithm: object) -> Request:
     return met
 
 
-def end(generator: Generator[Any, Any, None], reply: Params, peer: Any, algorithm: object) -> None:
+def finish_round(generator: Generator[Any, Any, None], reply: Params, peer: Any, algorithm: object) -> None:
     """Run the rest of an asynchronous round; ExchangeError where it does more than to take the reply over."""
     try:
         generator.send(cast(Tree, reply))
@@ -205,10 +207,7 @@ def _place(experiment: Experiment, device: torch.device) -> Place:
     return Place(device, SharedState.of(experiment.models[0] if experiment.alike else None, device), {})
 
 
-# -- Waves: peers that are stacked for one round, in other company every time, and what they take along.
-
-
-class Wave(StackedPeers):
+class RoundStack(StackedPeers):
     """Stacked peers that live for one round each, which may be a different one for each of them."""
 
     def begin_rounds(self, numbers: Sequence[int]) -> None:
@@ -229,8 +228,8 @@ class Wave(StackedPeers):
             self.optimizer_step.optimizer.state[self._named[name]] = values
 
 
-class Memories:
-    """What the optimisers of n peers keep from one wave to the next, a row for each of them.
+class OptimizerStates:
+    """What the optimisers of n peers keep from round to round, whatever stack they are in, a row for each of them.
 
     An optimiser that counts its steps counts for all in a stack alike: peers may be stacked whose `age` is the same.
     """
@@ -245,23 +244,23 @@ class Memories:
         """What the peer's optimiser counts; None before its first step."""
         return self._age.get(peer)
 
-    def load(self, wave: Wave) -> None:
-        """Give the wave's optimiser what its peers' have kept."""
-        ids = list(wave.members)
+    def load(self, stack: RoundStack) -> None:
+        """Give the stack's optimiser what its peers' have kept."""
+        ids = list(stack.members)
         if self._age.get(ids[0]) is None:
             return
         common = self._common[ids[0]]
-        wave.optimizer_state = {
+        stack.optimizer_state = {
             name: {key: rows[ids] for key, rows in self._rows.get(name, {}).items()}
             | {key: value.clone() for key, value in common.get(name, {}).items()}
             for name in {**self._rows, **common}
         }
 
-    def keep(self, wave: Wave) -> None:
-        """Take over what the wave's optimiser and its peers keep."""
-        wave.state.put_back()
-        ids, common = list(wave.members), {}
-        for name, values in wave.optimizer_state.items():
+    def keep(self, stack: RoundStack) -> None:
+        """Take over what the stack's optimiser and its peers keep."""
+        stack.state.put_back()
+        ids, common = list(stack.members), {}
+        for name, values in stack.optimizer_state.items():
             tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
             common[name] = {key: value for key, value in tensors.items() if not value.dim()}
             rows = self._rows.setdefault(name, {})

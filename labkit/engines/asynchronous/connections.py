@@ -1,43 +1,38 @@
-"""Service: a thread that answers requests over connections of their own, whoever comes first.
+"""Connections: a rank answers others' requests by a thread for each of them, over connections of their own.
 
 Gloo's point-to-point calls would do for the tensors, but there a wait for anybody ends with the group's time limit,
 which then breaks the whole group: a run that was paused for longer would be lost. These connections wait as long as
 they have to, and end at once when the other side is gone. As the ranks' other traffic they are not encrypted; they lead
-to the worker's own address only, and begin with a secret that the ranks tell each other.
+to the worker's own address only, and begin with a proof that both sides know a key, which the ranks tell each other.
+
+`multiprocessing.connection` has the messages and the proof. Its Listener is not used: that waits for a stranger's proof
+without a limit, and lets in nobody meanwhile.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 import struct
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
-from hmac import compare_digest
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
-from time import monotonic, perf_counter
-from typing import NamedTuple, Protocol
-
-import torch
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+from time import monotonic
+from typing import NamedTuple
 
 from labkit.cluster.gang.diagnosis import RankGone
 from labkit.cluster.gang.group import listen
-from labkit.cluster.gang.rank import own_host
-from labkit.engines.asynchronous.request_handlers import Params, loaded
-from labkit.engines.control import Wish
-from labkit.engines.distributed.reporting import common_moment, wish
-from labkit.engines.evaluation import accuracies, classes
-from labkit.engines.experiment import Experiment
 from labkit.errors import ExchangeError
 
-_HELLO, _SAY, _GOODBYE = range(3)
+_ASK, _LEAVE = range(2)
 _HEAD = struct.Struct("<Bq")  # what this is, and a number; the body follows
-_LOOK = 0.05  # seconds between two looks at whether an answer may be waited for any longer
-_HANDSHAKE = 5.0  # seconds in which a new connection says who it is
+_LOOK = 0.05  # seconds between two looks at whether it is still worth to wait
+_HANDSHAKE = 5.0  # seconds in which each word of a new connection's proof has to come
 
 
 class Address(NamedTuple):
@@ -45,105 +40,134 @@ class Address(NamedTuple):
 
     host: str
     port: int
-    secret: bytes
+    key: bytes
 
 
-Answers = Iterable[tuple[int, int, bytes]]  # to which rank, a number, and a body
+class Service(ABC):
+    """Answers the ranks `callers` until all of them have left, or one is gone without that; `close` ends it at once.
 
-
-class Clerk(Protocol):
-    """Who decides the answers: those that may go out now, be it to this rank or to others that have asked before."""
-
-    def heard(self, rank: int, head: int, body: bytes) -> Answers:
-        """A rank has said something, and may wait for an answer."""
-
-    def left(self, rank: int) -> Answers:
-        """A rank has said goodbye."""
-
-
-class Service:
-    """Answers the ranks `callers` until all of them have said goodbye, or one is gone without; `close` ends it at once.
-
+    Each has a thread that calls `answer`, which may wait there with `until` for what others do. `changed` is the lock
+    of what they share, and is notified when the service ends. A send waits for `patience` seconds at most.
     `sent` counts the bytes of the answers to each rank, `heard` is when somebody last asked, by `time.monotonic`.
     """
 
-    def __init__(self, host: str, callers: Iterable[int], clerk: Clerk) -> None:
-        self._door = listen(host)
-        self.address = Address(host, self._door.getsockname()[1], secrets.token_bytes(16))
+    def __init__(self, host: str, callers: Iterable[int], patience: float) -> None:
         self.failure: BaseException | None = None
         self.sent: Counter[int] = Counter()
-        self._clerk, self._callers = clerk, set(callers)
-        self._lines: dict[int, Connection] = {}
-        self._asleep, self._bell = Pipe(duplex=False)
         self.heard = monotonic()
-        self._thread = threading.Thread(target=self._run, name="labkit-service")
-        self._thread.start()
+        self.changed = threading.Condition()
+        self._over = False
+        self._missing, self._there = set(callers), set(callers)  # who has not come yet, and who has not left
+        self._patience = patience
+        self._door = listen(host)
+        self._door.settimeout(_LOOK)
+        self.address = Address(host, self._door.getsockname()[1], secrets.token_bytes(32))
+        self._ends: list[socket.socket] = []
+        self._threads = [self._started(self._welcome)]
+
+    @abstractmethod
+    def answer(self, rank: int, head: int, body: bytes) -> tuple[int, bytes] | None:
+        """What a rank gets that sends a number and a body, if it is to get anything; called in its own thread."""
+
+    @abstractmethod
+    def left(self, rank: int) -> None:
+        """A rank asks nothing more; called with the lock held."""
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait, with the lock held, until the condition holds; ConnectionError when the service ends before."""
+        self.changed.wait_for(lambda: self._over or condition())
+        if self._over:
+            raise _gone()
 
     def wait(self, timeout: float) -> bool:
         """True once it has ended; raises what it failed with."""
-        self._thread.join(timeout)
+        with self.changed:
+            ended = self.changed.wait_for(lambda: self._over or not self._there, timeout)
         if self.failure is not None:
             raise self.failure
-        return not self._thread.is_alive()
+        return ended
 
     def close(self) -> None:
         """End it, whoever is still there."""
-        with suppress(OSError):  # it has ended
-            self._bell.send_bytes(b"!")
-        self._thread.join()
-        self._bell.close()
+        self._end()
+        while self._threads:  # the first may still start others
+            self._threads.pop(0).join()
 
-    # -- the thread
+    # -- threads
 
-    def _run(self) -> None:
-        try:
-            while self._callers:
-                ready = wait([self._asleep, self._door, *self._lines.values()])
-                if self._asleep in ready:
-                    return
-                if self._door in ready:
-                    self._welcome()
-                for rank in [rank for rank, line in self._lines.items() if line in ready]:
-                    self._serve(rank)
-        except BaseException as error:  # noqa: BLE001  the rank itself raises it
-            self.failure = error
-        finally:
-            for line in (*self._lines.values(), self._asleep):
-                line.close()
-            self._door.close()
+    def _started(self, function: Callable[..., None], *args: object) -> threading.Thread:
+        thread = threading.Thread(target=function, args=args, name="labkit-service")
+        thread.start()
+        return thread
+
+    def _end(self, failure: BaseException | None = None) -> None:
+        """Whoever reads or waits in a thread finds that it is over; others hang up on each other because of it."""
+        with self.changed:
+            self.failure = self.failure if self._over else failure
+            self._over = True
+            self.changed.notify_all()
+            for end in self._ends:
+                with suppress(OSError):  # it is closed
+                    end.shutdown(socket.SHUT_RDWR)
 
     def _welcome(self) -> None:
-        """Let a rank in that knows the secret."""
-        line = _connection(self._door.accept()[0])
-        with suppress(OSError, EOFError, struct.error):  # a stranger's
-            if line.poll(_HANDSHAKE):
-                kind, rank, secret = _read(line, most=_HEAD.size + len(self.address.secret))
-                if kind == _HELLO and rank in self._callers and compare_digest(secret, self.address.secret):
-                    self._lines[rank] = line
+        """Give whoever comes a thread, until all ranks are there: no stranger can hold up another one."""
+        with self._door:
+            while self._missing and not self._over:
+                try:
+                    end = self._door.accept()[0]
+                except TimeoutError:
+                    continue
+                except OSError as error:
+                    self._end(error)
                     return
-        line.close()
+                with self.changed:
+                    self._ends.append(end)
+                self._threads.append(self._started(self._attend, end))
 
-    def _serve(self, rank: int) -> None:
+    def _attend(self, end: socket.socket) -> None:
         try:
-            kind, head, body = _read(self._lines[rank])
-        except (EOFError, OSError):
-            raise _gone() from None
-        self.heard = monotonic()
-        if kind == _GOODBYE:
-            self._lines.pop(rank).close()
-            self._callers.remove(rank)
-            answers = self._clerk.left(rank)
-        else:
-            answers = self._clerk.heard(rank, head, body)
-        for other, number, answer in answers:
-            self.sent[other] += len(answer)
+            with end, _connection(end, receive=_HANDSHAKE, send=self._patience) as line:
+                rank = self._admitted(line)
+                if rank is not None:
+                    _limit(end, receive=0, send=self._patience)  # a round takes as long as it takes
+                    self._serve(rank, line)
+        except BaseException as error:  # noqa: BLE001  the rank itself raises it
+            self._end(error)
+
+    def _admitted(self, line: Connection) -> int | None:
+        """The rank at the other end, which proves that it knows the key; None for a stranger."""
+        with suppress(OSError, EOFError, AuthenticationError, AssertionError, struct.error):
+            deliver_challenge(line, self.address.key)
+            answer_challenge(line, self.address.key)
+            rank: int = _HEAD.unpack(line.recv_bytes(_HEAD.size))[1]
+            with self.changed:
+                if rank in self._missing and not self._over:
+                    self._missing.discard(rank)
+                    return rank
+        return None
+
+    def _serve(self, rank: int, line: Connection) -> None:
+        while True:
             try:
-                _write(self._lines[other], _SAY, number, answer)
-            except OSError:
+                message = line.recv_bytes()
+            except (EOFError, OSError):
                 raise _gone() from None
+            self.heard = monotonic()
+            kind, head = _HEAD.unpack_from(message)
+            if kind == _LEAVE:
+                break
+            answer = self.answer(rank, head, message[_HEAD.size :])
+            if answer is not None:
+                self.sent[rank] += len(answer[1])
+                _send(line, _ASK, *answer)
+        with self.changed:
+            self._there.discard(rank)
+            self.left(rank)
+            self.changed.notify_all()
 
 
-class Line:
+class RankConnection:
     """One rank's connection to a service; `sent` counts the bytes of what it asked and told.
 
     An answer is waited for `patience` seconds, not counting those in which `excused`.
@@ -153,10 +177,13 @@ class Line:
         self.sent = 0
         self._patience, self._excused = patience, excused
         try:
-            self._line = _connection(socket.create_connection(address[:2], timeout=patience))
-            _write(self._line, _HELLO, rank, address.secret)
-        except OSError:
+            with socket.create_connection(address[:2], timeout=patience) as end:
+                self._line = _connection(end, receive=patience, send=patience)
+            answer_challenge(self._line, address.key)
+            deliver_challenge(self._line, address.key)
+        except (OSError, EOFError, AuthenticationError):
             raise _gone() from None
+        _send(self._line, _ASK, rank)
 
     def ask(self, head: int, body: bytes = b"") -> tuple[int, bytes]:
         """Send a number and a body, and wait for the answer's.
@@ -170,22 +197,20 @@ class Line:
                 if self._excused():
                     since = monotonic()
                 require_patience(monotonic() - since, self._patience)
-            return _read(self._line)[1:]
+            message = self._line.recv_bytes()
         except (EOFError, OSError):
             raise _gone() from None
+        return _HEAD.unpack_from(message)[1], message[_HEAD.size :]
 
     def tell(self, head: int, body: bytes) -> None:
         """Send a number and a body, without waiting; ConnectionError where the other side is gone."""
-        try:
-            _write(self._line, _SAY, head, body)
-        except OSError:
-            raise _gone() from None
+        _send(self._line, _ASK, head, body)
         self.sent += len(body)
 
-    def goodbye(self) -> None:
+    def leave(self) -> None:
         """Ask nothing more."""
-        with suppress(OSError):  # whoever is gone needs no goodbye
-            _write(self._line, _GOODBYE, 0, b"")
+        with suppress(OSError):  # whoever is gone need not know
+            _send(self._line, _LEAVE)
         self.close()
 
     def close(self) -> None:
@@ -202,85 +227,26 @@ def require_patience(waited: float, patience: float) -> None:
         )
 
 
-def _connection(end: socket.socket) -> Connection:
+def _connection(end: socket.socket, receive: float, send: float) -> Connection:
+    """Messages over a duplicate of the socket, each of whose reads and writes waits for so many seconds at most."""
     end.settimeout(None)
     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # short messages would wait for an acknowledgement
-    return Connection(end.detach())
+    _limit(end, receive, send)
+    return Connection(os.dup(end.fileno()))
 
 
-def _write(line: Connection, kind: int, head: int, body: bytes) -> None:
-    line.send_bytes(_HEAD.pack(kind, head) + body)
+def _limit(end: socket.socket, receive: float, send: float) -> None:
+    """Limit what the system waits for, 0: without a limit; Python's own limit would not hold for a duplicate."""
+    for option, seconds in ((socket.SO_RCVTIMEO, receive), (socket.SO_SNDTIMEO, send)):
+        end.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6)))
 
 
-def _read(line: Connection, most: int | None = None) -> tuple[int, int, bytes]:
-    message = line.recv_bytes(most)
-    kind, head = _HEAD.unpack_from(message)
-    return kind, head, message[_HEAD.size :]
+def _send(line: Connection, kind: int, number: int = 0, body: bytes = b"") -> None:
+    try:
+        line.send_bytes(_HEAD.pack(kind, number) + body)
+    except OSError:
+        raise _gone() from None
 
 
 def _gone() -> RankGone:
     return RankGone("Connection closed by peer: a rank that was to answer, or to ask, is gone.")
-
-
-# -- Seat: one rank of an asynchronous run, which peers it has, and how long it waits for others.
-
-
-@dataclass
-class Seat:
-    """`blocks[r]` are the peers of rank r, and this rank's compute on `device`.
-
-    `patience` limits in seconds how long it waits for a word of the others; a pause does not count.
-    """
-
-    experiment: Experiment
-    blocks: Sequence[range]
-    rank: int
-    device: torch.device
-    patience: float
-    began: float = 0.0
-    service: Service | None = None  # this rank's own, if it has one
-
-    @property
-    def members(self) -> range:
-        return self.blocks[self.rank]
-
-    @property
-    def host(self) -> str:
-        """The address of this rank's worker."""
-        return own_host()
-
-    @property
-    def seconds(self) -> float:
-        """Since the ranks began."""
-        return perf_counter() - self.began
-
-    def start(self) -> None:
-        """The ranks begin, and count their seconds from one moment."""
-        self.began = common_moment()
-
-    def explain(self) -> None:
-        """Raise what this rank's own service failed with, if it did: others hang up on each other because of it."""
-        if self.service is not None and self.service.failure is not None:
-            raise self.service.failure from None  # else another rank would be looked for that is to blame
-
-    def line(self, address: Address) -> Line:
-        """A connection to the service of a rank."""
-        return Line(address, self.rank, self.patience, lambda: wish() is Wish.PAUSE)
-
-    def ended(self, service: Service, timeout: float) -> bool:
-        """Wait so long for the service to end; True when it has.
-
-        Raises what it failed with, and ExchangeError when nobody has asked for too long.
-        """
-        if wish() is Wish.PAUSE:
-            service.heard = monotonic()
-        over = service.wait(timeout)
-        require_patience(monotonic() - service.heard, self.patience)
-        return over
-
-    def accuracy(self, peer: int, params: Params) -> float:
-        """The share of the test set that the peer's model gets right with these parameters."""
-        model = loaded(self.experiment.fresh_model(peer), params).to(self.device).eval()
-        data = self.experiment.dataset
-        predicted = classes(model, data.test_x.to(self.device)).unsqueeze(0)
-        return accuracies(predicted, data.test_y.to(self.device))[0]

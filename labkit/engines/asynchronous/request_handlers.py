@@ -1,8 +1,9 @@
-"""Desks: where requests are answered; what a server keeps, or what the peers that average in pairs have."""
+"""Request handlers: what a server keeps, or what peers that average in pairs have, and who may go on when."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
 
 import torch
@@ -18,7 +19,49 @@ from labkit.tree import Tree
 Params = dict[str, Tensor]
 
 
-class Desk(Protocol):
+class StalenessGate:
+    """A peer that has finished c rounds begins the next when the slowest has finished c − `bound`.
+
+    That is BSP for a bound of 0, SSP for a finite one, and ASP for an infinite one (`labkit.tasks.sync`).
+
+    >>> gate = StalenessGate(range(2), bound=1)
+    >>> gate.finish(0), gate.finish(0), gate.finish(1)
+    ([0], [], [0, 1])
+    """
+
+    def __init__(self, peers: Iterable[int], bound: float) -> None:
+        self.done = dict.fromkeys(peers, 0)  # rounds finished, of those who are there
+        self.slowest = 0
+        self._bound = bound
+        self._with = Counter(self.done.values())  # how many peers have finished so many rounds
+        self._waiting: set[int] = set()
+
+    def finish(self, peer: int) -> list[int]:
+        """The peer has finished one more round; those who may go on now, ascending."""
+        count = self.done[peer]
+        self.done[peer] = count + 1
+        self._with[count] -= 1
+        self._with[count + 1] += 1
+        self._waiting.add(peer)
+        if count > self.slowest or self._with[count]:
+            return self._released([peer])
+        self.slowest += 1
+        return self._released(sorted(self._waiting))
+
+    def leave(self, peer: int) -> list[int]:
+        """The peer does not come back, and nobody waits for it; those who may go on now, ascending."""
+        self._with[self.done.pop(peer)] -= 1
+        self._waiting.discard(peer)
+        self.slowest = min(self.done.values(), default=self.slowest)
+        return self._released(sorted(self._waiting))
+
+    def _released(self, peers: list[int]) -> list[int]:
+        free = [peer for peer in peers if self.done[peer] - self.slowest <= self._bound]
+        self._waiting.difference_update(free)
+        return free
+
+
+class RequestHandler(Protocol):
     """What takes the peers' requests, one after the other."""
 
     def take(self, peer: int, round: int, request: Request) -> int:
@@ -34,7 +77,7 @@ class Desk(Protocol):
         """Take this learning rate, if one is kept here."""
 
 
-class ServerDesk:
+class ServerHandler:
     """A server: one set of weights for all, changed by every push, or under BSP by all pushes of a round.
 
     Under BSP pushes are held until those of all peers have come, and then taken in the order of the peers, so that the
@@ -87,7 +130,7 @@ class ServerDesk:
         self._held.clear()
 
 
-class PairDesk:
+class PairHandler:
     """The parameters of all peers, [n, …], in which two of them meet at a time."""
 
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
@@ -125,13 +168,13 @@ class PairDesk:
         """The peers have optimisers of their own."""
 
 
-def desk(experiment: Experiment, device: torch.device) -> ServerDesk | PairDesk:
-    """The desk of a run: a server's where the algorithm has one, else that of the peers themselves."""
-    return ServerDesk(experiment, device) if experiment.traits.central else PairDesk(experiment, device)
+def request_handler(experiment: Experiment, device: torch.device) -> ServerHandler | PairHandler:
+    """A server's where the algorithm has one, else that of the peers themselves."""
+    return ServerHandler(experiment, device) if experiment.traits.central else PairHandler(experiment, device)
 
 
 def require(request: Request, kind: type[Request]) -> Request:
-    """Raise ExchangeError for another kind of request than this desk answers."""
+    """Raise ExchangeError for another kind of request than is answered here."""
     if not isinstance(request, kind):
         raise ExchangeError(
             f"A peer yields {type(request).__name__}, and who is asked answers {kind.__name__}: push only where the "

@@ -1,4 +1,4 @@
-"""Events: peers that wait for nobody but, at most, the slowest; virtual time decides who comes first."""
+"""Simulation of asynchronous peers, who wait for the slowest at most; virtual time decides who comes first."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from labkit.engines.asynchronous.async_peers import Fleet
-from labkit.engines.asynchronous.request_handlers import ServerDesk, builder, desk, loaded
-from labkit.engines.asynchronous.staleness_gate import Pace
-from labkit.engines.clock import VirtualClock
+from labkit.engines.asynchronous.async_peers import AsyncPeers
+from labkit.engines.asynchronous.request_handlers import ServerHandler, StalenessGate, builder, loaded, request_handler
+from labkit.engines.clock import Clock, VirtualClock
 from labkit.engines.control import Control
 from labkit.engines.evaluation import accuracies, classes
 from labkit.engines.experiment import Experiment, Outcome, require_finite
@@ -24,7 +23,7 @@ from labkit.tasks.sync import Timeline
 _MOST_INTERVALS = 2_000_000  # of all peers together; a longer run keeps no timeline
 
 
-class Events:
+class AsyncSimulation:
     """One asynchronous run, event by event: a peer has computed its request, or the request arrives where it goes.
 
     Events of the same moment happen in the order of the peers. A row is written when the slowest peer has finished its
@@ -35,62 +34,66 @@ class Events:
     def __init__(
         self,
         experiment: Experiment,
-        fleet: Callable[..., Fleet],
+        peers: Callable[..., AsyncPeers],
         clock: VirtualClock | None,
         report: Reporter,
         device: torch.device,
     ) -> None:
-        peers = range(experiment.peers)
+        everybody = range(experiment.peers)
         self._experiment, self._report = experiment, report
         self._clock, self._virtual = clock or VirtualClock(experiment.peers, 1.0), clock is not None
-        self._desk = desk(experiment, device)
-        self._fleet = fleet(experiment, self._desk, device)
-        self._pace = Pace(peers, experiment.traits.policy.bound)
+        self._handler = request_handler(experiment, device)
+        self._peers = peers(experiment, self._handler, device)
+        self._gate = StalenessGate(everybody, experiment.traits.policy.bound)
         self._test = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)
         self._seconds = [
             experiment.local_steps(k) * each
-            for k, each in zip(peers, self._clock.seconds_per_step.tolist(), strict=True)
+            for k, each in zip(everybody, self._clock.seconds_per_step.tolist(), strict=True)
         ]  # that a round of each peer takes
         self._queue: list[tuple[float, int, Request | None]] = []
-        self._back = [0.0 for _ in peers]  # seconds that the reply to each peer travels
-        self._starts: list[list[float]] = [[] for _ in peers]
-        self._bursts = [Bursts() for _ in peers[:MOST_LANES]]
-        self._losses: list[list[float]] = [[] for _ in peers]
-        self._staleness: list[list[int]] = [[] for _ in peers]
-        self._sent, self._wall, self._since = 0.0, 0.0, perf_counter()
+        self._back = [0.0 for _ in everybody]  # seconds that the reply to each peer travels
+        self._starts: list[list[float]] = [[] for _ in everybody]
+        self._bursts = [Bursts() for _ in everybody[:MOST_LANES]]
+        self._losses: list[list[float]] = [[] for _ in everybody]
+        self._staleness: list[list[int]] = [[] for _ in everybody]
+        self._sent, self._wall = 0.0, Clock()
 
     def run(self, control: Control) -> Outcome:
         """All rounds of all peers, or as many as `control` lets pass."""
         for k in range(self._experiment.peers):
             self._begin(k, 0.0)
-        while self._queue and control.proceed():
+        while self._queue and self._proceeds(control):
             self._adopt(control.rates)
             now, k, request = heappop(self._queue)
             if request is None:
                 self._ask(k, now)
             else:
                 self._arrive(k, now, request)
-        models = self._experiment.models_of(builder(self._experiment, self._desk.params))
+        models = self._experiment.models_of(builder(self._experiment, self._handler.params))
         return Outcome(models, self._timeline(), self._measured(self._staleness))
+
+    def _proceeds(self, control: Control) -> bool:
+        with self._wall.stopped():
+            return control.proceed()
 
     # -- events
 
     def _adopt(self, rates: Sequence[float]) -> None:
-        for event in self._fleet.rate.adopt(rates, self._pace.slowest + 1, self._now(self._queue[0][0])):
-            self._desk.adopt(rates[-1])
+        for event in self._peers.rate.adopt(rates, self._gate.slowest + 1, self._now(self._queue[0][0])):
+            self._handler.adopt(rates[-1])
             self._report(event)
 
     def _begin(self, k: int, now: float) -> None:
         if self._virtual and self._starts[k] and k < MOST_LANES and self._bursts[k].tells(perf_counter()):
             begun = self._starts[k][-1]
-            self._report(Interval(k, self._pace.done[k], begun, begun + self._seconds[k], None, now))
+            self._report(Interval(k, self._gate.done[k], begun, begun + self._seconds[k], None, now))
         self._starts[k].append(now)
-        self._fleet.begin(k, self._pace.done[k] + 1)
+        self._peers.begin(k, self._gate.done[k] + 1)
         heappush(self._queue, (now + self._seconds[k], k, None))
 
     def _ask(self, k: int, now: float) -> None:
-        request, loss = self._fleet.ask(k)
-        require_finite([loss], self._pace.done[k] + 1, [k])
+        request, loss = self._peers.ask(k)
+        require_finite([loss], self._gate.done[k] + 1, [k])
         self._losses[k].append(loss)
         self._sent += request.bytes(self._experiment.peers)
         there, self._back[k] = request.there_and_back(self._clock.link)
@@ -100,59 +103,51 @@ class Events:
             self._arrive(k, now, request)
 
     def _arrive(self, k: int, now: float, request: Request) -> None:
-        slowest = self._pace.slowest
-        self._staleness[k].append(self._desk.take(k, self._pace.done[k] + 1, request))
-        free = self._pace.finish(k)
-        if self._pace.slowest > slowest:
-            self._row(self._pace.slowest, now)
+        slowest = self._gate.slowest
+        self._staleness[k].append(self._handler.take(k, self._gate.done[k] + 1, request))
+        free = self._gate.finish(k)
+        if self._gate.slowest > slowest:
+            self._row(self._gate.slowest, now)
         for j in free:
-            self._fleet.answer(j, self._desk.reply(j))
-            if self._pace.done[j] < self._experiment.rounds:
+            self._peers.answer(j, self._handler.reply(j))
+            if self._gate.done[j] < self._experiment.rounds:
                 self._begin(j, now + self._back[j])
 
     # -- what is known of them
 
     def _row(self, number: int, now: float) -> None:
-        self._wall += perf_counter() - self._since
-        tested = self._experiment.evaluates(number)
-        self._report(
-            Row(
-                number,
-                tuple(losses[number - 1] for losses in self._losses),
-                self._accuracies() if tested else None,
-                self._sent / self._experiment.peers,
-                self._now(now),
-            )
-        )
-        self._since = perf_counter()
+        losses, seconds = tuple(own[number - 1] for own in self._losses), self._now(now)
+        with self._wall.stopped():
+            tested = self._accuracies() if self._experiment.evaluates(number) else None
+        self._report(Row(number, losses, tested, self._sent / self._experiment.peers, seconds))
 
     def _now(self, virtual: float) -> float:
         """The run's seconds at this moment of virtual time."""
-        return virtual if self._virtual else self._wall
+        return virtual if self._virtual else self._wall.seconds
 
     def _accuracies(self) -> tuple[float, ...]:
         inputs, targets = self._test
-        if isinstance(self._desk, ServerDesk):
-            model = loaded(self._experiment.fresh_model(), self._desk.params(0)).to(inputs.device).eval()
+        if isinstance(self._handler, ServerHandler):
+            model = loaded(self._experiment.fresh_model(), self._handler.params(0)).to(inputs.device).eval()
             return accuracies(classes(model, inputs).unsqueeze(0), targets)
-        each = [self._desk.params(k) for k in range(self._experiment.peers)]
-        return accuracies(self._fleet.classes(each, inputs), targets)
+        each = [self._handler.params(k) for k in range(self._experiment.peers)]
+        return accuracies(self._peers.classes(each, inputs), targets)
 
     def _measured(self, each: list[list[int]]) -> np.ndarray:
         """Of each peer, the rounds that everybody has finished, [n, rounds]."""
-        return np.array([own[: self._pace.slowest] for own in each]).reshape(len(each), -1)
+        return np.array([own[: self._gate.slowest] for own in each]).reshape(len(each), -1)
 
     def _timeline(self) -> Timeline | None:
-        rounds, peers = self._pace.slowest, self._experiment.peers
+        rounds, peers = self._gate.slowest, self._experiment.peers
         if not (self._virtual and rounds) or rounds * peers > _MOST_INTERVALS:
             return None
         start = np.array([own[:rounds] for own in self._starts])
         return Timeline(start, start + np.array(self._seconds)[:, None], self._experiment.traits.policy, who="peer")
 
 
-def run_events(
+def simulate(
     experiment: Experiment,
-    fleet: Callable[..., Fleet],
+    peers: Callable[..., AsyncPeers],
     clock: VirtualClock | None,
     report: Reporter,
     control: Control,
@@ -161,4 +156,4 @@ def run_events(
     """Carry out an asynchronous experiment; see `labkit.engines.experiment.Engine`."""
     with torch.random.fork_rng():
         torch.manual_seed(experiment.seed)
-        return Events(experiment, fleet, clock, report, device).run(control)
+        return AsyncSimulation(experiment, peers, clock, report, device).run(control)

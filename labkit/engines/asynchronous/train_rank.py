@@ -1,4 +1,4 @@
-"""Apart: what each worker of the cluster engine does when peers meet at no barrier, but ask for what they need.
+"""Ranks: what each worker of the cluster engine does when peers meet at no barrier, but ask for what they need.
 
 A worker's peers are one machine: they take their steps together, and the K of them ask at once. Who comes first is up
 to the machines and not to the seed, so that two runs differ, unless all wait for all (BSP).
@@ -6,10 +6,11 @@ to the machines and not to the seed, so that two runs differ, unless all wait fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from time import sleep
-from typing import Protocol
+from time import monotonic, perf_counter, sleep
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,9 +18,8 @@ from torch import Tensor
 
 from labkit.data.loading import loaders_closed
 from labkit.engines.asynchronous.async_peers import require_request
-from labkit.engines.asynchronous.connections import Seat
-from labkit.engines.asynchronous.pair_rank import Decentral
-from labkit.engines.asynchronous.server_rank import Central
+from labkit.engines.asynchronous.connections import Address, RankConnection, Service, require_patience
+from labkit.engines.asynchronous.request_handlers import Params, loaded
 from labkit.engines.barriers import exhaust
 from labkit.engines.clock import Clock
 from labkit.engines.control import Wish
@@ -30,9 +30,11 @@ from labkit.engines.distributed.reporting import (
     Result,
     RowPart,
     Stopwatch,
+    common_moment,
     wish,
     wished_rates,
 )
+from labkit.engines.evaluation import accuracies, classes
 from labkit.engines.experiment import Experiment
 from labkit.engines.local_peers import LocalPeers
 from labkit.engines.peer import OnePeer
@@ -41,86 +43,155 @@ from labkit.history.rows import Event
 from labkit.tree import Tree
 
 
-class Side(Protocol):
-    """How a rank's requests are answered, and what it knows of the run's rows."""
+class AsyncRank(ABC):
+    """One rank of an asynchronous run: it trains the peers `blocks[rank]`, and its `service` answers requests.
 
+    `patience` limits in seconds how long it waits for a word of the others; a pause does not count. The `clock` of its
+    rows stands still in pauses and while it evaluates; other ranks may go on meanwhile.
+    """
+
+    service: Service | None = None  # if this rank has one
+
+    def __init__(self, experiment: Experiment, blocks: Sequence[range], patience: float, device: torch.device) -> None:
+        self.experiment, self.blocks, self.patience, self.device = experiment, blocks, patience, device
+        self.rank = dist.get_rank()
+        self.members = blocks[self.rank]
+
+    # -- what ranks with and without a server do each in its own way
+
+    @abstractmethod
+    def connect(self, stack: ExitStack) -> None:
+        """Open the services, and the connections to them, which the stack closes."""
+
+    @abstractmethod
     def answer(self, number: int, request: Request) -> Tree:
         """The reply to the stacked requests of this rank's peers, at the end of round `number`."""
 
-    def adopt(self, rate: float) -> None:
-        """Take this learning rate, if one is kept here."""
-
+    @abstractmethod
     def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[RowPart]:
         """The round is over; parts of rows that are known by now."""
 
+    @abstractmethod
     def leave(self) -> Iterator[RowPart]:
         """Ask nothing more, and wait until nobody asks this rank; the last parts of rows."""
 
+    @abstractmethod
     def result(self) -> tuple[list[dict[str, Tensor]], list[list[int]]]:
         """The states of the models that this rank answers for, and staleness by peer."""
 
+    @abstractmethod
+    def adopt(self, rate: float) -> None:
+        """Take this learning rate, if one is kept here besides the peers'."""
+
+    # -- what they share
+
+    def start(self) -> None:
+        """The ranks meet, and count their seconds from this moment."""
+        self.began = common_moment()
+        self.clock = Clock(self.began)
+
+    @property
+    def seconds(self) -> float:
+        """Since the ranks began, pauses included."""
+        return perf_counter() - self.began
+
+    def connections(self, stack: ExitStack, to: Sequence[int]) -> list[RankConnection]:
+        """Connections to the services of these ranks, once every rank has opened its own."""
+        told: list[Any] = [None] * len(self.blocks)
+        dist.all_gather_object(told, None if self.service is None else self.service.address)
+        made = []
+        for rank in to:
+            made.append(RankConnection(Address(*told[rank]), self.rank, self.patience, lambda: wish() is Wish.PAUSE))
+            stack.callback(made[-1].close)
+        return made
+
+    def served(self) -> bool:
+        """Wait a moment; True when all ranks have left this one's service.
+
+        Raises what the service failed with, and ExchangeError when nobody has asked for too long.
+        """
+        assert self.service is not None
+        if wish() is Wish.PAUSE:
+            self.service.heard = monotonic()
+        over = self.service.wait(LOOK)
+        require_patience(monotonic() - self.service.heard, self.patience)
+        return over
+
+    def accuracy(self, peer: int, params: Params) -> float:
+        """The share of the test set that the peer's model gets right with these parameters."""
+        with self.clock.stopped():
+            model = loaded(self.experiment.fresh_model(peer), params).to(self.device).eval()
+            data = self.experiment.dataset
+            predicted = classes(model, data.test_x.to(self.device)).unsqueeze(0)
+            return accuracies(predicted, data.test_y.to(self.device))[0]
+
+    def rounds(self, local: LocalPeers, watch: Stopwatch) -> Iterator[RowPart | Event]:
+        """All rounds of this rank's peers, until the last of the others has finished too."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.experiment.seed + self.members.start)
+            for number in range(1, self.experiment.rounds + 1):
+                if not self._proceed():
+                    break
+                rates = wished_rates()
+                for event in local.adopt(rates, number, self.clock.seconds):
+                    self.adopt(rates[-1])
+                    yield event
+                begun, asked = self._round(local, number)
+                watch.intervals.append((begun, asked))
+                watch.interval(begun, asked, self.seconds)
+                yield from self.finish(number, local.mean_losses())
+        yield from self.leave()
+
+    def _proceed(self) -> bool:
+        """Wait while paused; False once the run is to stop."""
+        if wish() is Wish.PAUSE:
+            with self.clock.stopped():
+                while wish() is Wish.PAUSE:
+                    sleep(LOOK)
+        return wish() is Wish.GO
+
+    def _round(self, local: LocalPeers, number: int) -> tuple[float, float]:
+        """One round of this rank's peers; when they began to compute, and had what they asked with."""
+        begun, asked, algorithm = self.seconds, [], self.experiment.algorithm
+
+        def answer(message: Message) -> Tree:
+            asked.append(self.seconds)
+            return self.answer(number, require_request(message if len(asked) == 1 else None, algorithm))
+
+        local.begin(number)
+        exhaust(local.round(local.joined(answer)))
+        if not asked:
+            require_request(None, algorithm)
+        local.end()
+        return begun, asked[0]
+
 
 @loaders_closed()
-def train_apart(
-    experiment: Experiment, blocks: list[range], patience: float, every: float | None, on: str | None = None
+def train_asynchronously(
+    kind: type[AsyncRank],
+    experiment: Experiment,
+    blocks: list[range],
+    patience: float,
+    every: float | None,
+    on: str | None = None,
 ) -> Result:
-    """Train this rank's block of peers, heeding what the user wishes by itself."""
+    """Train this rank's block of peers; it obeys what the user wishes by itself."""
     device = torch.device(on or ("cuda" if "nccl" in dist.get_backend_config() else "cpu"))
-    seat = Seat(experiment, blocks, dist.get_rank(), device, patience)
+    rank = kind(experiment, blocks, patience, device)
     alone = max(map(len, blocks)) == 1 or not experiment.stackable
-    local = LocalPeers(experiment, seat.members, device, single=OnePeer if alone else None)
+    local = LocalPeers(experiment, rank.members, device, single=OnePeer if alone else None)
     with ExitStack() as stack:
-        side: Side = (Central if experiment.traits.central else Decentral)(seat, stack)
-        seat.start()
-        watch = Stopwatch(lambda: 0, Clock(seat.began), dist.get_rank())
+        rank.connect(stack)
+        rank.start()
+        watch = Stopwatch(lambda: 0, Clock(rank.began), rank.rank)
         reports = Reports(watch, every)
         try:
-            for news in _rounds(seat, local, side, watch):
+            for news in rank.rounds(local, watch):
                 reports.add(news)
-        except ConnectionError:
-            seat.explain()
+        except ConnectionError:  # ranks hang up on each other when one's service has failed: then that is why
+            if rank.service is not None and rank.service.failure is not None:
+                raise rank.service.failure from None
             raise
         reports.flush()
-        states, staleness = side.result()
+        states, staleness = rank.result()
         return Result(states, watch.intervals[:MOST_INTERVALS], staleness)
-
-
-def _rounds(seat: Seat, local: LocalPeers, side: Side, watch: Stopwatch) -> Iterator[RowPart | Event]:
-    """All rounds of this rank's peers, until the last of the others has finished too."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seat.experiment.seed + seat.members.start)
-        for number in range(1, seat.experiment.rounds + 1):
-            if not _proceed():
-                break
-            rates = wished_rates()
-            for event in local.adopt(rates, number, seat.seconds):
-                side.adopt(rates[-1])
-                yield event
-            begun, asked = _round(seat, local, side, number)
-            watch.intervals.append((begun, asked))
-            watch.interval(begun, asked, seat.seconds)
-            yield from side.finish(number, local.mean_losses())
-    yield from side.leave()
-
-
-def _round(seat: Seat, local: LocalPeers, side: Side, number: int) -> tuple[float, float]:
-    """One round of this rank's peers; when they began to compute, and had what they asked with."""
-    begun, asked = seat.seconds, []
-
-    def answer(message: Message) -> Tree:
-        asked.append(seat.seconds)
-        return side.answer(number, require_request(message if len(asked) == 1 else None, seat.experiment.algorithm))
-
-    local.begin(number)
-    exhaust(local.round(local.joined(answer)))
-    if not asked:
-        require_request(None, seat.experiment.algorithm)
-    local.end()
-    return begun, asked[0]
-
-
-def _proceed() -> bool:
-    """Wait while paused; False once the run is to stop."""
-    while (wished := wish()) is Wish.PAUSE:
-        sleep(LOOK)
-    return wished is Wish.GO

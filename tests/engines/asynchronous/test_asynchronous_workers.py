@@ -18,7 +18,7 @@ from torch import nn
 import labkit as lk
 from labkit.algorithms import ADPSGD, FedBuff, ParameterServer
 from labkit.cluster.local import local_cluster
-from labkit.engines.asynchronous.connections import Seat
+from labkit.engines.asynchronous.pair_rank import PairRank
 from labkit.engines.cluster import Cluster
 from labkit.errors import DivergenceError, ExchangeError, GangError, WorkerLost
 from labkit.exchange import Push
@@ -89,9 +89,9 @@ def test_all_ranks_count_their_seconds_from_one_moment(lab):
     """Here they share a clock, so that how far they are apart can be seen."""
 
     def began():
-        seat = Seat(None, (range(1), range(1, 2)), torch.distributed.get_rank(), torch.device("cpu"), 1.0)
-        seat.start()
-        return seat.began
+        rank = PairRank(None, (range(1), range(1, 2)), 1.0, torch.device("cpu"))
+        rank.start()
+        return rank.began
 
     one, other = lab.launch(began, ranks=2).result(timeout=30)
     assert abs(one - other) < 1e-3

@@ -15,7 +15,7 @@ from torch import nn
 import labkit as lk
 from labkit import tree
 from labkit.algorithms import ADPSGD, Compressed, FedBuff, LocalSGD, ParameterServer
-from labkit.engines.asynchronous.staleness_gate import Pace
+from labkit.engines.asynchronous.request_handlers import StalenessGate
 from labkit.errors import DivergenceError, ExchangeError, ModelError, SettingError
 from labkit.exchange import Push, TopK
 from tests.engines.experiments import (
@@ -128,26 +128,26 @@ def test_what_a_peer_keeps_stays_with_it_in_whatever_company():
 
 @pytest.mark.parametrize("bound", [0, 1, 3, float("inf")])
 def test_pace_lets_nobody_get_further_ahead_than_the_bound(bound):
-    random, pace = np.random.default_rng(1), Pace(range(5), bound)
+    random, gate = np.random.default_rng(1), StalenessGate(range(5), bound)
     free, begun = set(range(5)), 0
     for _ in range(400):
         peer = int(random.choice(sorted(free)))
         free.discard(peer)
-        for other in pace.finish(peer):
-            assert pace.done[other] - min(pace.done.values()) <= bound
+        for other in gate.finish(peer):
+            assert gate.done[other] - min(gate.done.values()) <= bound
             free.add(other)
             begun += 1
-        assert pace.slowest == min(pace.done.values())
-        held = set(pace.done) - free
-        assert all(pace.done[other] - pace.slowest > bound for other in held)  # nobody waits who need not
+        assert gate.slowest == min(gate.done.values())
+        held = set(gate.done) - free
+        assert all(gate.done[other] - gate.slowest > bound for other in held)  # nobody waits who need not
     assert begun >= 395
 
 
 def test_who_leaves_is_not_waited_for():
-    pace = Pace(range(3), bound=0)
-    assert pace.finish(0) == [] and pace.finish(2) == []
-    assert pace.leave(1) == [0, 2]
-    assert pace.leave(0) == [] and pace.finish(2) == [2] and pace.leave(2) == []
+    gate = StalenessGate(range(3), bound=0)
+    assert gate.finish(0) == [] and gate.finish(2) == []
+    assert gate.leave(1) == [0, 2]
+    assert gate.leave(0) == [] and gate.finish(2) == [2] and gate.leave(2) == []
 
 
 @pytest.mark.parametrize("bound", [0, 1, 3])

@@ -190,10 +190,8 @@ def _built(
 
     Functions make modules whose weights follow from the seed, and where peers start `apart` from their number too.
     """
-    if len(models) == 1:
-        if not apart:
-            return (_module(models[0], seed),), ()
-        return tuple(_module(models[0], seed + _APART * k) for k in range(peers)), (0,) * peers
+    if len(models) == 1 and apart:
+        models = [models[0]] * peers
     kinds = tuple(next(k for k, other in enumerate(models) if other is mine) for mine in models)
     if len(set(kinds)) == 1 and not apart:
         return (_module(models[0], seed),), ()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.errors import LabkitError, ScheduleError, SettingError
+from labkit.errors import LabkitError, SettingError
 from labkit.text import name_all, short
 
 Floats = NDArray[np.float64]
@@ -93,17 +93,15 @@ def numbers(values: Any, name: str, error: type[LabkitError]) -> Floats:
         raise error(f"{name} {short(values, 60)} cannot be read as numbers; give one number for each.") from None
 
 
-def worker_speeds(speeds: Any, workers: int) -> Floats:
-    """Return the speeds as a float64 array [workers], all 1 if None; ScheduleError unless finite and above zero."""
-    pace: Floats = np.ones(workers) if speeds is None else numbers(speeds, "speeds", ScheduleError)
-    if pace.shape != (workers,):
-        raise ScheduleError(f"{pace.size} speeds do not fit {workers} workers; give one speed for each worker.")
+def speeds_of(speeds: Any, count: int, who: str, error: type[LabkitError]) -> Floats:
+    """Return the speeds as a float64 array [count], all 1 if None; `error` unless each is finite and above zero."""
+    pace: Floats = np.ones(count) if speeds is None else numbers(speeds, "speeds", error)
+    if pace.shape != (count,):
+        raise error(f"{pace.size} speeds do not fit {count} {who}s; give one speed for each {who}.")
     with np.errstate(over="ignore"):
         total = pace.sum()
     if not (np.isfinite(total) and (pace > 0).all()):
-        raise ScheduleError(
-            f"speeds {name_all(pace)} must be finite and above zero; leave out a worker that stands still."
-        )
+        raise error(f"speeds {name_all(pace)} must be finite and above zero; leave out a {who} that stands still.")
     return pace
 
 

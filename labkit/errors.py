@@ -94,9 +94,6 @@ class CheckFailed(LabkitError, AssertionError):
     """An exercise whose answer is not right yet."""
 
 
-# -- Frames: what an error's traceback keeps alive, let go.
-
-
 def let_go(error: BaseException) -> None:
     """Forget the local variables of all frames that led to an error and to its causes; the traceback reads as before.
 

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from heapq import heapify, heapreplace
 from typing import ClassVar
 
 import numpy as np
@@ -222,19 +221,11 @@ def owners_per_class(sizes: Integers, total: int, most: int) -> Integers:
     That is the highest-averages method (D'Hondt; Balinski & Young, Fair Representation, 1982), bounded by `most` and by
     the class's own size. There must be room: Σ min(most, sizeᵢ) ≥ total ≥ classes, and no class may be empty.
     """
-    owners, bound = [1] * len(sizes), np.minimum(sizes, most).tolist()
-
-    def average(c: int) -> tuple[float, int]:
-        """What the class's next owner would get, negative for a heap; nothing once its bound is reached."""
-        return (-sizes[c] / (owners[c] + 1) if owners[c] < bound[c] else 0.0), c
-
-    queue = [average(c) for c in range(len(sizes))]
-    heapify(queue)
-    for _ in range(total - len(sizes)):
-        c = queue[0][1]
-        owners[c] += 1
-        heapreplace(queue, average(c))
-    return np.array(owners, dtype=np.int64)
+    more = np.minimum(sizes, most) - 1  # owners besides the first that a class may have
+    of = np.repeat(np.arange(len(sizes)), more)  # the class of each of these, and which of its owners it is
+    which = 2 + np.arange(len(of)) - np.repeat(np.cumsum(more) - more, more)
+    best = np.lexsort((of, -sizes[of] / which))[: total - len(sizes)]
+    return 1 + np.bincount(of[best], minlength=len(sizes))
 
 
 def class_owners(owners: Integers, peers: int, random: np.random.Generator) -> list[Integers]:

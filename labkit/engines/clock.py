@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from labkit.checks import number
+from labkit.checks import number, speeds_of
 from labkit.costs.link import Link
 from labkit.engines.batches import Examples, Stream
 from labkit.engines.experiment import Experiment
@@ -75,13 +74,7 @@ class VirtualClock(Clock):
 
     def __init__(self, peers: int, step: float, speeds: Sequence[float] | None = None, link: Link | None = None):
         super().__init__()
-        given = [1.0] * peers if speeds is None else [float(s) for s in speeds]
-        if len(given) != peers or any(not s > 0 or math.isinf(s) for s in given):
-            raise SettingError(
-                f"speeds={speeds!r} does not give each of {peers} peers a positive speed: "
-                "give one number above 0 for each peer."
-            )
-        self.seconds_per_step = step / torch.tensor(given, dtype=torch.float64)  # [n]
+        self.seconds_per_step = step / torch.from_numpy(speeds_of(speeds, peers, "peer", SettingError))  # [n]
         self.link = link or Link()
         self._times = torch.zeros(peers, dtype=torch.float64)
         self._starts: list[np.ndarray] = []  # [n] each: when the peers began to compute before each message

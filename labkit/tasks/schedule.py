@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from labkit.checks import Floats, Integers, numbers, one_of, whole, worker_speeds
+from labkit.checks import Floats, Integers, numbers, one_of, speeds_of, whole
 from labkit.errors import ScheduleError
 from labkit.plots.bars import Bar
 from labkit.tasks.chart import Chart
@@ -68,7 +68,7 @@ def schedule(
     if (bad := ~(np.isfinite(price) & (price >= 0))).any():
         k = int(bad.argmax())
         raise ScheduleError(f"task {names[k]!r} costs {price[k]:g}; give seconds as a finite number, not negative.")
-    pace = worker_speeds(speeds, whole(workers, "workers", ScheduleError))
+    pace = speeds_of(speeds, whole(workers, "workers", ScheduleError), "worker", ScheduleError)
     with np.errstate(over="ignore"):  # asked here, once, so that no sum below can overflow
         longest = price.sum() / pace.min()
     if not np.isfinite(longest):
@@ -153,7 +153,7 @@ class Schedule(Chart):
         if len(who) and not (who.min() >= 0 and who.max() < m):
             raise ScheduleError(f"worker {int(who.max())} ran a task, but the workers are 0 … {m - 1}; name them all.")
         zero = float(begin.min()) if len(who) else 0.0
-        spent, pace = end - begin, worker_speeds(speeds, m)
+        spent, pace = end - begin, speeds_of(speeds, m, "worker", ScheduleError)
         bound = max(float((spent * pace[who]).sum() / pace.sum()), float(spent.max())) if len(who) else 0.0
         return cls(
             *(who, begin - zero, end - zero, pace),

@@ -15,9 +15,10 @@ Answer = Callable[[list[Message]], Sequence[Tree]]  # the replies to the message
 
 
 class Meeting(NamedTuple):
-    """A barrier of round `round` (from 1): what the `peers` send there, and the replies they are about to receive."""
+    """Barrier `number` of a round (both from 1): what `peers` send there, and the replies they are about to receive."""
 
     round: int
+    number: int
     peers: Sequence[int]
     messages: Sequence[Message]
     replies: Sequence[Tree]

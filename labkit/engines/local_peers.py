@@ -94,8 +94,8 @@ class LocalPeers:
         """Run the round from barrier to barrier; `answer` gives a reply to the message of each block."""
         own = self._experiment.algorithm_of
         rounds = [own(block.peers.members[0]).round(block.peers, block.stream) for block in self._blocks]
-        for messages, replies in barriers(rounds, answer):
-            yield Meeting(self._number, self.present, messages, replies)
+        for number, (messages, replies) in enumerate(barriers(rounds, answer), 1):
+            yield Meeting(self._number, number, self.present, messages, replies)
 
     def end(self) -> None:
         """Take over what the round has written to the memories, once its losses were looked at."""

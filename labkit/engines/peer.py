@@ -17,7 +17,7 @@ from labkit.algorithms.base import Batch
 from labkit.engines.evaluation import classes, trained
 from labkit.engines.experiment import PRECISIONS, Experiment, Loss
 from labkit.engines.optimizer_step import LearningRate, OptimizerStep
-from labkit.engines.shared_state import Shared, SharedState, State
+from labkit.engines.shared_state import SharedState, SharedView, State
 
 Exchanged = Callable[[], tuple[float, float]]
 
@@ -51,7 +51,7 @@ class Peers(ABC):
     lead: int  # leading dimensions: 0 for one peer, 1 for a stack
     ids: Tensor
     examples: float | Tensor
-    shared: Shared
+    shared: SharedView
     _mean_loss: Loss
     _each_loss: Loss  # of each example
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from labkit import tree
 from labkit.errors import ExchangeError
 from labkit.tree import Tree
 
 Digest = dict[str, tuple[float, float]]
+T = TypeVar("T")
 
 
 class SharedState:
@@ -31,11 +32,11 @@ class SharedState:
         named = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         return cls({"params": tree.map(lambda p: p.to(device, copy=True), named)})
 
-    def view(self, lead: int) -> Shared:
+    def view(self, lead: int) -> SharedView:
         """What one peer, or with `lead` one block of stacked peers, sees of it in a round."""
-        return Shared(self, lead)
+        return SharedView(self, lead)
 
-    def commit(self, views: Sequence[Shared]) -> None:
+    def commit(self, views: Sequence[SharedView]) -> None:
         """Take over what was written in a round.
 
         Raises ExchangeError when the views wrote different things, for what only one peer knows is no common knowledge,
@@ -47,12 +48,9 @@ class SharedState:
                     f"shared[{name!r}] was changed in place, once for each peer: assign peer.shared[{name!r}] a new "
                     "value instead, which all peers make alike."
                 )
-        first = views[0].written
         for view in views[1:]:
-            for name in {**first, **view.written}:
-                if name not in first or name not in view.written or not _same(first[name], view.written[name]):
-                    raise _differ(name)
-        self.values.update(first)
+            _require_same(views[0].written, view.written, _same)
+        self.values.update(views[0].written)
         self._versions = _versions(self.values)
 
     def load(self, values: dict[str, Tree]) -> None:
@@ -67,14 +65,11 @@ class SharedState:
 
     def require_same(self, others: Sequence[Digest]) -> None:
         """Raise ExchangeError unless all processes hold the same, up to rounding, by their digests."""
-        mine = self.digest()
         for other in others:
-            for name in {**mine, **other}:
-                if name not in mine or name not in other or not _near(mine[name], other[name]):
-                    raise _differ(name)
+            _require_same(self.digest(), other, _near)
 
 
-class Shared(MutableMapping[str, Tree]):
+class SharedView(MutableMapping[str, Tree]):
     """One peer's view of the shared_state in one round: it sees at once what it writes, the others in the next round.
 
     The shared_state hold no peer dimension; `lead` = 1 shows them with a leading dimension of one.
@@ -143,13 +138,7 @@ class State(MutableMapping[str, Tree]):
             return value
         if default is None and any(value is None for value in kept):
             raise KeyError("some of the stacked peers have kept nothing yet: use state.get(name, default)")
-        rows = []
-        for k, value in enumerate(kept):
-            if value is not None:
-                rows.append(value)
-            else:
-                assert default is not None
-                rows.append(tree.map(lambda leaf, k=k: _row(leaf, k), default))
+        rows = [_rows(default, k) if value is None else value for k, value in enumerate(kept)]
         return tree.map(lambda *leaves: torch.stack(leaves), *rows)
 
     def __getitem__(self, name: str) -> Tree:
@@ -195,19 +184,22 @@ class State(MutableMapping[str, Tree]):
             for name, value in self._values.items():
                 if name not in self._written and name not in own:
                     continue  # a default, which nobody kept
-                own[name] = tree.map(lambda leaf, k=k: _row(leaf, k).clone(), value) if self._lead else value
+                own[name] = tree.map(torch.clone, _rows(value, k)) if self._lead else value
 
 
-def _differ(name: str) -> ExchangeError:
-    return ExchangeError(
-        f"Peers write different values into shared[{name!r}]: only exchanged results, which all peers know alike, may "
-        "change what they share; keep a peer's own values in peer.state."
-    )
+def _require_same(one: dict[str, T], other: dict[str, T], same: Callable[[T, T], bool]) -> None:
+    for name in {**one, **other}:
+        if name not in one or name not in other or not same(one[name], other[name]):
+            raise ExchangeError(
+                f"Peers write different values into shared[{name!r}]: only exchanged results, which all peers know "
+                "alike, may change what they share; keep a peer's own values in peer.state."
+            )
 
 
-def _row(leaf: Tensor, k: int) -> Tensor:
-    """The k-th peer's part of a tensor [K, …], or of [1, …] what is the same for all."""
-    return leaf[k if len(leaf) > 1 else 0]
+def _rows(value: Any, k: int) -> Tree:
+    """The k-th peer's part of tensors [K, …], or of [1, …] what is the same for all."""
+    rows: Tree = tree.map(lambda leaf: leaf[k if len(leaf) > 1 else 0], value)
+    return rows
 
 
 def _versions(values: dict[str, Tree]) -> dict[str, list[int]]:

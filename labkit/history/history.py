@@ -75,7 +75,7 @@ class History:
 
     @property
     def seconds(self) -> float:
-        """Seconds of the whole run, on the run's clock."""
+        """Seconds of training, on the run's clock, without evaluations, pauses, and idle time in `step_through`."""
         return self.rows[-1].seconds if self.rows else 0.0
 
     def curve(self, what: str) -> tuple[list[int], list[tuple[float, ...]]]:

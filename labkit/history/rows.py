@@ -15,9 +15,10 @@ from labkit.text import some
 class Row:
     """One round: each peer's mean training loss, its test accuracy where it was evaluated, and what it cost so far.
 
-    `bytes` is what one peer has sent since the start, on average, `seconds` the time since the start. `peers` are the
-    numbers of those whose losses these are, where not all took part. There is one accuracy where all have one model.
-    `learning_rate` is that of the first of them as the round ended.
+    `bytes` is what one peer has sent since the start, on average, `seconds` how long the run has trained since then:
+    evaluations, pauses and a reader's idle time between two steps do not count. `peers` are the numbers of those whose
+    losses these are, where not all took part. There is one accuracy where all have one model. `learning_rate` is that
+    of the first of them as the round ended.
     """
 
     round: int

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -48,7 +48,7 @@ def step_through(settings: Settings) -> StepThrough:
 __test__ = {"step_through": step_through}  # its example, which doctest does not find behind the decorator
 
 
-class StepThrough(Iterator[Barrier]):
+class StepThrough(Iterator[Barrier], AbstractContextManager["StepThrough"]):
     """The walk that `step_through` begins; `barrier` is where it stands, `history` what it has measured so far.
 
     No thread works in the background: between two messages everything rests, and `close()` ends it for good, as does
@@ -74,9 +74,7 @@ class StepThrough(Iterator[Barrier]):
                 raise
             finally:
                 self._random = torch.get_rng_state()
-        last = self.barrier
-        number = last.number + 1 if last is not None and last.round == met.round else 1
-        self.barrier = Barrier.of(met.round, number, met.peers, met.messages, met.replies)
+        self.barrier = Barrier.of(*met)
         return self.barrier
 
     def close(self) -> None:
@@ -84,12 +82,7 @@ class StepThrough(Iterator[Barrier]):
         self._walk.close()
         self.history.stopped = len(self.history.rows) < self._rounds
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

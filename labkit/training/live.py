@@ -190,11 +190,9 @@ class LiveView:
         self.bar = widgets.IntProgress(max=run.total, layout=widgets.Layout(width="14em"))
         self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="720px"))
         self.lanes = widgets.Image(format="png", layout=widgets.Layout(max_width="720px", display="none"))
-        self.pause = widgets.Button(
-            description="Pause", icon="pause", tooltip="Hold after this round, and go on again", disabled=run.done
-        )
+        self.pause = widgets.Button(description="Pause", icon="pause", tooltip="Hold after this round, and go on again")
         self.stop = widgets.Button(
-            description="Stop", icon="stop", tooltip="End after this round and keep what was reached", disabled=run.done
+            description="Stop", icon="stop", tooltip="End after this round and keep what was reached"
         )
         rate = run.learning_rate
         self.rate = widgets.BoundedFloatText(
@@ -205,7 +203,6 @@ class LiveView:
             tooltip="All peers go on with it from the same round on",
             style={"description_width": "initial"},
             layout=widgets.Layout(width="13em", display="none" if rate is None else None),  # where none can be changed
-            disabled=run.done,
         )
         self.pause.on_click(self._pause_or_resume)
         self.stop.on_click(self._stop)

@@ -34,10 +34,10 @@ from labkit.training.requirements import (
 )
 from labkit.training.settings import Model, Settings
 
-_EVALUATIONS, _SELDOM = 25, 50  # test accuracies in a run, and rounds between two at most, unless the caller says
+_EVALUATIONS, _SELDOM = 25, 50  # tests in a run, and rounds between two of them at most, unless the caller says
 _APART = 1_000_003  # between the seeds of two peers that start apart, so that runs of neighbouring seeds share none
 
-# The traits in which all peers' algorithms agree.
+# traits that all peers' algorithms have alike
 _COMMON = ("every", "participation", "starts_apart", "same_batches", "asynchronous", "policy", "central")
 
 
@@ -71,7 +71,7 @@ def plan(settings: Settings) -> tuple[Engine, Experiment]:
         require_no_statistics(models)
     for first in dict(zip(reversed(kinds or (0,)), reversed(models), strict=False)).values():
         require_fit(first, dataset, settings.loss)
-    experiment = Experiment(
+    return engine, Experiment(
         models=models,
         dataset=dataset,
         algorithms=algorithms,
@@ -92,7 +92,6 @@ def plan(settings: Settings) -> tuple[Engine, Experiment]:
         clip=require_clip(settings.clip, algorithms[0], traits),
         epochs=epochs,
     )
-    return engine, experiment
 
 
 def _count(value: Any, name: str) -> int | None:

@@ -99,5 +99,12 @@ class Chart(ABC):
     def _marks(self) -> dict[str, float]:
         return {}
 
+    @property
+    @abstractmethod
+    def _figures(self) -> str: ...
+
+    def __repr__(self) -> str:  # measured without seconds: saved notebook outputs are compared as text
+        return f"{self._name}, measured" if self.kind == "measured" else f"{self._name}, predicted: {self._figures}"
+
     def _repr_mimebundle_(self, **_: Any) -> Any:
         return self.plot()._repr_mimebundle_()

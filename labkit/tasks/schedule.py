@@ -230,8 +230,7 @@ class Schedule(Chart):
         policy = f" ({self.policy})" if self.policy else ""
         return f"Schedule of {some(len(self), 'task')} on {some(self.workers, 'worker')}{policy}"
 
-    def __repr__(self) -> str:
-        if self.kind == "measured":  # no seconds: saved notebook outputs are compared as text
-            return f"{self._name}, measured"
+    @property
+    def _figures(self) -> str:
         seconds = f"makespan {duration(self.makespan)}, at least {duration(self.lower_bound)}"
-        return f"{self._name}, predicted: {seconds}, efficiency {self.efficiency:.0%}".replace("%", " %")
+        return f"{seconds}, efficiency {100 * self.efficiency:.0f} %"

@@ -188,13 +188,10 @@ class Timeline(Chart):
     def _name(self) -> str:
         return f"Timeline of {some(self.workers, self.who)} and {some(self.steps, 'step')}, {self.policy}"
 
-    def __repr__(self) -> str:
-        if self.kind == "measured":  # no seconds: saved notebook outputs are compared as text
-            return f"{self._name}, measured"
-        waits = f"{duration(float(self.idle.sum()))} idle in all"
-        return (
-            f"{self._name}, predicted: makespan {duration(self.makespan)}, {waits}, staleness ≤ {self.staleness.max()}"
-        )
+    @property
+    def _figures(self) -> str:
+        idle = duration(float(self.idle.sum()))
+        return f"makespan {duration(self.makespan)}, {idle} idle in all, staleness ≤ {self.staleness.max()}"
 
 
 def _times(values: Any, name: str = "step_times", clock: bool = False) -> Floats:

@@ -9,7 +9,7 @@ from labkit.algorithms.base import Peer
 from labkit.algorithms.wrapper import Exchange, Wrapper, change, restored
 from labkit.errors import SettingError
 from labkit.exchange import CoordinateMedian, Mean, RobustMean, Rule
-from labkit.exchange.robust import too_few
+from labkit.exchange.robust import require_enough
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class Robust(Wrapper):
 
     def check(self, peers: int) -> None:
         super().check(peers)
-        if refused := too_few(self.rule, peers):
-            raise SettingError(refused)
+        require_enough(self.rule, peers, SettingError)
 
     def exchange(self, mean: Mean, peer: Peer, index: int) -> Exchange:
         reply = yield RobustMean(change(mean, peer), self.rule)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from labkit import tree
 from labkit.checks import whole
-from labkit.errors import ExchangeError
+from labkit.errors import ExchangeError, LabkitError
 from labkit.exchange.gather import Gathered
 from labkit.exchange.group import RankGroup
 from labkit.tree import Tree
@@ -139,19 +139,17 @@ class RobustMean(Gathered):
         return tree.unflatten(_combine(self.rule, rows).unsqueeze(0), self.x, lead=1)  # [1, …]
 
 
-def too_few(rule: Rule, peers: int) -> str | None:
-    """The sentence that refuses a rule for a number of peers, or None where it bears them."""
-    if peers >= rule.least:
-        return None
-    return (
-        f"{rule} is good for {rule.least} peers or more, and {peers} take part: let more peers take part, or guard "
-        "against fewer bad ones."
-    )
+def require_enough(rule: Rule, peers: int, error: type[LabkitError] = ExchangeError) -> None:
+    """Raise `error` where so many peers are too few for the rule."""
+    if peers < rule.least:
+        raise error(
+            f"{rule} is good for {rule.least} peers or more, and {peers} take part: let more peers take part, or guard "
+            "against fewer bad ones."
+        )
 
 
 def _combine(rule: Rule, rows: Tensor) -> Tensor:
-    if refused := too_few(rule, len(rows)):
-        raise ExchangeError(refused)
+    require_enough(rule, len(rows))
     return rule.combine(rows)
 
 

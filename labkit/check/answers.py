@@ -9,11 +9,9 @@ from textwrap import shorten
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from labkit.checks import Floats
 from labkit.errors import CheckFailed
-
-Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,7 +60,7 @@ def answer_of(call: str, fn: Callable[..., Any], *args: Any) -> Any:
     return got
 
 
-def numbers_of(call: str, got: Any, shape: tuple[int, ...], wanted: str) -> Numbers:
+def numbers_of(call: str, got: Any, shape: tuple[int, ...], wanted: str) -> Floats:
     """The answer as numbers of that shape; CheckFailed where it is something else than `wanted` says."""
     try:
         numbers = np.asarray(got, dtype=np.float64)
@@ -84,7 +82,7 @@ def in_line(got: Any) -> str:
 
 
 def listed(values: Any) -> str:
-    """Numbers in brackets."""
+    """Floats in brackets."""
     return "(" + ", ".join(f"{number:.4g}" for number in values) + ")"
 
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from labkit.check.answers import Numbers, Passed, answer_of, graded, listed, near, numbers_of, passed, wrong
+from labkit.check.answers import Passed, answer_of, graded, listed, near, numbers_of, passed, wrong
+from labkit.checks import Floats
 from labkit.costs.checkpoints import best_interval
 from labkit.errors import CheckFailed
 from labkit.history.history import History
 from labkit.text import amount
 
 
-def mean_gradient(fn: Callable[[list[Numbers], list[int]], Any]) -> Passed:
+def mean_gradient(fn: Callable[[list[Floats], list[int]], Any]) -> Passed:
     """fn(gradients, sizes) → the gradient of the joined batch, from each worker's mean gradient [D] and batch size."""
     cases = [[4, 4], [8, 2], [1, 2, 5], [6, 0, 3], [7]]
     rng = np.random.default_rng(0)
@@ -38,7 +39,7 @@ def mean_gradient(fn: Callable[[list[Numbers], list[int]], Any]) -> Passed:
     return passed("mean_gradient", cases)
 
 
-def _gradient(x: Numbers, y: Numbers, w: Numbers) -> Numbers:
+def _gradient(x: Floats, y: Floats, w: Floats) -> Floats:
     """∇ of the mean squared error of the linear model x·w; zero for an empty batch."""
     return 2 * x.T @ (x @ w - y) / max(1, len(y))
 
@@ -49,7 +50,7 @@ def staleness(fn: Callable[[list[int]], Sequence[int]]) -> Passed:
     A peer goes on from the server's weights as they are after its own push; at first all have the same.
     """
 
-    def explain(got: Numbers, expected: Numbers, order: list[int]) -> tuple[str, str, str]:
+    def explain(got: Floats, expected: Floats, order: list[int]) -> tuple[str, str, str]:
         at = int(np.flatnonzero(~np.isclose(got, expected))[0])
         if near(got, expected + [order[at] in order[:at] for at in range(len(order))]):
             hint = "a peer has seen its own push"

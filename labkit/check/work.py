@@ -7,10 +7,10 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from labkit.cards.judges import judge_schedule, named
-from labkit.check.answers import Numbers, Passed, answer_of, graded, in_line, listed, near, numbers_of, passed, wrong
+from labkit.check.answers import Passed, answer_of, graded, in_line, listed, near, numbers_of, passed, wrong
+from labkit.checks import Floats, Integers
 from labkit.errors import CheckFailed
 from labkit.tasks.schedule import Schedule, schedule as _schedule
 from labkit.tasks.sync import SSP, synchronize
@@ -22,7 +22,7 @@ PUZZLE = (4.0, 4.0, 7.0, 6.0, 3.0, 6.0, 4.0, 5.0, 4.0, 2.0, 7.0, 5.0)
 def speedup(fn: Callable[[float, float, int], tuple[float, float]]) -> Passed:
     """fn(serial, parallel, workers) → (speed-up, efficiency): T₁/Tₙ and T₁/(n·Tₙ), both times in seconds."""
 
-    def explain(got: Numbers, expected: Numbers, *_: float) -> tuple[str, str, str]:
+    def explain(got: Floats, expected: Floats, *_: float) -> tuple[str, str, str]:
         if near(got, expected[::-1]):
             hint = "the speed-up comes first"
         elif not near(got[0], expected[0]):
@@ -132,7 +132,7 @@ def ssp(fn: Callable[[list[list[float]], int], Sequence[Sequence[float]]]) -> Pa
     steps (Ho et al., NIPS 2013); s = 0 is a barrier after each step.
     """
 
-    def explain(got: Numbers, expected: Numbers, times: list[list[float]], s: int) -> tuple[str, str, str]:
+    def explain(got: Floats, expected: Floats, times: list[list[float]], s: int) -> tuple[str, str, str]:
         worker, step = np.argwhere(~np.isclose(got, expected))[0]
         by_all = f"all have finished {max(0, step - s)} steps"
         if got[worker, step] < expected[worker, step]:
@@ -154,8 +154,8 @@ def frontier(fn: Callable[[list[list[float]], float], int]) -> Passed:
     `finish` is [workers][steps] in seconds.
     """
 
-    def finished(finish: list[list[float]], t: float) -> npt.NDArray[np.int64]:
-        steps: npt.NDArray[np.int64] = (np.asarray(finish) <= t).sum(axis=1)  # of each worker, in order
+    def finished(finish: list[list[float]], t: float) -> Integers:
+        steps: Integers = (np.asarray(finish) <= t).sum(axis=1)  # of each worker, in order
         return steps
 
     def explain(got: float, expected: float, finish: list[list[float]], t: float) -> tuple[str, str, str]:
@@ -180,13 +180,13 @@ def _parts(call: str, got: Any) -> list[list[int]]:
         raise wrong(call, in_line(got), "a list of lists of indices", "give one list for each part") from None
 
 
-def _workers(call: str, got: Any, tasks: int, workers: int) -> npt.NDArray[np.int64]:
+def _workers(call: str, got: Any, tasks: int, workers: int) -> Integers:
     chosen = numbers_of(call, got, (tasks,), f"a worker for each of {tasks} tasks")
     if strange := [worker for worker in chosen.tolist() if worker not in range(workers)]:
         raise wrong(call, f"worker {strange[0]:g}", f"workers 0 to {workers - 1}", "workers are numbered from 0")
     return chosen.astype(np.int64)
 
 
-def _load(chosen: npt.NDArray[np.int64], costs: Sequence[float], workers: int) -> float:
+def _load(chosen: Integers, costs: Sequence[float], workers: int) -> float:
     """Seconds until the busiest worker is done."""
     return float(np.bincount(chosen, weights=np.asarray(costs, dtype=np.float64), minlength=workers).max())

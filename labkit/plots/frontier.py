@@ -32,7 +32,7 @@ class Trail:
     seconds: Sequence[float]
 
 
-Looking = tuple[str, str, Trail]  # colour, dashes, and whose they are
+StyledTrail = tuple[str, str, Trail]  # colour, dashes, and whose they are
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Scale:
     marks: Marks
     log: bool
     label: str
-    nought: float = 0.0  # where a cost of nothing stands on a logarithmic axis
+    zero: float = 0.0  # where a cost of nothing stands on a logarithmic axis
     begin: float = -math.inf  # where the scale begins right of that place
 
     def along(self, costs: Sequence[float], heights: Floats) -> Floats:
         """The points [E, 2] of a curve, but for those between the place of nothing and the scale's beginning."""
         cost = np.asarray(costs, dtype=float)
-        x = np.where(cost > 0, np.log10(np.maximum(cost, 1e-300)), self.nought) if self.log else cost
+        x = np.where(cost > 0, np.log10(np.maximum(cost, 1e-300)), self.zero) if self.log else cost
         points: Floats = np.stack([x, heights], axis=1)
         return points[(x >= self.begin) | (cost <= 0)]
 
@@ -85,7 +85,7 @@ def draw(
 
 
 def _panel(
-    ax: Any, trails: Sequence[Looking], ylim: tuple[float, float], scale: Scale, what: str, best: Collection[str]
+    ax: Any, trails: Sequence[StyledTrail], ylim: tuple[float, float], scale: Scale, what: str, best: Collection[str]
 ) -> Panel:
     panel = Panel(_TALL, (scale.low, scale.high), ylim, ax=ax)
     panel.x_axis(scale.label, scale.marks)
@@ -136,7 +136,7 @@ def _stair(panel: Panel, ends: Floats) -> Floats:
     return stair
 
 
-def _names(panel: Panel, trails: Sequence[Looking], ends: Floats, lines: Sequence[Floats]) -> None:
+def _names(panel: Panel, trails: Sequence[StyledTrail], ends: Floats, lines: Sequence[Floats]) -> None:
     """Write each name beside its end, with a thin line to it where it had to stand further away."""
     corner, unit = np.array([panel.xlim[0], panel.ylim[0]]), np.array([panel.x_points, panel.y_points])
     anchors, tall = (ends - corner) * unit, 1.15 * SIZE
@@ -184,16 +184,16 @@ def _log_scale(costs: Sequence[Sequence[float]], label: str, text: Callable[[flo
     marks = [(math.log10(value), text(value)) for value in values if low <= math.log10(value) <= high]
     if all(each[-1] > 0 for each in costs):
         return Scale(low, high, marks, True, label)
-    nought = low - 0.17 * (high - low)
-    return Scale(nought - 0.08 * (high - low), high, [(nought, "0"), *marks], True, label, nought, low)
+    zero = low - 0.17 * (high - low)
+    return Scale(zero - 0.08 * (high - low), high, [(zero, "0"), *marks], True, label, zero, low)
 
 
 # -- Where the names go: beside their points, none on top of another.
 
 _GAP = 7.0  # points between a marker's middle and its name
 _STEP = 4.0  # of the lattice of other places
-_CROSSED = 3.0  # points of distance that a name would rather be away than lie on one point of a line
-_AWRY = 6.0  # points of distance that a place of the lattice counts as further than those right beside the anchor
+_CROSSING = 3.0  # points of distance that lying on one point of a line counts as much as
+_OFF_SIDE = 6.0  # points of distance that a place of the lattice counts as further than those right beside the anchor
 
 
 def place(anchors: ArrayLike, widths: ArrayLike, height: float, room: tuple[float, float], lines: ArrayLike) -> Floats:
@@ -207,27 +207,27 @@ def place(anchors: ArrayLike, widths: ArrayLike, height: float, room: tuple[floa
     under = _counted(np.asarray(lines, dtype=float).reshape(-1, 2), room)
     taken, corners = np.concatenate([at - 4, at + 4], axis=1), np.zeros_like(at)  # boxes: left, bottom, right, top
     for k in np.argsort(-at[:, 0], kind="stable"):  # who is near the right edge has least choice
-        low, awry = _candidates(at[k], wide[k], height, room)
+        low, penalty = _candidates(at[k], wide[k], height, room)
         boxes = np.concatenate([low, low + np.array([wide[k], height])], axis=1)
         hidden = _overlap(boxes, taken).sum(axis=1)
         distance = np.hypot(*(np.clip(at[k], boxes[:, :2], boxes[:, 2:]) - at[k]).T)
-        best = np.argmin(distance + awry + _CROSSED * under(boxes) + 1e6 * hidden)
+        best = np.argmin(distance + penalty + _CROSSING * under(boxes) + 1e6 * hidden)
         corners[k] = low[best]
         taken = np.concatenate([taken, boxes[best][None]])
     return corners
 
 
 def _candidates(at: Floats, width: float, height: float, room: tuple[float, float]) -> tuple[Floats, Floats]:
-    """Lower left corners [c, 2]: right, left, above and below the anchor, then a lattice; and how awry each is [c]."""
+    """Lower left corners [c, 2]: right, left, above and below the anchor, then a lattice; and penalties [c]."""
     x, y = at
     beside = [(x + _GAP, y - height / 2), (x - _GAP - width, y - height / 2)]
     beside += [(x - width / 2, y + _GAP), (x - width / 2, y - _GAP - height)]
     across, up = max(room[0] - width, 0.0), max(room[1] - height, 0.0)
-    grid = np.meshgrid(np.arange(0.0, across + 1e-9, _STEP), np.arange(0.0, up + 1e-9, _STEP))
-    every = np.concatenate([np.array(beside), np.stack([axis.ravel() for axis in grid], axis=1)])
-    awry = np.where(np.arange(len(every)) < len(beside), 0.0, _AWRY)
+    lattice = np.mgrid[0 : across + 1e-9 : _STEP, 0 : up + 1e-9 : _STEP].reshape(2, -1).T
+    every = np.concatenate([beside, lattice])
+    penalty = np.where(np.arange(len(every)) < len(beside), 0.0, _OFF_SIDE)
     fits = ((every >= 0) & (every <= (across, up))).all(axis=1)
-    return every[fits], awry[fits]
+    return every[fits], penalty[fits]
 
 
 def _counted(points: Floats, room: tuple[float, float]) -> Callable[[Floats], Floats]:

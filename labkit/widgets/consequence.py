@@ -13,14 +13,10 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
-from labkit.checks import one_of
+from labkit.checks import Floats, Integers, one_of
 from labkit.data import load
 from labkit.errors import SettingError
-
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 
 ORDERS = ("sorted", "shuffled")
 _RIDGE = 1e-3  # per training example
@@ -79,7 +75,7 @@ def _fit(sums: _Sums, held: Sequence[Integers]) -> tuple[float, tuple[float, ...
     xy = sum(sums.xy[mine].sum(axis=0) for mine in held)
     examples = float(sum(sums.examples[mine].sum() for mine in held))
     weights = np.linalg.solve(xx + _RIDGE * examples * np.eye(len(xx)), xy)  # [D, C]
-    _, _, x, y = _digits()
+    _, _, x, y = digits()
     right = (x @ weights).argmax(axis=1) == y
     by_class = tuple(float(right[y == digit].mean()) for digit in range(weights.shape[1]))
     return float(right.mean()), by_class, -2 * xy / examples
@@ -92,7 +88,7 @@ def _trained_on_all(items: int, order: str) -> tuple[float, tuple[float, ...], F
 
 @lru_cache(maxsize=16)
 def _sums(items: int, order: str) -> _Sums:
-    x, y, _, _ = _digits()
+    x, y, _, _ = digits()
     if items > len(x):
         raise SettingError(f"{items} items are more than the {len(x)} training examples: take at most {len(x)}.")
     at = np.argsort(y, kind="stable") if order == "sorted" else np.random.default_rng(0).permutation(len(y))
@@ -108,11 +104,11 @@ def _sums(items: int, order: str) -> _Sums:
 
 
 @cache
-def _digits() -> tuple[Floats, Integers, Floats, Integers]:
+def digits() -> tuple[Floats, Integers, Floats, Integers]:
     """Training inputs [N, D] with a constant 1 for the bias, labels [N], and the same of the test set."""
     data = load("digits")
-
-    def inputs(x: npt.ArrayLike) -> Floats:
-        return np.column_stack([np.asarray(x, dtype=np.float64), np.ones(len(np.asarray(x)))])
-
-    return inputs(data.x), np.asarray(data.y), inputs(data.test_x), np.asarray(data.test_y)
+    x, test_x = (
+        np.pad(np.asarray(inputs, dtype=np.float64), ((0, 0), (0, 1)), constant_values=1.0)
+        for inputs in (data.x, data.test_x)
+    )
+    return x, np.asarray(data.y), test_x, np.asarray(data.test_y)

@@ -19,7 +19,7 @@ RESTART = 5.0  # seconds until a lost worker is back
 
 
 @dataclass(frozen=True)
-class Disturbed(Computed):
+class InterruptedTraining(Computed):
     """The same training under the same failures, saved every k seconds and every k*; all times in seconds."""
 
     every: float
@@ -63,7 +63,7 @@ class Disturbed(Computed):
         )
 
 
-def compute(every: float = 60.0, cost: float = 2.0, mtbf: float = 200.0, seed: int = 0) -> Disturbed:
+def compute(every: float = 60.0, cost: float = 2.0, mtbf: float = 200.0, seed: int = 0) -> InterruptedTraining:
     """Train for 600 s of work, saved every so many seconds at a `cost` each, where a worker dies every `mtbf` seconds.
 
     Failures are drawn from the seed. Raises SettingError for times that cannot be.
@@ -75,7 +75,7 @@ def compute(every: float = 60.0, cost: float = 2.0, mtbf: float = 200.0, seed: i
     failures = tuple(np.cumsum(gaps).tolist())
     best = best_interval(cost, mtbf)
     runs = {name: replay(WORK, k, cost, RESTART, failures) for name, k in (("every k", every), ("every k*", best))}
-    return Disturbed(every, cost, mtbf, failures, runs)
+    return InterruptedTraining(every, cost, mtbf, failures, runs)
 
 
 def failure(every: float = 60.0) -> View:
@@ -97,7 +97,7 @@ def failure(every: float = 60.0) -> View:
     return View("failure", controls, frames(compute, _timelines, _shares), pictures=2)
 
 
-def _timelines(made: Disturbed) -> Picture:
+def _timelines(made: InterruptedTraining) -> Picture:
     spans = [(lane, span) for lane, run in enumerate(made.runs.values()) for span in run]
     bars = [Bar(lane, span.start, span.end, kind=span.kind) for lane, span in spans]
     order = ("compute", "checkpoint", "lost", "restart")
@@ -106,7 +106,7 @@ def _timelines(made: Disturbed) -> Picture:
     return gantt(bars, names, title=f"{WORK:g} s of work, saved every k and every k* seconds", note="predicted")
 
 
-def _shares(made: Disturbed) -> Picture:
+def _shares(made: InterruptedTraining) -> Picture:
     at = np.linspace(5.0, 300.0, 100)
     exact = [slowdown(k, made.cost, made.mtbf, RESTART) - 1 for k in at]
     first = [lost_share(k, made.cost, made.mtbf) for k in at]

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from labkit.checks import Floats, Integers
 from labkit.plots.bars import share_panel, time_panel
 from labkit.plots.panel import Picture
 from labkit.plots.style import ADJOINING, ALARM, COLOURS, CYCLE, HOLLOW, INK
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 _LATER = "#e9ecee"
 
 

@@ -29,7 +29,7 @@ class Splitting(Computed):
 
     @property
     def latex(self) -> str:
-        """The union with the actual sets, and the sizes that betray what is lost or repeated."""
+        """The union with the actual sets, and the sizes, which tell what is lost or repeated."""
         partition, found = self.partition, self.partition.check()
         n, sizes = len(partition.items), partition.sizes
         union = rf"\bigcup_{{i=0}}^{{{len(partition) - 1}}} \mathcal{{T}}_i"

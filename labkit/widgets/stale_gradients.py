@@ -9,17 +9,16 @@ from functools import cache
 from heapq import heappop, heappush
 
 import numpy as np
-import numpy.typing as npt
 
-from labkit.checks import whole
+from labkit.checks import Floats, Integers, whole
 from labkit.costs.staleness import stable_rate, stalest
-from labkit.data import load
 from labkit.engines.asynchronous.request_handlers import StalenessGate
 from labkit.errors import SettingError
 from labkit.plots.bars import histogram
 from labkit.plots.curves import curves
 from labkit.plots.panel import Picture
 from labkit.tasks.sync import ASP, BSP, SSP
+from labkit.widgets.consequence import digits
 from labkit.widgets.synchronization import POLICIES, policy_of
 from labkit.widgets.view import Computed, View, choice, frames, lines, slider, whole_slider
 
@@ -28,7 +27,7 @@ _SHOWN = 1.5  # of the loss at the start
 
 
 @dataclass(frozen=True)
-class Stale(Computed):
+class StaleTraining(Computed):
     """A descent under a policy, the same with a barrier, and the laws' figures; `rate` is η λ, λ the curvature."""
 
     descent: Descent
@@ -81,7 +80,7 @@ class Stale(Computed):
 
 def compute(
     workers: int = 4, straggler: float = 3.0, policy: str = "ASP", staleness: int = 2, rate: float = 1.0
-) -> Stale:
+) -> StaleTraining:
     """Let workers whose step takes 1 s train for 40 s, worker 0 being `straggler` times slower.
 
     `staleness` is the bound of SSP, `rate` the learning rate in units of 1/λ: fresh gradients diverge from 2 on. Raises
@@ -97,7 +96,7 @@ def compute(
     times = [straggler, *[1.0] * (workers - 1)]
     made = descend(times, chosen, rate, SECONDS)
     barrier = made if chosen.bound == 0 else descend(times, BSP(), rate, SECONDS)
-    return Stale(made, barrier, chosen, workers, rate)
+    return StaleTraining(made, barrier, chosen, workers, rate)
 
 
 def staleness(policy: str = "ASP", workers: int = 4) -> View:
@@ -124,7 +123,7 @@ def staleness(policy: str = "ASP", workers: int = 4) -> View:
     return View("staleness", controls, frames(compute, _ages, _losses), pictures=2, adjust=adjust)
 
 
-def _ages(made: Stale) -> Picture:
+def _ages(made: StaleTraining) -> Picture:
     it = made.descent
     groups = {"worker 0": it.staleness[it.peer == 0], "the others": it.staleness[it.peer != 0]}
     return histogram(
@@ -136,7 +135,7 @@ def _ages(made: Stale) -> Picture:
     )
 
 
-def _losses(made: Stale) -> Picture:
+def _losses(made: StaleTraining) -> Picture:
     trails = {str(made.policy): made.descent, "with a barrier": made.barrier}
     return curves(
         {name: ([0.0, *it.seconds], [1.0, *np.minimum(it.loss, _SHOWN)]) for name, it in trails.items()},
@@ -159,7 +158,6 @@ def _left(descent: Descent) -> str:
 # is exactly quadratic, so that the law of the largest learning rate speaks of it; in the eigenvectors of XᵀX / N, whose
 # eigenvalues are scaled to a largest one of 1, each gradient is a product: ∇f(W) = λ (W − W*).
 
-Floats = npt.NDArray[np.float64]
 FAR = 1e3  # of the loss at the start: beyond that it diverges
 
 
@@ -171,8 +169,8 @@ class Descent:
     how far above the least the weights then were, as a share of what it was at the start.
     """
 
-    staleness: npt.NDArray[np.int64]
-    peer: npt.NDArray[np.int64]
+    staleness: Integers
+    peer: Integers
     seconds: Floats
     loss: Floats
 
@@ -194,8 +192,7 @@ def descend(seconds_per_step: Sequence[float], policy: BSP | SSP | ASP, rate: fl
     height = np.sqrt(curvature / np.vdot(start, curvature * start))  # whose square makes the loss a share of the first
     weights, own = start, dict.fromkeys(peers, start)
     seen, gate = dict.fromkeys(peers, 0), StalenessGate(peers, policy.bound)
-    queue = [(float(seconds_per_step[peer]), peer) for peer in peers]
-    queue.sort()
+    queue = sorted((float(seconds_per_step[peer]), peer) for peer in peers)
     taken: list[tuple[int, int, float, float]] = []
     held: list[tuple[int, int]] = []  # peer, staleness
     version = 0
@@ -220,9 +217,7 @@ def descend(seconds_per_step: Sequence[float], policy: BSP | SSP | ASP, rate: fl
 @cache
 def _slope() -> tuple[Floats, Floats]:
     """Eigenvalues [D, 1] of XᵀX / N, the largest scaled to 1, and W − W* [D, C] at W = 0 in its eigenvectors."""
-    data = load("digits")
-    x, y = np.asarray(data.x, dtype=np.float64), np.asarray(data.y)
-    x = np.column_stack([x, np.ones(len(x))])
+    x, y, _, _ = digits()
     values, vectors = np.linalg.eigh(x.T @ x / len(x))
     values = np.maximum(values, 0.0)
     wanted = vectors.T @ (x.T @ np.eye(int(y.max()) + 1)[y] / len(x))  # λ W*

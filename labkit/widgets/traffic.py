@@ -25,14 +25,14 @@ KEPT = (0.1, 0.03, 0.01, 0.003, 0.001)
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to agree: bytes that a peer sends and seconds that it communicates, both for one step on average."""
+class StepCost:
+    """What one way of agreeing costs: a peer's bytes sent and its seconds of communication, for a step on average."""
 
     bytes: float
     seconds: float
 
     @classmethod
-    def of(cls, message: Message, workers: int, link: Link, every: int = 1) -> Way:
+    def of(cls, message: Message, workers: int, link: Link, every: int = 1) -> StepCost:
         """A message once in `every` steps."""
         return cls(message.bytes(workers) / every, message.seconds(workers, link) / every)
 
@@ -41,7 +41,7 @@ class Way:
 class Traffic(Computed):
     """Each way's cost by name, for steps that take `step` seconds to compute; `every` is H."""
 
-    ways: Mapping[str, Way]
+    ways: Mapping[str, StepCost]
     step: float
     every: int
     workers: int
@@ -95,10 +95,10 @@ def compute(
     link, mean = Link(latency, bandwidth), Mean(torch.empty(parameters, device="meta"))
     top, name = _top(mean, keep, parameters), f"top {keep:.1%}"
     ways = {
-        "every step": Way.of(mean, workers, link),
-        _local(every): Way.of(mean, workers, link, every),
-        name: Way.of(top, workers, link),
-        "both": Way.of(top, workers, link, every),
+        "every step": StepCost.of(mean, workers, link),
+        _local(every): StepCost.of(mean, workers, link, every),
+        name: StepCost.of(top, workers, link),
+        "both": StepCost.of(top, workers, link, every),
     }
     efficient = {
         label: tuple(step / (step + way.seconds / h) if step + way.seconds else 1.0 for h in EVERY)

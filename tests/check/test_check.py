@@ -190,6 +190,15 @@ def test_a_wrong_answer_is_told_what_is_wrong(exercise: str, fn: Callable[..., A
     assert " gave " in sentence and " expected " in sentence
 
 
+def test_an_answer_that_changes_what_it_is_given_is_judged_by_what_it_was_given() -> None:
+    def greedy(order: list[int]) -> list[int]:
+        ages = missed(order)
+        order.clear()
+        return ages
+
+    assert check.staleness(greedy) and check.staleness(missed)
+
+
 @pytest.mark.parametrize("exercise", RIGHT)
 class TestEveryExercise:
     def test_says_which_call_raised_and_keeps_the_cause(self, exercise: str) -> None:

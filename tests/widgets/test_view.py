@@ -16,7 +16,7 @@ from IPython.core.formatters import DisplayFormatter
 import labkit.widgets
 from labkit.errors import SettingError
 from labkit.plots.panel import Panel
-from labkit.widgets.view import Frame, View
+from labkit.widgets.view import Computed, Frame, View, frames
 from tests.widgets.traits import size
 
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -110,6 +110,23 @@ def test_a_view_that_begins_with_a_bad_setting_is_there_all_the_same() -> None:
     assert "image/png" not in view._repr_mimebundle_()[0]
     view.controls["number"].value = 4
     assert size(base64.b64decode(view._repr_mimebundle_()[0]["image/png"]))
+
+
+def test_a_frame_is_what_was_computed_with_its_pictures_and_an_alarm_where_it_is_broken() -> None:
+    class Doubled(Computed):
+        def __init__(self, number: int) -> None:
+            self.number = 2 * number
+
+        latex = property(lambda self: f"n = {self.number}")
+        sentence = property(lambda self: f"twice is {self.number}")
+        ok = property(lambda self: self.number < 4)
+
+    show = frames(Doubled, lambda made: fussy(made.number).pictures[0], lambda made: fussy(1).pictures[0])
+    view = View("doubled", {"number": widgets.IntSlider(1, 0, 5)}, show, pictures=2)
+    assert view.alt == "a bar of length 2; a bar of length 1" and "inherit" in view.sentence.value
+    assert size(view.still())[1] == sum(size(bytes(image.value))[1] for image in view.images)
+    view.controls["number"].value = 2
+    assert "twice is 4" in view.sentence.value and "error-color" in view.sentence.value
 
 
 def test_a_mistake_in_the_code_is_not_mistaken_for_a_bad_setting() -> None:

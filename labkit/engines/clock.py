@@ -93,7 +93,7 @@ class VirtualClock(Clock):
     def begin(self, local: LocalPeers) -> None:
         self._local, self._present = local, torch.as_tensor(local.present)
         self._counted = torch.zeros(len(self._present), dtype=torch.int64)
-        if local.comes_and_goes:  # when the last round has ended, a server has sent them its model
+        if len(self._present) < len(self._times):  # when the last round has ended, a server has sent them its model
             self._times[self._present] = self._times.max()
 
     def meet(self, message: Message) -> list[Interval]:

@@ -154,7 +154,7 @@ def _timeline(experiment: Experiment, blocks: list[range], results: list[Result]
     each = [np.array(result.intervals).reshape(-1, 2) for result in results]
     if experiment.traits.asynchronous:  # stopped, they have not all done as many rounds
         each = [own[: min(map(len, each))] for own in each]
-    if experiment.present < experiment.peers or not len(each[0]) or any(len(it) != len(each[0]) for it in each):
+    if experiment.sampled or not len(each[0]) or any(len(it) != len(each[0]) for it in each):
         return None
     waits = experiment.traits.policy if experiment.traits.asynchronous else BSP()
     rows = np.repeat(np.stack(each), [len(block) for block in blocks], axis=0)  # [n, intervals, 2]

@@ -120,9 +120,14 @@ class Experiment:
         """How many peers take part in each round."""
         return max(1, round((self.traits.participation or 1.0) * self.peers))
 
+    @property
+    def sampled(self) -> bool:
+        """Whether only some of the peers take part in each round, others in every one."""
+        return self.present < self.peers
+
     def participants(self, round: int) -> Sequence[int]:
         """The peers that take part in this round, ascending: a sample without replacement that the seed decides."""
-        if self.present == self.peers:
+        if not self.sampled:
             return range(self.peers)
         random = np.random.default_rng([self.seed, _ELECTION, round])
         return tuple(sorted(random.choice(self.peers, self.present, replace=False).tolist()))
@@ -185,7 +190,7 @@ class Experiment:
 
     def models_of(self, build: Callable[[int], nn.Module]) -> Models:
         """The trained models as the user gets them: one for each peer, or the only one that outlives a round."""
-        return Models(1 if self.present < self.peers else self.peers, build)
+        return Models(1 if self.sampled else self.peers, build)
 
     def evaluates(self, round: int) -> bool:
         """Whether the models are tested after this round (counted from 1); the last one is, if there are tests."""
@@ -209,7 +214,7 @@ class Models(Sequence[nn.Module]):
     def __getitem__(self, at: slice) -> list[nn.Module]: ...
     def __getitem__(self, at: int | slice) -> nn.Module | list[nn.Module]:
         if isinstance(at, slice):
-            return [self[k] for k in range(*at.indices(len(self)))]
+            return [self[k] for k in range(len(self))[at]]
         k = range(len(self))[at]
         if k not in self._built:
             self._built[k] = self._build(k)

@@ -62,7 +62,7 @@ class LocalPeers:
         self._most, self._single = most, single
         self._stacks = Stacks(experiment, self._place, self._examples, StackedPeers)
         self._dealt: dict[int, int] = {}  # by peer: how many batches it was dealt before it was made
-        self._streams: dict[int, Batches] = {}  # by client: its batches, unless clients come and go
+        self._streams: dict[int, Batches] = {}  # by client: its batches, unless these are sampled
         self._stand_in = False
         self.present: Sequence[int] = members
         self._blocks: list[Block] = []
@@ -79,7 +79,7 @@ class LocalPeers:
         """Get the peers ready that take part in round `number`."""
         if self._experiment.served:
             chosen = self._experiment.participants(number)
-            self.present = [k for k in chosen if k in self._members] if self.comes_and_goes else self._members
+            self.present = [k for k in chosen if k in self._members] if self._experiment.sampled else self._members
             self._stand_in = not self.present
             self._make(self.present or self._members[:1])
         self._number = number
@@ -107,7 +107,7 @@ class LocalPeers:
             self._streams = {
                 k: own
                 for block in self._blocks
-                if not self.comes_and_goes and not block.stream.ahead
+                if not self._experiment.sampled and not block.stream.ahead
                 for k, own in zip(block.peers.members, block.stream.indices, strict=True)
             }
 
@@ -131,14 +131,9 @@ class LocalPeers:
         return answer_all
 
     @property
-    def comes_and_goes(self) -> bool:
-        """Whether other peers are present in every round."""
-        return self._experiment.present < self._experiment.peers
-
-    @property
     def who(self) -> tuple[int, ...] | None:
         """Those present, for a history; None where everybody always is."""
-        return tuple(self.present) if self.comes_and_goes else None
+        return tuple(self.present) if self._experiment.sampled else None
 
     # -- checkpoints
 

@@ -141,7 +141,7 @@ class OnRank:
 
 def _present(experiment: Experiment, blocks: list[range], number: int) -> tuple[int, ...]:
     """How many peers of each rank take part in a round."""
-    if experiment.present == experiment.peers:
+    if not experiment.sampled:
         return tuple(len(block) for block in blocks)
     chosen = np.asarray(experiment.participants(number))
     return tuple(int(((chosen >= block.start) & (chosen < block.stop)).sum()) for block in blocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -105,6 +106,15 @@ class RankGroup:
                     operations.append(dist.P2POp(dist.irecv, target[place], rank, tag=tag))
         _wait(operations)
         return tree.map(lambda leaf: leaf[_index(at, leaf)], out)
+
+    def all_to_all(self, sent: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+        """Send `sent[r]` to each other rank r, and receive from each a tensor shaped as `like[r]`."""
+        received, rank, size = list(like), self.rank, self.size
+        received[rank] = sent[rank]
+        for step in range(1, size):
+            to, source = (rank + step) % size, (rank - step) % size
+            received[source] = cast(Tensor, self.exchange(Move(sent[to], to, like[source], source)))
+        return received
 
     def exchange(self, move: Move) -> Tensor | None:
         """Make one move of a program, and return what came."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from labkit import tree
 from labkit.costs.link import Link
 from labkit.errors import ExchangeError
-from labkit.exchange.collectives import Move, cut, form
+from labkit.exchange.collectives import cut, form
 from labkit.exchange.gather import Gather
 from labkit.exchange.group import RankGroup
 from labkit.exchange.message import Message, Transfer
@@ -124,22 +124,11 @@ class HalfMean(Message):
         return tree.map(lambda mean: mean.to(self.x.dtype), Mean(self.x.double(), self.weight).stacked())  # [1, P]
 
     def collective(self, group: RankGroup) -> Tree:
-        rank, size = group.rank, group.size
         weights = self._weights(group)
-        parts = cut(self.x.T, size)  # [P/n, K] for each rank
-        received = [parts[rank]] * size
-        for step in range(1, size):
-            to, source = (rank + step) % size, (rank - step) % size
-            like = self.x.new_empty(len(parts[rank]), group.blocks[source])
-            came = group.exchange(Move(parts[to], to, like, source, chunk=to))
-            received[source] = cast(Tensor, came)
-        mean = Mean(torch.cat(received, dim=-1).T.double(), weights).stacked()  # [1, P/n]
-        whole = cut(self.x.new_empty(self.x.shape[-1]), size)  # [P/n] from each rank
-        whole[rank] = cast(Tensor, mean)[0].to(self.x.dtype)
-        for step in range(1, size):
-            to, source = (rank + step) % size, (rank - step) % size
-            came = group.exchange(Move(whole[rank], to, whole[source], source, chunk=rank))
-            whole[source] = cast(Tensor, came)
+        parts = cut(self.x.T, group.size)  # [P/n, K] for each rank
+        mine = group.all_to_all(parts, [self.x.new_empty(len(parts[group.rank]), peers) for peers in group.blocks])
+        mean = cast(Tensor, Mean(torch.cat(mine, dim=-1).T.double(), weights).stacked())[0].to(self.x.dtype)  # [P/n]
+        whole = group.all_to_all([mean] * group.size, cut(self.x.new_empty(self.x.shape[-1]), group.size))
         return torch.cat(whole).unsqueeze(0)  # [1, P]
 
     def _weights(self, group: RankGroup) -> Tensor | None:

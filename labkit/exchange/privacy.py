@@ -12,8 +12,6 @@ from labkit.checks import number
 from labkit.errors import MissingPackage, SettingError
 from labkit.exchange.randomness import normal
 
-SAMPLING = ("fixed", "poisson")
-
 
 def clip(x: Tensor, bound: float) -> Tensor:
     """x · min(1, C/‖x‖₂) for each vector of x [..., P]: none is longer than `bound`, C.
@@ -58,7 +56,7 @@ def epsilon(noise: float, rounds: int, peers: int, present: int, delta: float, s
             f"{rounds} rounds of {present} of {peers} peers at δ={delta!r} are no run whose ε can be told: give at "
             "least one round, at least one and at most all peers, and a δ between 0 and 1, such as 1 / peers ** 1.1."
         )
-    if sampling not in SAMPLING:
+    if sampling not in ("fixed", "poisson"):
         raise SettingError(f"sampling={sampling!r} is not known: give 'fixed' or 'poisson'.")
     dp, rdp = _accounting()
     if noise == 0:

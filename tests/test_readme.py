@@ -58,6 +58,42 @@ def test_training_on_workers_is_steered_and_survives_as_the_readme_shows(names, 
     assert "0.5" in told and "died" in told and given["history"].final.accuracy > 0.8
 
 
+def test_a_message_of_your_own_agrees_on_all_engines_and_costs_what_it_says(names, lab):
+    exec(block('"""Largest'), names)
+
+    class Boldest:
+        def round(self, peer, batches):
+            peer.step(peer.loss(next(batches)))
+            peer.params = yield names["Largest"](peer.params)
+
+    runs = [result(on, Boldest(), peers=4) for on in (lk.Lockstep(), lk.Simulator(), lab)]
+    assert difference(runs[0], runs[1]) < 1e-5 and difference(runs[0], runs[2]) < 1e-5
+    size = 4 * sum(p.numel() for p in runs[0].models[0].parameters())
+    assert [run.rows[0].bytes for run in runs[:2]] == pytest.approx([3 * size] * 2)
+    assert result(lab, Boldest(), peers=2).rows[0].bytes == pytest.approx(size)  # a peer on each worker, on the wire
+
+
+def test_a_widget_of_your_own_moves_with_its_sliders(names):
+    exec(block('"""Amdahl'), names)
+    view = names["limited"]()
+    first = view.still()
+    view.controls["n"].value = 64
+    assert view.still() != first and "64 workers are 8.77 times as fast" in view.sentence.value
+
+
+def test_an_exercise_of_your_own_says_what_is_wrong(names):
+    exec(block('"""Exercise'), names)
+    check = names["ring_bytes"]
+    assert repr(check(lambda size, n: 2 * (n - 1) / n * size)) == "✓ ring_bytes: 3 cases right"
+    with pytest.raises(lk.errors.CheckFailed, match=r"ring_bytes\(100, 4\) gave 100; expected 150: every worker"):
+        check(lambda size, n: size)
+
+
+def test_the_deadlines_have_one_place(names, capsys):
+    exec(block("from labkit.cluster import deadlines"), names)
+    assert "s may a rank take" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("path", re.findall(r"\]\((?!http|#)([^)]+)\)", README))
 def test_what_the_readme_links_to_is_there(path):
     assert (Path(__file__).parents[1] / path).exists()

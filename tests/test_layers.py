@@ -97,6 +97,21 @@ def test_matplotlib_is_loaded_only_when_something_is_drawn() -> None:
             assert not any(name.startswith("matplotlib") for name in names), f"{module} imports it at its top"
 
 
+WAITS = {"timeout", "wait", "sleep", "join", "settimeout", "call_later", "poll"}
+
+
+def test_every_deadline_of_the_cluster_and_of_the_engines_stands_in_one_file() -> None:
+    for module in (it for it in modules() if room(it) in ("cluster", "engines")):
+        for node in ast.walk(ast.parse(modules()[module].read_text())):
+            if isinstance(node, ast.Call):
+                called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                given = [it.value for it in node.keywords if it.arg in WAITS] + (
+                    node.args[:1] if called in WAITS else []
+                )
+                numbers = [it for it in given if isinstance(it, ast.Constant) and isinstance(it.value, int | float)]
+                assert not any(it.value for it in numbers), f"{module}:{node.lineno} waits for a number of its own"
+
+
 def test_a_circle_and_an_arrow_that_runs_up_are_found() -> None:
     assert sorted(set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}))) == ["a", "b", "c"]
     assert floors({"a": {"b"}, "b": {"c"}, "d": {"c"}}) == {"a": 3, "b": 2, "c": 1, "d": 2}

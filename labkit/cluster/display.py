@@ -14,10 +14,10 @@ from contextvars import Context
 from html import escape
 from typing import Any, Protocol
 
+from labkit.cluster import deadlines
 from labkit.cluster.workers import WorkerInfo
 from labkit.text import amount
 
-_TICK = 0.1  # seconds between two updates while the kernel is idle
 _LINES = 500  # printed lines that stay in view
 _FONT = "font:var(--jp-content-font-size1,14px)/1.5 var(--jp-content-font-family,sans-serif)"
 _LINE = "border-bottom:1px solid var(--jp-border-color2,#ddd)"
@@ -209,7 +209,7 @@ class NotebookBar:
     async def _tick(self) -> None:
         ended = False
         while not ended:
-            await asyncio.sleep(_TICK)
+            await asyncio.sleep(deadlines.TICK)
             ended = self.job.done
             self.update()
 

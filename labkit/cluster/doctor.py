@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import psutil
 
+from labkit.cluster import deadlines
 from labkit.cluster.display import Markup, table, widget_view
 from labkit.cluster.machine import usable_cores, usable_memory, visible_gpus
 from labkit.errors import SettingError
@@ -150,7 +151,7 @@ def _loopback() -> Check:
     """Workers, scheduler and notebook talk over 127.0.0.1."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
-            socket.create_connection(server.getsockname(), timeout=5).close()
+            socket.create_connection(server.getsockname(), timeout=deadlines.DOOR).close()
     except OSError as error:
         remedy = "a firewall or sandbox forbids 127.0.0.1: allow it, for no worker can be reached without."
         return Check("loopback", "fail", str(error), remedy)
@@ -160,7 +161,7 @@ def _loopback() -> Check:
 def _processes() -> Check:
     """A worker is a process of its own."""
     try:
-        subprocess.run([sys.executable, "-c", "pass"], check=True, capture_output=True, timeout=30)
+        subprocess.run([sys.executable, "-c", "pass"], check=True, capture_output=True, timeout=deadlines.PROGRAM)
     except (OSError, subprocess.SubprocessError) as error:
         return Check("processes", "fail", str(error), "this sandbox starts no processes: run labkit elsewhere.")
     return Check("processes", "ok", "can be started")

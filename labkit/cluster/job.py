@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import cloudpickle
 from distributed import Future, KilledWorker
 
+from labkit.cluster import deadlines
 from labkit.cluster.channels import Inbox
 from labkit.cluster.display import NotebookBar, TerminalBar, in_notebook, make_bar, widget_view
 from labkit.cluster.gang.diagnosis import with_remedy
@@ -23,9 +24,6 @@ from labkit.cluster.workers import WorkerPool
 from labkit.errors import LabClosed, LabkitError, SettingError, Stopped, TaskError, WorkerLost
 from labkit.tasks.schedule import Schedule
 from labkit.text import short, some
-
-_TICK = 0.1  # seconds between two looks at the progress
-_PATIENCE = 10.0  # seconds a cluster may be without any worker
 
 
 class Progress(NamedTuple):
@@ -133,7 +131,7 @@ class Job:
         """Take the items that are not computed yet off the workers; harmless when the job is done."""
         if not self.done and self._lab.client.status == "running":
             self._lab.client.cancel(self._futures)
-            concurrent.futures.wait([self._end], timeout=_PATIENCE)
+            concurrent.futures.wait([self._end], timeout=deadlines.NO_WORKERS)
 
     # -- how it ends
 
@@ -162,11 +160,11 @@ class Job:
     async def _until_done_or_deserted(self, gathering: asyncio.Future[Any]) -> None:
         """Raises WorkerLost once the cluster has been without workers for longer than a restart takes."""
         since = time.monotonic()
-        while not (await asyncio.wait({gathering}, timeout=_PATIENCE / 10))[0]:
+        while not (await asyncio.wait({gathering}, timeout=deadlines.NO_WORKERS / 10))[0]:
             identity = await self._lab.client.scheduler.identity(n_workers=0)
             if identity["n_workers"]:
                 since = time.monotonic()
-            elif time.monotonic() - since > _PATIENCE:
+            elif time.monotonic() - since > deadlines.NO_WORKERS:
                 raise WorkerLost("all workers of this lab are gone: connect again.")
 
     def _explain(self, error: BaseException) -> JobFailure:
@@ -187,7 +185,7 @@ class Job:
         bar = self._shown()
         try:
             while not self.done:
-                left = _TICK if deadline is None else min(_TICK, deadline - time.monotonic())
+                left = deadlines.TICK if deadline is None else min(deadlines.TICK, deadline - time.monotonic())
                 if left <= 0:
                     raise TimeoutError(
                         f"the job is at {self.progress} items after {timeout:g} s: wait longer, or cancel it."
@@ -265,7 +263,7 @@ def _listed(fn: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
 def _names(lab: WorkerPool) -> list[str]:
     """The workers' names; a cluster whose workers are all restarting is given time for that."""
     try:
-        lab.client.wait_for_workers(1, timeout=_PATIENCE)
+        lab.client.wait_for_workers(1, timeout=deadlines.NO_WORKERS)
     except TimeoutError as error:
         raise WorkerLost("this lab has no workers: wait for one to join, or connect to another lab.") from error
     return [worker.name for worker in lab.workers]

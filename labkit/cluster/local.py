@@ -28,6 +28,7 @@ from distributed.core import Server
 from distributed.deploy.spec import SpecCluster
 from distributed.utils import get_mp_context
 
+from labkit.cluster import deadlines
 from labkit.cluster.lab import Lab
 from labkit.cluster.machine import usable_cores, usable_memory, visible_gpus
 from labkit.cluster.preparation import Preparation
@@ -37,7 +38,6 @@ from labkit.text import some
 
 LOOPBACK = "127.0.0.1"
 
-_GRACE = 0.5  # seconds for a worker to end by itself
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _METHOD = "distributed.worker.multiprocessing-method"
 # Dask's event loops tick 50 times a second each, and threads beside them look 100 times a second at what runs, for a
@@ -122,7 +122,7 @@ class LocalLab(Lab):
                 raise ConnectError(
                     f"the lab did not become {workers} workers in {timeout:g} s: close it and connect again."
                 )
-            time.sleep(0.05)
+            time.sleep(deadlines.END_POLL)
 
 
 # -- Dask's cluster and nanny, each with what it lacks here
@@ -177,7 +177,7 @@ class OwnCluster(SpecCluster):
         except RuntimeError:
             # A scheduler that gives up a connection at this moment, as to a host that is cut off, stumbles over it
             # ("Cannot change state of expiring Timeout"), and Dask would leave the cluster half closed and say nothing.
-            await asyncio.sleep(_GRACE)
+            await asyncio.sleep(deadlines.EXIT)
             await Server.close(self.scheduler)  # type: ignore[arg-type]  # there is one
             self.shutdown_scheduler, self.status = False, Status.running
             await super()._close()  # type: ignore[no-untyped-call]
@@ -209,7 +209,7 @@ class LocalNanny(Nanny):
 
     async def close(self, timeout: float | None = 10.0, reason: str = "nanny-close") -> Any:
         # A worker in the middle of a task would wait for its end; whoever closes a lab wants it closed.
-        impatience = asyncio.get_running_loop().call_later(_GRACE, _kill, self.pid)
+        impatience = asyncio.get_running_loop().call_later(deadlines.EXIT, _kill, self.pid)
         try:
             return await super().close(timeout or 10.0, reason)
         finally:

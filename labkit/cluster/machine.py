@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from labkit.cluster import deadlines
 from labkit.errors import SettingError
 
 
@@ -101,7 +102,9 @@ def visible_gpus() -> tuple[str, ...]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ()
-    listing = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30, check=False).stdout
+    listing = subprocess.run(
+        [tool, "-L"], capture_output=True, text=True, timeout=deadlines.PROGRAM, check=False
+    ).stdout
     return tuple(str(index) for index, line in enumerate(listing.splitlines()) if line.startswith("GPU "))
 
 
@@ -114,7 +117,7 @@ def gpu_memory() -> tuple[tuple[int, int], ...]:
     if tool is None or not visible:
         return ()
     query = [tool, "--query-gpu=index,uuid,memory.used,memory.total", "--format=csv,noheader,nounits"]
-    listing = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False).stdout
+    listing = subprocess.run(query, capture_output=True, text=True, timeout=deadlines.PROGRAM, check=False).stdout
     known = [[cell.strip() for cell in line.split(",")] for line in listing.splitlines() if line.count(",") == 3]
     found = []
     for name in visible:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import WorkerPlugin
 
+from labkit.cluster import deadlines
+
 if TYPE_CHECKING:
     from distributed import Worker
 
@@ -44,13 +46,12 @@ class Preparation(WorkerPlugin):
 
 
 _preloading: threading.Thread | None = None
-_PATIENCE = 60.0  # seconds; an import that takes longer is not waited for
 
 
 def wait_for_torch() -> None:
     """Return once torch is imported here: a task that imports a part of it meanwhile can abort the worker."""
     if _preloading is not None:
-        _preloading.join(_PATIENCE)
+        _preloading.join(deadlines.PRELOAD)
 
 
 def _preload(threads: int) -> None:

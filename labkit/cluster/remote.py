@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from distributed import Client, Security
 
+from labkit.cluster import deadlines
 from labkit.cluster.lab import Lab
 from labkit.cluster.preparation import Preparation
 from labkit.cluster.workers import WorkerRequest
@@ -95,7 +96,7 @@ def open_gateway(request: WorkerRequest) -> Lab:
         cluster = gateway.connect(running[0].name, shutdown_on_close=True) if running else gateway.new_cluster()
         cluster.scale(request.workers or 2)
         client = cluster.get_client()
-        client.wait_for_workers(request.workers or 1, timeout=60)
+        client.wait_for_workers(request.workers or 1, timeout=deadlines.ARRIVAL)
     except Exception as error:
         raise ConnectError(f"the Dask Gateway gave no cluster ({error}): ask whoever runs this JupyterHub.") from error
     return _furnish(Lab(client, kind="gateway", cluster=cluster, owned=True))

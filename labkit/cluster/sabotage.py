@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 if TYPE_CHECKING:
-    from labkit.cluster.workers import WorkerInfo, WorkerPool
+    from labkit.cluster import deadlines
+from labkit.cluster.workers import WorkerInfo, WorkerPool
 
 PERIOD = 0.03  # seconds of one turn, computing and stopped; Dask's heartbeats and gloo do not mind
 MOST = 100.0  # beyond that other workers would take a slow one for a dead one
 _LOOK = 0.0005  # seconds between two looks at whether it has stopped
 _SHORTEST = 0.002  # seconds of computing, so that the signals themselves take no part worth mentioning
-_PATIENCE = 5.0  # seconds for a brake to let go
 
 
 def process_of(lab: WorkerPool, worker: int | str | WorkerInfo) -> int:
@@ -72,7 +72,7 @@ class Brake:
 
     def release(self) -> None:
         """Let the process go on as before; harmless where either is gone."""
-        self._program.communicate(timeout=_PATIENCE)
+        self._program.communicate(timeout=deadlines.BRAKE)
 
 
 # -- the program

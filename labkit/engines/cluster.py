@@ -13,6 +13,7 @@ import numpy as np
 from torch import nn
 
 from labkit.checks import whole
+from labkit.cluster import deadlines
 from labkit.cluster.gang.group import host_of
 from labkit.cluster.lab import Lab
 from labkit.engines.asynchronous.pair_rank import PairRank
@@ -23,7 +24,7 @@ from labkit.engines.control import Control
 from labkit.engines.distributed.checkpoints import Store
 from labkit.engines.distributed.data_parallel import DDP
 from labkit.engines.distributed.recovery import Recovery, ranks_on
-from labkit.engines.distributed.reporting import EVERY, Result, Rows
+from labkit.engines.distributed.reporting import Result, Rows
 from labkit.engines.distributed.steering import follow
 from labkit.engines.distributed.train_rank import RankSettings
 from labkit.engines.evaluation import trained
@@ -61,7 +62,7 @@ class Cluster:
     lab: Lab
     ddp: DDP | None = field(default_factory=DDP)
     timeout: float = 300.0
-    report_every: float | None = EVERY
+    report_every: float | None = deadlines.REPORTS
     checkpoint_every: int | None = None
     checkpoint_to: str | Path | None = None
     resume: bool = False

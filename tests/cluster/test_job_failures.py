@@ -107,7 +107,7 @@ def said() -> list[str]:
     ended = run(
         """
         import threading, time
-        import labkit as lk, labkit.cluster.job as job
+        import labkit as lk, labkit.cluster.deadlines as deadlines
 
         def told(use):
             try:
@@ -115,13 +115,13 @@ def said() -> list[str]:
             except lk.errors.LabkitError as error:
                 print(f"{type(error).__name__}: {error}")
 
-        job._PATIENCE = 1.0
+        deadlines.NO_WORKERS = 1.0
         lab = lk.connect(workers=1)
         running = lab.map(time.sleep, [30])
         lab.cluster.scale(0)
         told(running.result)
         told(lambda: lab.map(abs, [1]))
-        job._PATIENCE = 10.0
+        deadlines.NO_WORKERS = 10.0
         lab.scale(1)
         print(lab.map(abs, [-1]).result())
         running = lab.map(time.sleep, [30])

@@ -20,13 +20,11 @@ from typing import Any, ClassVar, Literal
 from distributed import Client, Scheduler, Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from labkit.cluster import deadlines
 from labkit.cluster.channels import post
 from labkit.cluster.workers import WorkerInfo, WorkerPool
 from labkit.errors import GangError
 from labkit.text import some
-
-LINGER = 10.0  # seconds after which a dead client's workers are free, even where a rank never said that it has gone
-COMEBACK = 15.0  # seconds in which a nanny has its worker back, even on a busy machine
 
 Refusal = Literal["busy", "left", "halted", "late", "lost", "repeated", "orphaned"]
 
@@ -160,7 +158,7 @@ class GangQueue(SchedulerPlugin):
         for ticket in [ticket for ticket in self.tickets.values() if ticket.client == client]:
             ticket.end(_refused("orphaned", "its client is gone"))
             scheduler.loop.add_callback(self._bury, ticket)
-            scheduler.loop.call_later(LINGER, scheduler.loop.add_callback, self.leave, ticket.gang)
+            scheduler.loop.call_later(deadlines.GONE_CLIENT, scheduler.loop.add_callback, self.leave, ticket.gang)
 
     # -- inside
 
@@ -242,7 +240,7 @@ class QueueAccess:
 
     def expect(self, workers: int) -> None:
         """A worker has gone that its nanny starts again: until then the lab has fewer than `workers`."""
-        self._workers, self._until = workers, time.monotonic() + COMEBACK
+        self._workers, self._until = workers, time.monotonic() + deadlines.COMEBACK
 
     def room(self, workers: Sequence[WorkerInfo]) -> int:
         """How many ranks there is room for on these workers and those that are about to be back."""

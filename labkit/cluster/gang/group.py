@@ -22,10 +22,9 @@ from typing import Any
 
 import psutil
 
+from labkit.cluster import deadlines
 from labkit.errors import GangError
 
-LOOK = 0.02  # seconds in which gloo finds that a connection is at its end
-LINGER = 0.3  # seconds in which the other ranks do
 _DESCRIPTORS = Path("/proc/self/fd") if Path("/proc/self/fd").is_dir() else Path("/dev/fd")
 
 
@@ -154,9 +153,9 @@ def _shut(held: list[socket.socket], directions: Sequence[int], then: Callable[[
         for connection in held:
             with suppress(OSError):  # the other side was quicker
                 connection.shutdown(direction)
-        time.sleep(LOOK)
+        time.sleep(deadlines.CLOSE_SEEN)
     then()
-    time.sleep(LINGER)
+    time.sleep(deadlines.CLOSE_SEEN_BY_ALL)
     for connection in held:
         connection.close()
 

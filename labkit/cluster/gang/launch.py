@@ -18,12 +18,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from labkit.checks import number, whole
+from labkit.cluster import deadlines
 from labkit.cluster.channels import Inbox, Note
 from labkit.cluster.gang import rank as worker_side
 from labkit.cluster.gang.diagnosis import RankFailure, RankReport, diagnose, hung
 from labkit.cluster.gang.gang_queue import QueueAccess, ask
 from labkit.cluster.gang.group import GangSpec
-from labkit.cluster.gang.rank import GRACE
 from labkit.cluster.shipping import pack
 from labkit.cluster.workers import WorkerPool
 from labkit.errors import ClusterError, GangError, LabClosed, LabkitError, SettingError, Stopped
@@ -32,12 +32,8 @@ from labkit.text import some
 if TYPE_CHECKING:
     from distributed import Future
 
-SETTLE = 1.0  # seconds in which the cause of a broken collective may come to light
 LARGE = 64 * 1024  # bytes; a larger payload goes to each worker once, as Dask data, not through the task graph
-PULSE = 0.5  # seconds between two looks at whether the scheduler is still there
-ANSWER = 30.0  # seconds in which ranks answer what their gang asks, which may be much to send
 PRIORITY = 10  # ranks go before waiting map tasks, since whole gangs wait for the last of their ranks
-_TICK = 0.1  # seconds between two looks at the printed lines, and at whether the lab is still open
 
 
 class Mailbox(queue.SimpleQueue[dict[str, Any]]):
@@ -111,7 +107,7 @@ class Gang:
         self._lost: dict[int, str] = {}  # rank -> worker
         self._hung: set[int] = set()
         self._leading: asyncio.Task[Any] | None = None
-        self._stopped, self._grace = False, GRACE
+        self._stopped, self._grace = False, deadlines.GRACE
         self._over = threading.Event()
         self._error: Exception | None = None
         self._values: list[Any] | None = None
@@ -157,7 +153,7 @@ class Gang:
         """Wait until the gang has ended or `timeout` seconds have passed; True if it has ended."""
         limit = math.inf if timeout is None else time.monotonic() + timeout
         while not self.done and time.monotonic() < limit:
-            self._over.wait(min(_TICK, max(limit - time.monotonic(), 0)))
+            self._over.wait(min(deadlines.TICK, max(limit - time.monotonic(), 0)))
         return self.done
 
     def result(self, timeout: float | None = None) -> list[Any]:
@@ -169,11 +165,11 @@ class Gang:
         """
         limit = math.inf if timeout is None else time.monotonic() + timeout
         try:
-            while not self.wait(min(_TICK, max(limit - time.monotonic(), 0))) and time.monotonic() < limit:
+            while not self.wait(min(deadlines.TICK, max(limit - time.monotonic(), 0))) and time.monotonic() < limit:
                 self.show()
         except KeyboardInterrupt:
             self.stop()
-            self._over.wait(GRACE + 2)
+            self._over.wait(deadlines.GRACE + 2)
             raise
         self.show()
         if not self.done:
@@ -184,7 +180,7 @@ class Gang:
             self._values = [self._reports[rank].result() for rank in range(self.ranks)]
         return self._values
 
-    def stop(self, grace: float = GRACE) -> None:
+    def stop(self, grace: float = deadlines.GRACE) -> None:
         """End all ranks; returns at once, and `result` then raises Stopped.
 
         Their connections break, and what they are doing is interrupted; the worker of a rank that does not leave its
@@ -287,7 +283,8 @@ class Gang:
         assert self._spec is not None
         deadline = math.inf
         while len(self._reports) < self.ranks and time.monotonic() < deadline:
-            match await self._quietly(self._arrived.get(), max(min(PULSE, deadline - time.monotonic()), 0)):
+            left = min(deadlines.SCHEDULER_POLL, deadline - time.monotonic())
+            match await self._quietly(self._arrived.get(), max(left, 0)):
                 case None if self._client.status != "running":
                     raise _gone()
                 case ClusterError() as error:
@@ -297,7 +294,7 @@ class Gang:
                 case str() as lost:
                     self._lost |= {rank: lost for rank in self._waiting() if self._spec.workers[rank] == lost}
             if self._unexplained():
-                deadline = min(deadline, time.monotonic() + SETTLE)
+                deadline = min(deadline, time.monotonic() + deadlines.SETTLE)
             elif self._failures or self._lost:
                 break
         found = diagnose(self._name, self._spec, list(self._reports.values()), self._lost)
@@ -384,7 +381,7 @@ class Gang:
             await self._run_on(self._waiting(), worker_side.receive, self._version, self._signals)
 
     async def _answers(self, function: Callable[..., Any], *args: Any) -> dict[int, Any]:
-        answers = await self._run_on(self._waiting(), function, *args, limit=ANSWER)
+        answers = await self._run_on(self._waiting(), function, *args, limit=deadlines.ANSWER)
         return {rank: answers[worker] for rank, worker in enumerate(self.workers) if worker in answers}
 
     def _waiting(self) -> list[int]:

@@ -21,6 +21,7 @@ import cloudpickle
 from distributed import get_worker
 from distributed.utils import sync
 
+from labkit.cluster import deadlines
 from labkit.cluster.channels import capture_prints, post
 from labkit.cluster.gang.diagnosis import RankFailure, RankGone, RankReport
 from labkit.cluster.gang.gang_queue import ask
@@ -30,10 +31,6 @@ from labkit.errors import GangError, SettingError
 
 if TYPE_CHECKING:
     from distributed import Nanny, Worker
-
-GRACE = 3.0  # seconds a rank may take to leave its own code once it has been told to
-PATIENCE = 0.5  # seconds a nanny waits for its worker's process to end by itself
-PULSE = 0.25  # seconds between two looks at whether the client still wants this rank
 
 
 class Ended(BaseException):
@@ -98,7 +95,7 @@ class Rank:
 
     def _ask(self, question: str, **details: Any) -> Any:
         """Ask the queue from this rank's thread."""
-        limit = self.spec.timeout + 2 * GRACE
+        limit = self.spec.timeout + 2 * deadlines.GRACE
         details |= {"rank": self.rank, "callback_timeout": limit}
         return sync(self.worker.loop, ask, self.worker.scheduler, question, self.spec.address, **details)
 
@@ -131,14 +128,14 @@ class Rank:
         """End this rank when nobody wants its result any more: its client died, or released it."""
         tasks, nanny = self.worker.state.tasks, self.worker.nanny  # the nanny is an address
         while self.key in tasks and tasks[self.key].state in ("executing", "long-running"):
-            await asyncio.sleep(PULSE)
+            await asyncio.sleep(deadlines.CLIENT_POLL)
         if self.over.is_set():
             return
         self.end("nobody waits for its result any more")
-        await asyncio.sleep(GRACE)
+        await asyncio.sleep(deadlines.GRACE)
         if not self.over.is_set() and nanny:
             with suppress(OSError):  # the answer may not outlive this process
-                await self.worker.rpc(str(nanny)).kill(timeout=PATIENCE, reason="a rank that would not end")
+                await self.worker.rpc(str(nanny)).kill(timeout=deadlines.EXIT, reason="a rank that would not end")
 
     def failure(self, error: BaseException) -> RankFailure:
         """Take down why this rank failed, before its group closes and the others fail too."""
@@ -277,7 +274,7 @@ def end(gang: str, reason: str) -> bool:
 
 async def kill(dask_worker: Nanny) -> bool:
     """End the worker of this nanny, which then starts a new one."""
-    await dask_worker.kill(timeout=PATIENCE, reason="a rank that would not end")
+    await dask_worker.kill(timeout=deadlines.EXIT, reason="a rank that would not end")
     return True
 
 

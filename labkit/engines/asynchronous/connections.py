@@ -25,14 +25,13 @@ from multiprocessing.connection import Connection, answer_challenge, deliver_cha
 from time import monotonic
 from typing import NamedTuple
 
+from labkit.cluster import deadlines
 from labkit.cluster.gang.diagnosis import RankGone
 from labkit.cluster.gang.group import listen
 from labkit.errors import ExchangeError
 
 _ASK, _LEAVE = range(2)
 _HEAD = struct.Struct("<Bq")  # what this is, and a number; the body follows
-_LOOK = 0.05  # seconds between two looks at whether it is still worth to wait
-_HANDSHAKE = 5.0  # seconds in which each word of a new connection's proof has to come
 
 
 class Address(NamedTuple):
@@ -60,7 +59,7 @@ class Service(ABC):
         self._missing, self._there = set(callers), set(callers)  # who has not come yet, and who has not left
         self._patience = patience
         self._door = listen(host)
-        self._door.settimeout(_LOOK)
+        self._door.settimeout(deadlines.CONNECTION_POLL)
         self.address = Address(host, self._door.getsockname()[1], secrets.token_bytes(32))
         self._ends: list[socket.socket] = []
         self._threads = [self._started(self._welcome)]
@@ -127,7 +126,7 @@ class Service(ABC):
 
     def _attend(self, end: socket.socket) -> None:
         try:
-            with end, _connection(end, receive=_HANDSHAKE, send=self._patience) as line:
+            with end, _connection(end, receive=deadlines.HANDSHAKE, send=self._patience) as line:
                 rank = self._admitted(line)
                 if rank is not None:
                     _limit(end, receive=0, send=self._patience)  # a round takes as long as it takes
@@ -193,7 +192,7 @@ class RankConnection:
         self.tell(head, body)
         since = monotonic()
         try:
-            while not self._line.poll(_LOOK):
+            while not self._line.poll(deadlines.CONNECTION_POLL):
                 if self._excused():
                     since = monotonic()
                 require_patience(monotonic() - since, self._patience)

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from labkit.cluster import deadlines
 from labkit.data.loading import loaders_closed
 from labkit.engines.asynchronous.async_peers import require_request
 from labkit.engines.asynchronous.connections import Address, RankConnection, Service, require_patience
@@ -24,7 +25,6 @@ from labkit.engines.barriers import exhaust
 from labkit.engines.clock import Clock
 from labkit.engines.control import Wish
 from labkit.engines.distributed.reporting import (
-    LOOK,
     MOST_INTERVALS,
     Reports,
     Result,
@@ -113,7 +113,7 @@ class AsyncRank(ABC):
         assert self.service is not None
         if wish() is Wish.PAUSE:
             self.service.heard = monotonic()
-        over = self.service.wait(LOOK)
+        over = self.service.wait(deadlines.WISHES)
         require_patience(monotonic() - self.service.heard, self.patience)
         return over
 
@@ -147,7 +147,7 @@ class AsyncRank(ABC):
         if wish() is Wish.PAUSE:
             with self.clock.stopped():
                 while wish() is Wish.PAUSE:
-                    sleep(LOOK)
+                    sleep(deadlines.WISHES)
         return wish() is Wish.GO
 
     def _round(self, local: LocalPeers, number: int) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from labkit.cluster import deadlines
 from labkit.cluster.gang.launch import Gang
 from labkit.cluster.gang.rank import fetch, keep, signals, tell
 from labkit.engines.checkpoint import Checkpoint, Part, blocks_of, described, packed, rank_part, size, unpacked
@@ -23,7 +24,6 @@ from labkit.engines.experiment import Experiment
 from labkit.engines.local_peers import LocalPeers
 from labkit.errors import SettingError
 
-PERIOD = 4.0  # seconds between two checkpoints, where the user does not say how many rounds
 _SHARE = 0.01  # of the time they may take at most, by themselves
 _LARGE = 32 << 20  # bytes of a rank's part, from which there are none unless the user says
 _NAMED = re.compile(r"(\d+)-of-(\d+)\.pt")
@@ -203,11 +203,11 @@ class Saver:
         lasted, cost, most, on_its_way = agreed.tolist()
         if self._every is not None:
             return not on_its_way
-        wait = max(PERIOD, cost / _SHARE)
+        wait = max(deadlines.CHECKPOINTS, cost / _SHARE)
         if lasted >= wait and not on_its_way and most <= _LARGE:
             return True
         pace = max(lasted / (number - self._from), 1e-9)  # seconds a round
-        soon = ceil(max(wait - lasted, PERIOD / 10) / pace)
+        soon = ceil(max(wait - lasted, deadlines.CHECKPOINTS / 10) / pace)
         self._next = number + max(1, min(soon, 2 * (number - self._from)))
         return False
 

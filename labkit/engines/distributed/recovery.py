@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from labkit.cluster.gang.gang_queue import COMEBACK, room
+from labkit.cluster import deadlines
+from labkit.cluster.gang.gang_queue import room
 from labkit.cluster.gang.launch import Gang
 from labkit.cluster.lab import Lab
 from labkit.engines.checkpoint import blocks_of
@@ -19,7 +20,6 @@ from labkit.errors import SettingError, Stopped, WorkerLost
 from labkit.history.rows import Event, Reporter, Row, Update
 
 MOST = 3  # losses without a new checkpoint between them that a run bears; a worker that hung counts twice
-_TICK = 0.02  # seconds between two looks at whether a worker is back
 
 
 class Recovery:
@@ -118,17 +118,17 @@ class Recovery:
             survivors = sum(worker.address not in gone for worker in self._lab.workers)
             if survivors:
                 return min(self._experiment.peers, survivors)
-        before, limit = self._ranks, time.monotonic() + COMEBACK
+        before, limit = self._ranks, time.monotonic() + deadlines.COMEBACK
         while len(self._lab.known().keys() - gone) < before:
             self._lab.require_open()
             if time.monotonic() > limit:
                 raise WorkerLost(
-                    f"{error} It is not back after {COMEBACK:g} s: start another worker, or train with elastic=True on "
-                    "those that are left."
+                    f"{error} It is not back after {deadlines.COMEBACK:g} s: start another worker, or train with "
+                    "elastic=True on those that are left."
                 ) from error
             if self._control.wish is Wish.STOP:
                 break
-            time.sleep(_TICK)
+            time.sleep(deadlines.WORKER_POLL)
         return before
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from labkit.cluster import deadlines
 from labkit.cluster.gang.rank import signals, tell
 from labkit.engines.clock import Clock
 from labkit.engines.control import Wish
@@ -23,8 +24,6 @@ from labkit.history.lanes import BURST, Bursts
 from labkit.history.rows import Event, Interval, Row, Update
 from labkit.tree import Tree
 
-EVERY = 0.5  # seconds between two reports, unless the user says
-LOOK = 0.2  # seconds between two looks at what the user wishes
 MOST_INTERVALS = 20_000  # in a rank's timeline
 _MOST_RECENT = 8 * BURST  # intervals kept for one report
 _UNMATCHED = 256  # intervals that some ranks have told of, and others may not yet
@@ -167,7 +166,7 @@ class Reports:
     The first news are sent at once, others when `every` seconds have passed since; with None nothing before the end.
     """
 
-    def __init__(self, watch: Stopwatch, every: float | None = EVERY) -> None:
+    def __init__(self, watch: Stopwatch, every: float | None = deadlines.REPORTS) -> None:
         self._watch, self._every = watch, every
         self._parts: list[RowPart] = []
         self._events: list[Event] = []

@@ -9,13 +9,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from labkit.cluster import deadlines
 from labkit.cluster.gang.launch import Gang
 from labkit.engines.clock import Clock
 from labkit.engines.control import Control, Wish
-from labkit.engines.distributed.reporting import LOOK, Result, wish, wished_rates
-
-_POLL = 0.05  # seconds between two looks at the gang
-_PATIENCE = 5.0  # seconds that a round may take to obey Stop before its group is closed under it
+from labkit.engines.distributed.reporting import Result, wish, wished_rates
 
 
 def follow(gang: Gang, control: Control, take: Callable[[list[dict[str, Any]]], None]) -> list[Result]:
@@ -23,7 +21,7 @@ def follow(gang: Gang, control: Control, take: Callable[[list[dict[str, Any]]], 
     told: tuple[Wish, tuple[float, ...]] = Wish.GO, ()
     since = monotonic()
     try:
-        while not gang.wait(_POLL):
+        while not gang.wait(deadlines.GANG_POLL):
             take(gang.events.drain())
             gang.show()
             wished = control.wish, control.rates
@@ -31,7 +29,7 @@ def follow(gang: Gang, control: Control, take: Callable[[list[dict[str, Any]]], 
                 since = since if wished[0] is told[0] else monotonic()
                 told = wished
                 gang.signal({"wish": int(wished[0]), "rates": list(wished[1])})
-            if told[0] is Wish.STOP and (monotonic() - since > _PATIENCE or not gang.started):
+            if told[0] is Wish.STOP and (monotonic() - since > deadlines.STOP or not gang.started):
                 gang.stop()
         results: list[Result] = gang.result()
         return results
@@ -42,8 +40,8 @@ def follow(gang: Gang, control: Control, take: Callable[[list[dict[str, Any]]], 
 class Steering:
     """All ranks obey pause, stop and learning rate at the same round: now and then they agree on the largest wish.
 
-    Each agreement is one small all-reduce, so it is held once in `LOOK` seconds; the ranks also agree on how many
-    rounds that is. `rates` are the learning rates that all of them have heard of.
+    Each agreement is one small all-reduce, so it is held once in `deadlines.WISHES` seconds; the ranks also agree on
+    how many rounds that is. `rates` are the learning rates that all of them have heard of.
     """
 
     def __init__(self, device: torch.device, clock: Clock, first: int = 1) -> None:
@@ -60,9 +58,9 @@ class Steering:
         if agreed is Wish.PAUSE:
             with self._clock.stopped():
                 while agreed is Wish.PAUSE:
-                    sleep(LOOK)
+                    sleep(deadlines.WISHES)
                     agreed, slowest = self._agree(pace)
-        soon = int(LOOK / max(slowest, 1e-9))
+        soon = int(deadlines.WISHES / max(slowest, 1e-9))
         self._last, self._at = number, perf_counter()
         self._next = number + max(1, min(soon, 2 * (number - self._first + 1)))
         return agreed is Wish.GO

@@ -80,7 +80,7 @@ def test_an_elastic_run_goes_on_without_the_host_that_is_cut_off(hosts: Hosts, s
 def test_a_host_that_is_cut_off_ends_the_run_in_one_sentence_within_its_time(
     hosts: Hosts, spread: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labkit.engines.distributed.recovery.COMEBACK", COMEBACK)
+    monkeypatch.setattr("labkit.cluster.deadlines.COMEBACK", COMEBACK)
     run, begin = cut_off_while_it_trains(hosts, spread), time.monotonic()
     with pytest.raises(WorkerLost, match=r"rank 1 on worker tcp://\S+ .*network.*elastic=True"):
         run.result(timeout=60)

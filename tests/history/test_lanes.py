@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from labkit.engines.clock import Clock
-from labkit.engines.distributed.reporting import Reports, RowPart, Rows, Stopwatch
+from labkit.engines.distributed.reporting import Reports, Rows, Stopwatch
 from labkit.history.lanes import BURST, MOST_LANES, PERIOD, Bursts, Lanes, _in_a_row
 from labkit.history.rows import Event, Interval, Row
 
@@ -59,7 +59,7 @@ def told(rank, intervals=(), parts=(), events=()):
     return {
         "rank": rank,
         "intervals": [list(it) for it in intervals],
-        "parts": [list(it) for it in parts],
+        "parts": [list(vars(it).values()) for it in parts],
         "events": events,
     }
 
@@ -85,7 +85,7 @@ def test_intervals_that_some_rank_did_not_keep_are_forgotten():
 
 def test_events_of_the_first_rank_come_before_the_rows_of_their_round():
     rows = Rows(ranks=2, peers=2, together=False)
-    event, part = (3, 0.5, "learning rate", {"rate": 0.01}), RowPart(3, (1.0,), None, 8.0, 0.6, None, 0.01)
+    event, part = (3, 0.5, "learning rate", {"rate": 0.01}), Row(3, (1.0,), None, 8.0, 0.6, None, 0.01)
     rows.complete([told(1, parts=[part], events=[event])])
     happened, row = rows.complete([told(0, parts=[part], events=[event])])
     assert happened == Event(*event) and row == Row(3, (1.0, 1.0), None, 8.0, 0.6, None, 0.01)
@@ -98,8 +98,8 @@ def test_a_rank_reports_at_its_pace_or_at_the_end_only(monkeypatch):
     eager, silent = Reports(watch, 0.0), Reports(watch, None)
     for number in range(1, 4):
         watch.end()
-        eager.add(RowPart(number, (1.0,), None, 0.0, 0.0, None))
-        silent.add(RowPart(number, (1.0,), None, 0.0, 0.0, None))
+        eager.add(Row(number, (1.0,), None, 0.0, 0.0))
+        silent.add(Row(number, (1.0,), None, 0.0, 0.0))
     assert [len(it["parts"]) for it in said] == [1, 1, 1] and sum(len(it["intervals"]) for it in said) == 3
     silent.flush()
     assert [part[0] for part in said[-1]["parts"]] == [1, 2, 3]

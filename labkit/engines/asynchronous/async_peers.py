@@ -7,7 +7,7 @@ from collections.abc import Generator, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from labkit import tree
 from labkit.engines.asynchronous.request_handlers import Params, RequestHandler, loaded
@@ -17,8 +17,8 @@ from labkit.engines.experiment import Experiment
 from labkit.engines.optimizer_step import LearningRate
 from labkit.engines.peer import OnePeer, Place
 from labkit.engines.shared_state import SharedState
-from labkit.engines.stacked.block_size import block_key, block_size
 from labkit.engines.stacked.peers import StackedPeers
+from labkit.engines.stacked.stacks import Stacks
 from labkit.errors import ExchangeError
 from labkit.exchange import Message, Request
 from labkit.tree import Tree
@@ -93,15 +93,14 @@ class AsyncStacks:
     def __init__(
         self, experiment: Experiment, handler: RequestHandler, device: torch.device, most: int | None = None
     ) -> None:
-        self._experiment, self._device = experiment, device
-        self._place, self._examples = _place(experiment, device), Examples(experiment.dataset, device)
-        self.rate = self._place.rate
+        place, self._examples = _place(experiment, device), Examples(experiment.dataset, device)
+        self._experiment, self.rate = experiment, place.rate
         self._indices = [experiment.indices(k) for k in range(experiment.peers)]
         self._rows = {
             name: torch.stack([handler.params(k)[name] for k in range(experiment.peers)]) for name in handler.params(0)
         }  # the parameters with which each peer begins its round, [n, …]
         self._optimizers = OptimizerStates(experiment.peers)
-        self._skeletons: dict[Hashable, nn.Module] = {}
+        self._made = Stacks(experiment, place, self._examples, RoundStack)
         self._most = most
         self._begun: dict[int, int] = {}  # the rounds of those whose requests are not computed
         self._asked: dict[int, Asked] = {}
@@ -124,7 +123,7 @@ class AsyncStacks:
     def classes(self, params: list[Params], inputs: Tensor) -> Tensor:
         found: dict[int, Tensor] = {}
         for ids in self._stacks(list(range(len(params)))):
-            stack = self._stack(ids)
+            stack = self._made.stack(ids)
             stack.params = {name: torch.stack([params[k][name] for k in ids]) for name in self._rows}
             found |= zip(ids, stack.predicted(inputs), strict=True)
         return torch.stack([found[k] for k in range(len(params))])
@@ -137,12 +136,12 @@ class AsyncStacks:
         for k in ids:
             alike[self._experiment.kind(k), self._experiment.local_steps(k), self._optimizers.age(k)].append(k)
         if self._most is None:
-            self._most = self._measured(max(alike.values(), key=len))
+            self._most = self._made.size(max(alike.values(), key=len))
         most = self._most
         return [own[i : i + most] for own in alike.values() for i in range(0, len(own), most)]
 
     def _compute(self, ids: list[int]) -> None:
-        algorithm, stack = self._experiment.algorithm_of(ids[0]), self._stack(ids)
+        algorithm, stack = self._experiment.algorithm_of(ids[0]), self._made.stack(ids)
         stack.params = {name: rows[ids] for name, rows in self._rows.items()}
         stack.begin_rounds([self._begun[k] for k in ids])
         self._optimizers.load(stack)
@@ -156,26 +155,6 @@ class AsyncStacks:
             finish_round(generator, tree.map(torch.zeros_like, before), stack, algorithm)
             stack.params, self._checked = before, True
         generator.close()
-
-    def _stack(self, ids: list[int]) -> RoundStack:
-        kind = self._experiment.kind(ids[0])
-        if kind not in self._skeletons:
-            self._skeletons[kind] = self._experiment.fresh_model(ids[0]).to(self._device).train()
-        return RoundStack(self._experiment, ids, self._place, self._skeletons[kind])
-
-    def _measured(self, ids: list[int]) -> int:
-        """How many of these peers, who are of one kind, to stack at once."""
-
-        def prepare(count: int) -> Any:
-            trial = self._stack(ids[:count])
-            stream = StackedStream(self._examples, [self._experiment.indices(k) for k in ids[:count]])
-            return lambda: trial.step(trial.loss(next(stream)))
-
-        example, first = self._experiment.dataset.trial()[0][0], ids[0]
-        batch = self._experiment.batch_size, example.shape, example.dtype
-        training = self._experiment.training_key(first)
-        key = block_key(self._experiment.model_of(first), batch, self._device, *training)
-        return block_size(len(ids), key, prepare)
 
 
 def require_request(met: Message | None, algorithm: object) -> Request:

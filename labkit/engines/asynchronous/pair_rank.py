@@ -15,9 +15,9 @@ from labkit.cluster.gang.rank import own_host
 from labkit.engines.asynchronous.connections import RankConnection, Service
 from labkit.engines.asynchronous.request_handlers import Params, beginnings, builder, require
 from labkit.engines.asynchronous.train_rank import AsyncRank
-from labkit.engines.distributed.reporting import RowPart
 from labkit.exchange import Pair, Request
 from labkit.exchange.requests import unwrapped, wrapped
+from labkit.history.rows import Row
 from labkit.tree import Tree
 
 _CPU = torch.device("cpu")
@@ -89,13 +89,13 @@ class PairRank(AsyncRank):
     def adopt(self, rate: float) -> None:
         """The peers have optimisers of their own, and nobody else has."""
 
-    def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[RowPart]:
+    def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[Row]:
         if number == self.experiment.rounds:
             self._last = losses  # others may still average with what they have
         else:
             yield self._part(number, losses)
 
-    def leave(self) -> Iterator[RowPart]:
+    def leave(self) -> Iterator[Row]:
         """Lend what there is until all ranks have left."""
         for rank in self._ranks:
             rank.leave()
@@ -113,10 +113,10 @@ class PairRank(AsyncRank):
     def _keeper(self, peer: int) -> RankConnection:
         return self._ranks[bisect_right(self._firsts, peer) - 1]
 
-    def _part(self, number: int, losses: tuple[float, ...]) -> RowPart:
+    def _part(self, number: int, losses: tuple[float, ...]) -> Row:
         seconds, tested = self.clock.seconds, self.experiment.evaluates(number)
         each = tuple(self.accuracy(k, self._mine[k]) for k in self.members) if tested else None
-        return RowPart(number, losses, each, self._sent, seconds, None)
+        return Row(number, losses, each, self._sent, seconds)
 
     @property
     def _sent(self) -> float:

@@ -22,9 +22,9 @@ from labkit.engines.asynchronous.request_handlers import (
     trainable,
 )
 from labkit.engines.asynchronous.train_rank import AsyncRank
-from labkit.engines.distributed.reporting import RowPart
 from labkit.exchange import Push, Request
 from labkit.exchange.requests import unwrapped, wrapped
+from labkit.history.rows import Row
 from labkit.tree import Tree
 
 _CPU = torch.device("cpu")
@@ -85,7 +85,7 @@ class PushService(Service):
 
 
 class ServerRank(AsyncRank):
-    """One rank's part in it. What the server has received is the ledger: rank 0 reports it for all."""
+    """One rank's part in it. Rank 0 reports for all: what the server has received, and when a round was over."""
 
     service: PushService | None = None
 
@@ -106,14 +106,14 @@ class ServerRank(AsyncRank):
             with self.service.changed:
                 self.service.handler.adopt(rate)
 
-    def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[RowPart]:
+    def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[Row]:
         if self.service is None:
-            yield RowPart(number, losses, None, 0.0, self.clock.seconds, None)
+            yield Row(number, losses, None, 0.0, 0.0)
             return
         self._losses[number] = losses
         yield from self._known(self.service)
 
-    def leave(self) -> Iterator[RowPart]:
+    def leave(self) -> Iterator[Row]:
         """Rank 0 goes on serving until all others have left, too."""
         self._server.leave()
         if self.service is not None:
@@ -128,7 +128,7 @@ class ServerRank(AsyncRank):
         model = builder(self.experiment, self.service.handler.params)(0)
         return [dict(model.state_dict())], self.service.staleness
 
-    def _known(self, service: PushService) -> Iterator[RowPart]:
+    def _known(self, service: PushService) -> Iterator[Row]:
         while True:
             try:
                 round, weights, sent, seconds = service.finished.get_nowait()
@@ -136,4 +136,4 @@ class ServerRank(AsyncRank):
                 return
             if round in self._losses:  # else this rank has stopped before
                 tested = None if weights is None else (self.accuracy(0, weights),)
-                yield RowPart(round, self._losses.pop(round), tested, sent, seconds, None)
+                yield Row(round, self._losses.pop(round), tested, sent, seconds)

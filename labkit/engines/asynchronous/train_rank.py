@@ -28,7 +28,6 @@ from labkit.engines.distributed.reporting import (
     MOST_INTERVALS,
     Reports,
     Result,
-    RowPart,
     Stopwatch,
     common_moment,
     wish,
@@ -39,7 +38,7 @@ from labkit.engines.experiment import Experiment
 from labkit.engines.local_peers import LocalPeers
 from labkit.engines.peer import OnePeer
 from labkit.exchange import Message, Request
-from labkit.history.rows import Event
+from labkit.history.rows import Event, Row
 from labkit.tree import Tree
 
 
@@ -68,11 +67,11 @@ class AsyncRank(ABC):
         """The reply to the stacked requests of this rank's peers, at the end of round `number`."""
 
     @abstractmethod
-    def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[RowPart]:
-        """The round is over; parts of rows that are known by now."""
+    def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[Row]:
+        """The round is over; this rank's parts of rows that are known by now."""
 
     @abstractmethod
-    def leave(self) -> Iterator[RowPart]:
+    def leave(self) -> Iterator[Row]:
         """Ask nothing more, and wait until nobody asks this rank; the last parts of rows."""
 
     @abstractmethod
@@ -125,7 +124,7 @@ class AsyncRank(ABC):
             predicted = classes(model, data.test_x.to(self.device)).unsqueeze(0)
             return accuracies(predicted, data.test_y.to(self.device))[0]
 
-    def rounds(self, local: LocalPeers, watch: Stopwatch) -> Iterator[RowPart | Event]:
+    def rounds(self, local: LocalPeers, watch: Stopwatch) -> Iterator[Row | Event]:
         """All rounds of this rank's peers, until the last of the others has finished too."""
         with torch.random.fork_rng():
             torch.manual_seed(self.experiment.seed + self.members.start)

@@ -6,7 +6,7 @@ Nothing here is about how peers exchange, so that ranks that meet at barriers an
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -28,18 +28,6 @@ MOST_INTERVALS = 20_000  # in a rank's timeline
 _MOST_RECENT = 8 * BURST  # intervals kept for one report
 _UNMATCHED = 256  # intervals that some ranks have told of, and others may not yet
 _ROUND_TRIPS = 20  # to learn rank 0's time: on a busy machine few are not held up
-
-
-class RowPart(NamedTuple):
-    """One rank's share of a history row; it travels as a plain list."""
-
-    round: int
-    losses: tuple[float, ...]
-    accuracies: tuple[float, ...] | None
-    sent: float
-    seconds: float
-    peers: tuple[int, ...] | None
-    learning_rate: float | None = None
 
 
 class Result(NamedTuple):
@@ -161,31 +149,28 @@ class Stopwatch:
 
 
 class Reports:
-    """Sends parts of rows and events to the notebook, several at a time, with the stopwatch's recent intervals.
+    """Sends events and rows to the notebook, several at a time, with the stopwatch's recent intervals.
 
+    A row is this rank's part of one: the losses of its peers, and for `bytes` what the rank has sent.
     The first news are sent at once, others when `every` seconds have passed since; with None nothing before the end.
     """
 
     def __init__(self, watch: Stopwatch, every: float | None = deadlines.REPORTS) -> None:
         self._watch, self._every = watch, every
-        self._parts: list[RowPart] = []
-        self._events: list[Event] = []
+        self._news: list[Row | Event] = []
         self._sent = float("-inf")
 
-    def add(self, news: RowPart | Event) -> None:
-        if isinstance(news, Event):
-            self._events.append(news)
-        else:
-            self._parts.append(news)
+    def add(self, news: Row | Event) -> None:
+        self._news.append(news)
         if self._every is not None and perf_counter() - self._sent > self._every:
             self.flush()
 
     def flush(self) -> None:
-        if self._parts or self._events:
-            told: dict[str, Sequence[tuple[Any, ...]]] = {"parts": self._parts, "events": self._events}
-            told["intervals"] = self._watch.recent()
-            tell({name: [list(it) for it in each] for name, each in told.items()})
-        self._parts, self._events, self._sent = [], [], perf_counter()
+        if self._news:
+            parts = [list(vars(it).values()) for it in self._news if isinstance(it, Row)]
+            events = [list(it) for it in self._news if isinstance(it, Event)]
+            tell({"parts": parts, "events": events, "intervals": [list(it) for it in self._watch.recent()]})
+        self._news, self._sent = [], perf_counter()
 
 
 # -- the notebook's side
@@ -199,27 +184,27 @@ class Rows:
     peers: int
     together: bool  # whether the peers are tested as one
     meet: bool = True  # whether the ranks meet at barriers
-    _parts: dict[int, dict[int, RowPart]] = field(default_factory=dict)
+    _parts: dict[int, dict[int, Row]] = field(default_factory=dict)
     _unmet: dict[int, dict[int, Interval]] = field(default_factory=dict)
 
     def complete(self, told: list[dict[str, Any]]) -> list[Update]:
         """What happened, and the rows and intervals to which `told` brought the last missing part."""
         for note in told:
-            for part in (RowPart(*fields) for fields in note.get("parts", ())):
+            for part in (Row(*fields) for fields in note.get("parts", ())):
                 self._parts.setdefault(part.round, {})[note["rank"]] = part
         ready = sorted(number for number, parts in self._parts.items() if len(parts) == self.ranks)
         rows = [self._row([parts for _, parts in sorted(self._parts.pop(number).items())]) for number in ready]
         events = [Event(*fields) for note in told if note["rank"] == 0 for fields in note.get("events", ())]
         return [*events, *rows, *self._intervals(told)]
 
-    def _row(self, parts: list[RowPart]) -> Row:
+    def _row(self, parts: list[Row]) -> Row:
         tested = parts[0].accuracies is not None
         shares = tuple(share for part in parts for share in part.accuracies or ())
         return Row(
             parts[0].round,
             tuple(loss for part in parts for loss in part.losses),
             (shares[:1] if self.together else shares) if tested else None,
-            sum(part.sent for part in parts) / self.peers,
+            sum(part.bytes for part in parts) / self.peers,
             max(part.seconds for part in parts),
             None if parts[0].peers is None else tuple(peer for part in parts for peer in part.peers or ()),
             parts[0].learning_rate,

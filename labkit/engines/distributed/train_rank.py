@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from labkit.engines.checkpoint import described
 from labkit.engines.clock import Clock
 from labkit.engines.distributed.checkpoints import Saver, Store
 from labkit.engines.distributed.data_parallel import DDP, DataParallelPeer, data_parallel, overlapping
-from labkit.engines.distributed.reporting import Reports, Result, RowPart, Stopwatch, common_moment
+from labkit.engines.distributed.reporting import Reports, Result, Stopwatch, common_moment
 from labkit.engines.distributed.steering import Steering
 from labkit.engines.experiment import Experiment
 from labkit.engines.local_peers import LocalPeers
@@ -130,8 +130,7 @@ class OnRank:
         if self.first_round:
             self.first_round = False
             self.local.shared_state.require_same(_said_by_all(self.local.shared_state.digest()))
-        it = news
-        self.reports.add(RowPart(it.round, it.losses, it.accuracies, self.sent, it.seconds, it.peers, it.learning_rate))
+        self.reports.add(replace(news, bytes=self.sent))
 
     def checkpoint(self, number: int) -> None:
         if self.saver.due(number):

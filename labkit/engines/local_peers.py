@@ -98,7 +98,7 @@ class LocalPeers:
             yield Meeting(self._number, number, self.present, messages, replies)
 
     def end(self) -> None:
-        """Take over what the round has written to the memories, once its losses were looked at."""
+        """Take over what the round has written to `shared` and `state`, once its losses were looked at."""
         self.shared_state.commit([block.peers.shared for block in self._blocks])
         if self._experiment.served and not self._stand_in:
             for block in self._blocks:

@@ -101,13 +101,10 @@ def clip(params: Sequence[Tensor], most: float, lead: int) -> None:
         p.grad = g * factor.reshape(*factor.shape, *(1,) * (g.dim() - lead))
 
 
-# -- LearningRate: the one that the user asks for while a run goes on, heeded between two rounds.
-
-
 class LearningRate:
-    """The rate that was asked for last; optimisers that are made before or after it alike take it over.
+    """The rate that the user asked for last while a run goes on, for optimisers that are made before or after that.
 
-    `version` counts the rates that were heeded: peers that know an older one take `value` over as their round begins.
+    `version` counts the rates that were adopted: peers that know an older one take `value` over as their round begins.
     """
 
     def __init__(self) -> None:

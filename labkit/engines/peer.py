@@ -44,6 +44,8 @@ class Place:
 class Peers(ABC):
     """Named parameters under one optimiser; the losses of their steps are kept until they are reported.
 
+    To algorithms they are a `labkit.algorithms.base.Peer`, which says what its members mean.
+
     Gradients are those of the *sum* of the losses: of one peer that is its loss, of K stacked peers each gets its own.
     """
 
@@ -97,7 +99,6 @@ class Peers(ABC):
 
     @property
     def params(self) -> dict[str, Tensor]:
-        """The trainable parameters by name; assigning copies the new values in."""
         return {name: p.detach() for name, p in self._named.items()}
 
     @params.setter
@@ -118,13 +119,11 @@ class Peers(ABC):
         """The model's outputs, [B, C] (of sequences [B, T, C]) or [K, B, C], with the given parameters or its own."""
 
     def loss(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
-        """The mean loss of the batch, or one of each peer [K]."""
         loss = self._compared(self._mean_loss, batch, logits)
         self._record(loss)
         return loss
 
     def losses(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
-        """The loss of each example, [B] or [K, B]."""
         losses = self._compared(self._each_loss, batch, logits)
         self._record(losses.mean(-1))
         return losses
@@ -140,7 +139,6 @@ class Peers(ABC):
 
     @property
     def public(self) -> Iterator[Tensor]:
-        """This round's batches of public inputs, [B, …] or [1, B, …]."""
         if self._public is None:
             batches = self._experiment.public_batches(self.number, self._place.device)
             self._public = (x.unsqueeze(0) for x in batches) if self.lead else batches
@@ -166,14 +164,12 @@ class Peers(ABC):
         return dict(zip(named, self.optimizer_step.unscaled(found), strict=True))
 
     def apply(self, gradients: dict[str, Tensor]) -> None:
-        """One step of the optimiser with these gradients."""
         for name, p in self._named.items():
             gradient = self.optimizer_step.scaled(gradients[name])
             p.grad = gradient if gradient.shape == p.shape else gradient.expand_as(p).contiguous()
         self._update()
 
     def step(self, loss: Tensor) -> None:
-        """One step of the optimiser on this loss."""
         for p in self._named.values():
             p.grad = None  # as zero_grad() does, with less ceremony
         self._backward(loss)
@@ -201,7 +197,6 @@ class Peers(ABC):
         """Each peer's local steps [K] since the losses were last asked for."""
 
     def count(self, steps: int) -> None:
-        """Let the clock know of steps whose losses were not recorded."""
         self._counted += steps
 
     @property

@@ -213,7 +213,7 @@ def _near(one: tuple[float, float], other: tuple[float, float]) -> bool:
 
 
 def _own(value: Tree) -> Tree:
-    """A copy: parameters, above all, would change under the memory as the peer steps on."""
+    """A copy: parameters, above all, would change here as the peer steps on."""
     return tree.map(lambda leaf: leaf.detach().clone(), value)
 
 

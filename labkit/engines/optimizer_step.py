@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from labkit.engines.experiment import Experiment
 from labkit.history.rows import Event
 
+_MORE = ("momentum", "weight_decay", "maximize", "differentiable")  # settings with which SGD does more than x − η ∇
+_GLOBAL_HOOKS = _global_optimizer_pre_hooks, _global_optimizer_post_hooks
 _TINY = 1e-6  # torch.nn.utils.clip_grad_norm_ keeps away from a division by zero with it
 
 
@@ -28,6 +31,16 @@ class OptimizerStep:
         fp16, device = experiment.precision == "fp16", params[0].device.type
         self.scaler = torch.amp.GradScaler(device) if fp16 else None
         self._params, self._lead, self._clip = list(params), lead, experiment.clip
+
+    @property
+    def descent_rate(self) -> float | None:
+        """η, where the optimiser's step is x ← x − η ∇ and nothing else, and nobody looks on; None otherwise."""
+        optimizer = self.optimizer
+        group = optimizer.param_groups[0]
+        if type(optimizer) is not torch.optim.SGD or len(optimizer.param_groups) > 1 or "step" in vars(optimizer):
+            return None
+        watched = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks, *_GLOBAL_HOOKS
+        return None if any(watched) or any(group[setting] for setting in _MORE) else float(group["lr"])
 
     def scaled(self, x: Tensor) -> Tensor:
         """A loss or gradient times the scale that keeps small gradients of half precision above zero."""
@@ -53,12 +66,23 @@ class OptimizerStep:
     def _step(self) -> bool:
         """Whether the optimiser took the step."""
         if self.scaler is None:
-            self.optimizer.step()
+            rate = self.descent_rate
+            if rate is None:
+                self.optimizer.step()
+            else:
+                self._descend(rate)
             return True
         before = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return bool(self.scaler.get_scale() >= before)  # it becomes smaller after an overflow, and never else
+
+    @torch.no_grad()
+    def _descend(self, rate: float) -> None:
+        """The same as torch's step, whose ceremony takes longer than a small model's."""
+        for p in self._params:
+            if p.grad is not None:
+                p.add_(p.grad, alpha=-rate)
 
     def set_learning_rate(self, rate: float) -> None:
         """Go on with this learning rate; a schedule goes on from it, as if it had led there."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from labkit.algorithms.base import Batch
 from labkit.engines.evaluation import trained
 from labkit.engines.experiment import Experiment
 from labkit.engines.peer import Peers, Place
-from labkit.engines.stacked.forward import StackedModel, stacked_loss, stacked_losses
+from labkit.engines.stacked.backward import one_node, way_back
+from labkit.engines.stacked.forward import StackedModel
+from labkit.engines.stacked.layers import Gradients
+from labkit.engines.stacked.losses import cross_entropy_and_back, stacked_loss, stacked_losses
 from labkit.errors import ModelError
 
 # Their update of one number looks at that number's own history only, so K peers stacked are K optimisers.
@@ -37,9 +41,9 @@ _EVALUATED_AT_ONCE = 1 << 22  # inputs × peers in one forward pass of an evalua
 class StackedPeers(Peers):
     """Peers of one kind as one: parameters [K, …], batches [K, B, …], losses [K].
 
-    The forward pass is vmap(functional_call); the backward pass is autograd on the sum of the K losses, whose
-    gradient with respect to peer k's parameters is that of peer k's loss alone. `skeleton` is a module of their kind
-    on their device, which lends its layers and keeps its own weights.
+    The backward pass is that of the sum of the K losses, whose gradient with respect to peer k's parameters is that of
+    peer k's loss alone. `skeleton` is a module of their kind on their device, which lends its layers and keeps its own
+    weights.
     """
 
     lead = 1
@@ -53,6 +57,9 @@ class StackedPeers(Peers):
         require_elementwise(self.optimizer_step.optimizer)
         self._forward = StackedModel(skeleton, [*self._named, *self._buffers])
         self._mean_loss, self._each_loss = stacked_loss(experiment.loss), stacked_losses(experiment.loss)
+        self._knows_back = self._forward.known and not self._buffers and self._dtype is None
+        # a target that is no class is an error on the CPU, to be told by torch, and ends the process on a GPU
+        self._knows_loss = self._knows_back and experiment.loss is F.cross_entropy and place.device.type == "cpu"
         self._active: NDArray[np.bool_] | None = None  # who still has local work to do in this round; None: everybody
         self._worked: list[NDArray[np.bool_] | None] = []  # and who had at each step
 
@@ -63,6 +70,12 @@ class StackedPeers(Peers):
     # -- forward
 
     def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
+        if params is None and self._goes_back(inputs):
+            with torch.no_grad():
+                passed = self._forward.passed(self._named, inputs)
+            if passed is not None:
+                outputs, back = passed
+                return one_node(outputs, back, self._named, lambda params: self._forward(params, inputs))
         rows = len(self)
         if params is not None and not self._buffers:  # what is the same for all is computed once
             rows = max(len(inputs), *(len(p) for p in params.values()))
@@ -72,11 +85,64 @@ class StackedPeers(Peers):
             out = self._forward(named | self._buffers, inputs[0] if shared else inputs, shared=shared)
         return self._wide(out)  # [K, B, C], or [1, B, C]
 
+    def loss(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
+        loss = self._loss_that_goes_back(*batch) if logits is None else None
+        if loss is None:
+            return super().loss(batch, logits)
+        self._record(loss)
+        return loss
+
+    def _goes_back(self, inputs: Tensor) -> bool:
+        """Whether the model knows the way back from its outputs for these inputs."""
+        asked = torch.is_grad_enabled() and not inputs.requires_grad
+        return self._knows_back and asked and len(inputs) == len(self)
+
+    def _loss_that_goes_back(self, inputs: Tensor, targets: Tensor) -> Tensor | None:
+        """The mean losses [K] as `one_node`, if model and loss know the way back."""
+        if not self._knows_loss or not self._goes_back(inputs):
+            return None
+        with torch.no_grad():
+            passed = self._forward.passed(self._named, inputs)
+            if passed is None:
+                return None
+            try:
+                losses, loss_back = cross_entropy_and_back(passed[0], targets)
+            except RuntimeError:  # targets that F.cross_entropy ignores, averages or refuses
+                self._knows_loss = False
+                return None
+
+        def back(d: Tensor | None) -> Gradients:
+            return passed[1](loss_back(d))
+
+        def again(params: Mapping[str, Tensor]) -> Tensor:
+            return self._mean_loss(self._forward(params, inputs), targets)
+
+        return one_node(losses, back, self._named, again)
+
     def _record(self, losses: Tensor) -> None:
         super()._record(losses)
         self._worked.append(self._active)
 
     # -- backward
+
+    def gradients(self, loss: Tensor) -> dict[str, Tensor]:
+        back = way_back(loss, self._named)
+        if back is None:
+            return super().gradients(loss)
+        with torch.no_grad():
+            found = back(None)
+        return {name: found[name] for name in self._named}
+
+    def step(self, loss: Tensor) -> None:
+        back = way_back(loss, self._named)
+        if back is None:
+            super().step(loss)
+            return
+        with torch.no_grad():
+            found = back(None)
+        for name, p in self._named.items():
+            p.grad = found[name]
+        self._update()
 
     def _update(self) -> None:
         if self._active is None:

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 import labkit as lk
 from labkit.algorithms import LocalSGD, Mutual
 from labkit.engines.stacked.convolution import stacked_convolution
-from labkit.engines.stacked.forward import stacked_forward, stacked_loss
+from labkit.engines.stacked.forward import stacked_forward
+from labkit.engines.stacked.losses import stacked_loss
 from labkit.errors import ModelError
 from tests.engines.experiments import difference, result
 

@@ -60,7 +60,7 @@ def _preload(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-# -- The process's allocator: glibc gives memory back after a training step, and takes page faults to get it again.
+# -- the allocator
 
 # <malloc.h>: option -> bytes
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -75,7 +75,7 @@ def keep_memory() -> bool:
     return all(mallopt(option, value) == 1 for option, value in _MALLOPT.items())
 
 
-# -- Sampling: Dask draws at random, what to measure and whom to ask, and would take the numbers that the user draws.
+# -- random numbers: Dask draws some to choose what it measures and whom it asks
 
 _DRAW = (
     "dask.sizeof",

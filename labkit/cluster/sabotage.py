@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 if TYPE_CHECKING:
-    from labkit.cluster import deadlines
-from labkit.cluster.workers import WorkerInfo, WorkerPool
+    from labkit.cluster.workers import WorkerInfo, WorkerPool
 
 PERIOD = 0.03  # seconds of one turn, computing and stopped; Dask's heartbeats and gloo do not mind
 MOST = 100.0  # beyond that other workers would take a slow one for a dead one
@@ -72,6 +71,8 @@ class Brake:
 
     def release(self) -> None:
         """Let the process go on as before; harmless where either is gone."""
+        from labkit.cluster import deadlines
+
         self._program.communicate(timeout=deadlines.BRAKE)
 
 

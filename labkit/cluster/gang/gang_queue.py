@@ -37,8 +37,8 @@ _LEFT = _refused("left", "the gang has left")
 
 
 @dataclass(eq=False)
-class _Ticket:
-    """One gang, from the queue to its end."""
+class _Entry:
+    """One gang in the queue, from its coming to its end."""
 
     gang: str  # the address of its inbox
     client: str
@@ -66,7 +66,7 @@ class GangQueue(SchedulerPlugin):
     idempotent = True
 
     def __init__(self) -> None:
-        self.tickets: dict[str, _Ticket] = {}  # in order of arrival
+        self.entries: dict[str, _Entry] = {}  # in order of arrival
         self._left: deque[str] = deque(maxlen=1000)  # one that was stopped may leave before its `enter` arrives
 
     async def start(self, scheduler: Scheduler) -> None:
@@ -84,63 +84,63 @@ class GangQueue(SchedulerPlugin):
         """
         if gang in self._left:
             return _LEFT
-        ticket = self.tickets[gang] = _Ticket(gang, client, ranks)
+        entry = self.entries[gang] = _Entry(gang, client, ranks)
         begun = time.monotonic()
         self._admit()
         try:
-            await asyncio.wait_for(ticket.turn.wait(), timeout)
+            await asyncio.wait_for(entry.turn.wait(), timeout)
         except TimeoutError:
-            refusal = _refused("busy", self._obstacle(ticket))
-            del self.tickets[gang]
+            refusal = _refused("busy", self._why_busy(entry))
+            del self.entries[gang]
             self._admit()
             return refusal
         left = max(timeout - (time.monotonic() - begun), 0.1)
-        self.scheduler.loop.call_later(left, self._require_all, ticket)
-        return ticket.over or {"workers": ticket.workers}
+        self.scheduler.loop.call_later(left, self._require_all, entry)
+        return entry.over or {"workers": entry.workers}
 
     async def halt(self, gang: str) -> None:
         """Let no rank start from now on; the workers stay taken until `leave`."""
-        if gang in self.tickets:
-            self.tickets[gang].end(_refused("halted", "the gang was ended"))
+        if gang in self.entries:
+            self.entries[gang].end(_refused("halted", "the gang was ended"))
 
     async def leave(self, gang: str) -> None:
         """Give the workers to the next gang."""
         self._left.append(gang)
-        if gang in self.tickets:
-            self.tickets.pop(gang).end(_LEFT)
+        if gang in self.entries:
+            self.entries.pop(gang).end(_LEFT)
             self._admit()
 
     # -- called by the ranks
 
     async def arrive(self, gang: str, rank: int, port: int | None) -> dict[str, Any]:
         """Wait for all other ranks: {"port": where rank 0 listens}, or a refusal."""
-        ticket = self.tickets.get(gang)
-        if ticket is None or ticket.over:
-            return ticket.over if ticket else _LEFT
-        if rank in ticket.ports:
+        entry = self.entries.get(gang)
+        if entry is None or entry.over:
+            return entry.over if entry else _LEFT
+        if rank in entry.ports:
             return _refused("repeated", "Dask started this rank a second time")
-        ticket.ports[rank] = port
-        if len(ticket.ports) == ticket.ranks:
-            ticket.complete.set()
+        entry.ports[rank] = port
+        if len(entry.ports) == entry.ranks:
+            entry.complete.set()
             post(self.scheduler, gang, assembled=True)
-        await ticket.complete.wait()
-        return ticket.over or {"port": ticket.ports[0]}
+        await entry.complete.wait()
+        return entry.over or {"port": entry.ports[0]}
 
     async def failed(self, gang: str, rank: int) -> int:
         """The rank that failed first, which may be this one."""
-        ticket = self.tickets.get(gang)
-        if ticket is None:
+        entry = self.entries.get(gang)
+        if entry is None:
             return -1
-        if ticket.first_failed is None:
-            ticket.first_failed = rank
-        return ticket.first_failed
+        if entry.first_failed is None:
+            entry.first_failed = rank
+        return entry.first_failed
 
     async def depart(self, gang: str, rank: int) -> None:
         """A rank has ended; the last one of a dead client frees the workers."""
-        ticket = self.tickets.get(gang)
-        if ticket is not None:
-            ticket.gone.add(rank)
-            await self._bury(ticket)
+        entry = self.entries.get(gang)
+        if entry is not None:
+            entry.gone.add(rank)
+            await self._clear(entry)
 
     # -- called by Dask
 
@@ -148,42 +148,42 @@ class GangQueue(SchedulerPlugin):
         self._admit()
 
     def remove_worker(self, scheduler: Scheduler, worker: str, *, stimulus_id: str, **_: Any) -> None:
-        for ticket in [ticket for ticket in self.tickets.values() if worker in ticket.workers]:
-            ticket.end(_refused("lost", f"worker {worker} is gone"))
-            ticket.gone.add(ticket.workers.index(worker))
-            post(scheduler, ticket.gang, lost=worker, returns=worker in ticket.nannies)
-            scheduler.loop.add_callback(self._bury, ticket)
+        for entry in [entry for entry in self.entries.values() if worker in entry.workers]:
+            entry.end(_refused("lost", f"worker {worker} is gone"))
+            entry.gone.add(entry.workers.index(worker))
+            post(scheduler, entry.gang, lost=worker, returns=worker in entry.nannies)
+            scheduler.loop.add_callback(self._clear, entry)
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
-        for ticket in [ticket for ticket in self.tickets.values() if ticket.client == client]:
-            ticket.end(_refused("orphaned", "its client is gone"))
-            scheduler.loop.add_callback(self._bury, ticket)
-            scheduler.loop.call_later(deadlines.GONE_CLIENT, scheduler.loop.add_callback, self.leave, ticket.gang)
+        for entry in [entry for entry in self.entries.values() if entry.client == client]:
+            entry.end(_refused("orphaned", "its client is gone"))
+            scheduler.loop.add_callback(self._clear, entry)
+            scheduler.loop.call_later(deadlines.GONE_CLIENT, scheduler.loop.add_callback, self.leave, entry.gang)
 
     # -- inside
 
     def _admit(self) -> None:
         """First come, first served, so that a gang that needs many workers is not overtaken for ever."""
-        taken = {worker for ticket in self.tickets.values() for worker in ticket.workers}
-        for ticket in self.tickets.values():
-            if ticket.workers or ticket.over:
+        taken = {worker for entry in self.entries.values() for worker in entry.workers}
+        for entry in self.entries.values():
+            if entry.workers or entry.over:
                 continue
             free = [worker for worker in self._alive() if worker not in taken]
-            if len(free) < ticket.ranks:
+            if len(free) < entry.ranks:
                 return
             workers = self.scheduler.workers
-            chosen = sorted(free, key=lambda worker: bool(workers[worker].processing))[: ticket.ranks]  # the idle first
-            ticket.workers = [worker for worker in free if worker in chosen]
-            ticket.nannies = {worker for worker in chosen if workers[worker].nanny}
+            chosen = sorted(free, key=lambda worker: bool(workers[worker].processing))[: entry.ranks]  # the idle first
+            entry.workers = [worker for worker in free if worker in chosen]
+            entry.nannies = {worker for worker in chosen if workers[worker].nanny}
             taken.update(chosen)
-            ticket.turn.set()
+            entry.turn.set()
 
-    def _require_all(self, ticket: _Ticket) -> None:
+    def _require_all(self, entry: _Entry) -> None:
         """Time is up for ranks that have not arrived."""
-        if not ticket.complete.is_set():
-            ticket.end(_refused("late", "the other ranks did not start in time"))
-            missing = [rank for rank in range(ticket.ranks) if rank not in ticket.ports]
-            post(self.scheduler, ticket.gang, missing=[self._excuse(ticket, rank) for rank in missing])
+        if not entry.complete.is_set():
+            entry.end(_refused("late", "the other ranks did not start in time"))
+            missing = [rank for rank in range(entry.ranks) if rank not in entry.ports]
+            post(self.scheduler, entry.gang, missing=[self._why_missing(entry, rank) for rank in missing])
 
     def _alive(self) -> list[str]:
         """The workers in the order in which a lab lists them."""
@@ -192,24 +192,24 @@ class GangQueue(SchedulerPlugin):
         alive = [state for state in self.scheduler.workers.values() if state.status in ready]
         return [state.address for state in sorted(alive, key=lambda state: (len(str(state.name)), str(state.name)))]
 
-    async def _bury(self, ticket: _Ticket) -> None:
+    async def _clear(self, entry: _Entry) -> None:
         """Leave in place of a client that is gone, once its ranks are."""
-        if ticket.client not in self.scheduler.clients and ticket.gone >= set(ticket.ports):
-            await self.leave(ticket.gang)
+        if entry.client not in self.scheduler.clients and entry.gone >= set(entry.ports):
+            await self.leave(entry.gang)
 
-    def _obstacle(self, ticket: _Ticket) -> str:
+    def _why_busy(self, entry: _Entry) -> str:
         alive = len(self._alive())
-        if alive < ticket.ranks:
+        if alive < entry.ranks:
             return f"only {alive} worker{'s are' if alive != 1 else ' is'} there"
-        others = len(self.tickets) - 1
+        others = len(self.entries) - 1
         return f"the workers are held by {others} other launch{'es' * (others != 1)}"
 
-    def _excuse(self, ticket: _Ticket, rank: int) -> str:
-        worker = ticket.workers[rank]
+    def _why_missing(self, entry: _Entry, rank: int) -> str:
+        worker = entry.workers[rank]
         state = self.scheduler.workers.get(worker)
         if state is None:
             return f"rank {rank} is missing, its worker {worker} is gone"
-        others = sum(1 for task in state.processing if not str(task.key).startswith(ticket.gang))
+        others = sum(1 for task in state.processing if not str(task.key).startswith(entry.gang))
         why = f"busy with {some(others, 'other task')}" if others else "not ready"
         return f"rank {rank} is missing, its worker {worker} is {why}"
 

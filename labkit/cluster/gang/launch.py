@@ -70,8 +70,6 @@ class Gang:
     [{'half': 0.0, 'rank': 0}, {'half': 0.5, 'rank': 1}]
     """
 
-    # All that follows `_lead` runs on the client's event loop, so that a launch costs no thread.
-
     def __init__(
         self,
         lab: WorkerPool,
@@ -218,7 +216,7 @@ class Gang:
             self._inbox.close()  # every line has come: they travel in order with the reports
             self._over.set()
 
-    # -- from the queue to the end
+    # -- from the queue to the end, on the client's event loop, so that a launch costs no thread
 
     async def _lead(self) -> None:
         error: Exception | None = None
@@ -347,7 +345,7 @@ class Gang:
                 error.add_note(f"A rank still runs on {', '.join(left)}, which has no nanny: restart it by hand.")
         return stuck
 
-    # -- also on the event loop, whenever it has to be
+    # -- also there, at any time
 
     def _receive(self, note: Note) -> None:
         """Take a message of a rank, or what the queue has to say of the gang."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -125,12 +126,13 @@ class Experiment:
         """Whether only some of the peers take part in each round, others in every one."""
         return self.present < self.peers
 
-    def participants(self, round: int) -> Sequence[int]:
-        """The peers that take part in this round, ascending: a sample without replacement that the seed decides."""
+    def participants(self, round: int, among: Sequence[range]) -> list[Sequence[int]]:
+        """The peers of each block that take part, ascending: a sample without replacement that the seed decides."""
         if not self.sampled:
-            return range(self.peers)
+            return [*among]
         random = np.random.default_rng([self.seed, _ELECTION, round])
-        return tuple(sorted(random.choice(self.peers, self.present, replace=False).tolist()))
+        chosen = sorted(random.choice(self.peers, self.present, replace=False).tolist())
+        return [chosen[bisect_left(chosen, block.start) : bisect_left(chosen, block.stop)] for block in among]
 
     # -- data
 

@@ -78,8 +78,7 @@ class LocalPeers:
     def begin(self, number: int) -> None:
         """Get the peers ready that take part in round `number`."""
         if self._experiment.served:
-            chosen = self._experiment.participants(number)
-            self.present = [k for k in chosen if k in self._members] if self._experiment.sampled else self._members
+            (self.present,) = self._experiment.participants(number, [self._members])
             self._stand_in = not self.present
             self._make(self.present or self._members[:1])
         self._number = number

@@ -18,6 +18,7 @@ from labkit.engines.evaluation import classes, trained
 from labkit.engines.experiment import PRECISIONS, Experiment, Loss
 from labkit.engines.optimizer_step import LearningRate, OptimizerStep
 from labkit.engines.shared_state import SharedState, SharedView, State
+from labkit.tree import Tree
 
 Exchanged = Callable[[], tuple[float, float]]
 
@@ -36,9 +37,10 @@ class Place:
 
     @classmethod
     def of(cls, experiment: Experiment, device: torch.device, archived: bool) -> Place:
-        """The place of an experiment's peers before the first round."""
-        alike = experiment.models[0] if experiment.alike else None
-        return cls(device, SharedState.of(alike, device), {} if archived else None)
+        """The place before the first round; peers share the parameters of the model that all of them start from."""
+        named = experiment.models[0].named_parameters() if experiment.alike else ()
+        params: Tree = {name: p.detach().to(device, copy=True) for name, p in named if p.requires_grad}
+        return cls(device, SharedState({"params": params} if experiment.alike else {}), {} if archived else None)
 
 
 class Peers(ABC):

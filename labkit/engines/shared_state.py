@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
 from labkit import tree
 from labkit.errors import ExchangeError
@@ -23,14 +22,6 @@ class SharedState:
     def __init__(self, values: dict[str, Tree]) -> None:
         self.values = values
         self._versions = _versions(values)
-
-    @classmethod
-    def of(cls, model: nn.Module | None, device: torch.device) -> SharedState:
-        """What peers share before the first round: the parameters of the model that all of them start from, if any."""
-        if model is None:
-            return cls({})
-        named = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-        return cls({"params": tree.map(lambda p: p.to(device, copy=True), named)})
 
     def view(self, lead: int) -> SharedView:
         """What one peer, or with `lead` one block of stacked peers, sees of it in a round."""

@@ -16,7 +16,6 @@ from labkit.engines.evaluation import classes
 from labkit.engines.experiment import Experiment
 from labkit.engines.optimizer_step import LearningRate
 from labkit.engines.peer import OnePeer, Place
-from labkit.engines.shared_state import SharedState
 from labkit.engines.stacked.peers import StackedPeers
 from labkit.engines.stacked.stacks import Stacks
 from labkit.errors import ExchangeError
@@ -56,7 +55,7 @@ class AsyncSingles:
     """Ordinary models, which compute one after the other: the reference."""
 
     def __init__(self, experiment: Experiment, handler: RequestHandler, device: torch.device) -> None:
-        place, examples = _place(experiment, device), Examples(experiment.dataset, device)
+        place, examples = Place.of(experiment, device, archived=True), Examples(experiment.dataset, device)
         everybody, self.rate = range(experiment.peers), place.rate
         self._experiment = experiment
         self._peers = [OnePeer(experiment, k, place) for k in everybody]
@@ -93,7 +92,7 @@ class AsyncStacks:
     def __init__(
         self, experiment: Experiment, handler: RequestHandler, device: torch.device, most: int | None = None
     ) -> None:
-        place, self._examples = _place(experiment, device), Examples(experiment.dataset, device)
+        place, self._examples = Place.of(experiment, device, archived=True), Examples(experiment.dataset, device)
         self._experiment, self.rate = experiment, place.rate
         self._indices = [experiment.indices(k) for k in range(experiment.peers)]
         self._rows = {
@@ -179,11 +178,6 @@ def finish_round(generator: Generator[Any, Any, None], reply: Params, peer: Any,
         f"{type(algorithm).__name__} is asynchronous, and its round goes on after its request: let each round end "
         "with peer.params = yield request, which is where the next one begins."
     )
-
-
-def _place(experiment: Experiment, device: torch.device) -> Place:
-    """Where the peers live, with an archive of what each keeps in peer.state."""
-    return Place(device, SharedState.of(experiment.models[0] if experiment.alike else None, device), {})
 
 
 class RoundStack(StackedPeers):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -107,7 +106,7 @@ class OnRank:
         return self.steering.proceed(number)
 
     def begin(self, number: int) -> None:
-        self.group.blocks = _present(self.experiment, self.blocks, number)
+        self.group.blocks = tuple(map(len, self.experiment.participants(number, self.blocks)))
         self.watch.begin()
 
     def answer(self, messages: list[Message]) -> Sequence[Tree]:
@@ -136,14 +135,6 @@ class OnRank:
         if self.saver.due(number):
             self.reports.flush()  # rounds that nobody goes through again must have been reported
             self.saver.save(number, self.sent)
-
-
-def _present(experiment: Experiment, blocks: list[range], number: int) -> tuple[int, ...]:
-    """How many peers of each rank take part in a round."""
-    if not experiment.sampled:
-        return tuple(len(block) for block in blocks)
-    chosen = np.asarray(experiment.participants(number))
-    return tuple(int(((chosen >= block.start) & (chosen < block.stop)).sum()) for block in blocks)
 
 
 def _compare(sends: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import ctypes
 import sys
 import threading
 from abc import ABC, abstractmethod
@@ -18,6 +20,7 @@ from labkit.history.history import History
 from labkit.plots.panel import Picture
 
 _TICK = 0.1  # seconds between two redraws while a cell waits for the result
+_LAST_ROUND = 2.0  # seconds for which the end of Python waits for the round under way
 _COLOURS = {"failed": "#b3261e", "stopped": "#8a5a00", "paused": "#8a5a00", "finished": "#1b6e3c"}
 _SHARE = 20  # a redraw may take one part in _SHARE of the time, so that watching does not slow the training
 
@@ -115,7 +118,9 @@ class Background(ABC):
     # -- inside
 
     def _start(self) -> None:
-        threading.Thread(target=self._run, name="labkit-run", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="labkit-run", daemon=True)
+        atexit.register(self._leave)
+        self._thread.start()
 
     def _run(self) -> None:
         try:
@@ -125,6 +130,16 @@ class Background(ABC):
         finally:
             self._ended.set()
             self._notify()
+            atexit.unregister(self._leave)
+
+    def _leave(self) -> None:
+        """End before Python does, which up to 3.13 aborts the whole process if it finds a thread inside of torch."""
+        self.stop()
+        self._thread.join(_LAST_ROUND)
+        if self._thread.is_alive():  # in a long round, which then ends between two operations
+            ident = ctypes.c_ulong(self._thread.ident or 0)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SystemExit))
+            self._thread.join(_LAST_ROUND)
 
     def _wait(self, timeout: float | None) -> None:
         """Wait for the end, redrawing; raise what went wrong, or TimeoutError. An interrupt stops the work too."""

@@ -193,6 +193,33 @@ def test_a_script_in_a_terminal_shows_one_line_and_ends_on_ctrl_c():
     assert "KeyboardInterrupt" in seen.decode()
 
 
+LONG_ROUNDS = """
+import sys, time
+import labkit as lk, torch
+local = lk.algorithms.LocalSGD(every=3000)  # seconds, which the thread of the run spends inside of torch
+run = lk.train(torch.nn.Linear(64, 10), lk.data.load("digits"), local, peers=2, on=lk.Lockstep())
+time.sleep(0.5)
+print("begun", flush=True)
+if sys.argv[1] == "interrupted":
+    run.result()
+"""
+
+
+@pytest.mark.parametrize(("how", "status"), [("interrupted", -signal.SIGINT), ("at its end", 0)])
+def test_a_script_that_ends_within_a_round_ends_in_order(how, status):
+    """Python aborts where it ends while another thread is inside of torch: "terminate called …", and a core dump."""
+    script = subprocess.Popen([sys.executable, "-c", LONG_ROUNDS, how], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert script.stdout.readline() == b"begun\n"
+        if how == "interrupted":
+            time.sleep(0.2)
+            script.send_signal(signal.SIGINT)
+        said = script.communicate(timeout=60)[1]
+    finally:
+        script.kill()
+    assert b"terminate" not in said and script.returncode == status
+
+
 def test_a_cell_that_waits_for_the_result_keeps_the_picture_live():
     """No event loop turns while result() blocks, so it redraws by itself."""
     run = lk.train(mlp, lk.data.load("digits"), peers=2, rounds=60)

@@ -112,12 +112,12 @@ def _train(on: Cluster, experiment: Experiment, report: Reporter, control: Contr
         on.lab,
         experiment,
         RankSettings(on.ddp, on.report_every, on.checkpoint_every, alone, on.device),
-        Store.of_run(on.checkpoint_to, resumed=experiment if on.resume else None),
-        ranks=ranks,
-        timeout=on.timeout,
-        elastic=on.elastic,
-        report=report,
-        control=control,
+        Store.of_run(experiment, on.checkpoint_to, on.resume),
+        ranks,
+        on.timeout,
+        on.elastic,
+        report,
+        control,
     ).run()
 
 

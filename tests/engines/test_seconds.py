@@ -57,9 +57,7 @@ def test_evaluation_does_not_count_and_training_does(engine, algorithm):
     history = result(engine, algorithm, SlowlyTested, rounds=2, evaluate_every=1, loss=slow)
     assert len(history.curve("accuracies")[0]) == 2
     assert STEP <= since_the_first_round(history) < TEST
-    if (
-        history.timeline is not None and history.staleness is None
-    ):  # asynchronous peers may work while others are tested
+    if history.timeline is not None and history.staleness is None:  # else some may work while others are tested
         assert history.timeline.makespan <= history.seconds
 
 

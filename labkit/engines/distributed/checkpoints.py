@@ -40,11 +40,11 @@ class Store:
     A folder has the files `round/rank-of-ranks.pt`, and a round counts when the parts of all ranks are there.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, experiment: Experiment, folder: Path | None = None) -> None:
         self.folder = folder
         self.number, self.ranks = 0, 0
+        self._like = described(experiment)
         self._parts: tuple[bytes, ...] = ()  # of the last one, without a folder
-        self._like = ""  # what the experiment has to be, where the last one may be another's
         self._lasted, self._at = 0.0, 0.0  # for how many seconds the run had lasted, and when that was
         self._gang: Gang | None = None
         self._made: dict[int, set[int]] = {}  # by number: the ranks that have made their part
@@ -56,18 +56,17 @@ class Store:
     # -- in the notebook
 
     @classmethod
-    def of_run(cls, path: str | Path | None, resumed: Experiment | None = None) -> Store:
-        """That of a new run at this path, or the last one there that has a checkpoint, if an experiment is resumed."""
+    def of_run(cls, experiment: Experiment, path: str | Path | None, resume: bool) -> Store:
+        """That of a new run at this path, or, to `resume`, of the last run there that has a checkpoint."""
         if path is None:
-            return cls()
+            return cls(experiment)
         place = Path(path).absolute()
-        for folder in sorted(place.glob("run-*"), reverse=True) if resumed is not None else ():
-            store = cls(folder)
-            if whole := max(store._whole(), default=None):
-                store.number, store.ranks = whole
-                store._like = described(resumed) if resumed is not None else ""
+        for folder in sorted(place.glob("run-*"), reverse=True) if resume else ():
+            store = cls(experiment, folder)
+            store.number, store.ranks = max(store._whole(), default=(0, 0))
+            if store.number:
                 return store
-        return cls(place / f"run-{strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+        return cls(experiment, place / f"run-{strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
 
     def note(self, seconds: float) -> None:
         """Let the next gang know that the run has lasted so many seconds now."""
@@ -116,7 +115,7 @@ class Store:
 
     def save(self, number: int, part: Part) -> None:
         """Keep this rank's part of checkpoint `number` and tell the notebook; a reader finds all of it or none."""
-        data = packed(part)
+        data = packed(part | {"like": self._like})
         if self.folder is None:
             keep({number: data})
         else:
@@ -131,7 +130,7 @@ class Store:
         if self.folder is None:
             return unpacked(self._parts[rank])
         part = unpacked((self.folder / f"{self.number:09d}" / f"{rank}-of-{self.ranks}.pt").read_bytes())
-        if self._like and part["like"] != self._like:
+        if part["like"] != self._like:
             raise SettingError(
                 f"the checkpoint in {self.folder} is one of {part['like']}, and this run is {self._like}: train with "
                 "the settings of then, or leave resume=True away."
@@ -181,11 +180,8 @@ class Saver:
     a hundredth of the time. Without a folder at most one is on its way to the notebook, which signals what it has got.
     """
 
-    def __init__(
-        self, store: Store, every: int | None, local: LocalPeers, members: range, device: torch.device, like: str
-    ) -> None:
-        self._store, self._every, self._local, self._like = store, every, local, like
-        self._members, self._device = members, device
+    def __init__(self, store: Store, every: int | None, local: LocalPeers, members: range, device: torch.device):
+        self._store, self._every, self._local, self._members, self._device = store, every, local, members, device
         self._since, self._from, self._next = perf_counter(), store.number, store.number + 1
         self._cost = 0.0  # seconds that the last one took
         self._sent: int | None = None  # the last one that went to the notebook
@@ -214,8 +210,7 @@ class Saver:
     def save(self, number: int, sent: float) -> None:
         """Save how things are after round `number`, by when the rank had sent so many bytes."""
         begun = perf_counter()
-        rank = rank_part(self._members, sent, self._device)
-        self._store.save(number, self._local.checkpoint() | rank | {"like": self._like})
+        self._store.save(number, self._local.checkpoint() | rank_part(self._members, sent, self._device))
         if self._store.folder is None:
             self._sent = number
         self._since, self._from, self._next = perf_counter(), number, number + 1

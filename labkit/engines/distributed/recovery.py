@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from labkit.cluster import deadlines
@@ -22,28 +23,27 @@ from labkit.history.rows import Event, Reporter, Row, Update
 MOST = 3  # losses without a new checkpoint between them that a run bears; a worker that hung counts twice
 
 
+@dataclass
 class Recovery:
-    """Trains by one gang after the other, until one comes to the end; `timeout` and `elastic` are `Cluster`'s."""
+    """Trains by one gang after the other, until one comes to the end.
 
-    def __init__(
-        self,
-        lab: Lab,
-        experiment: Experiment,
-        settings: RankSettings,
-        store: Store,
-        *,
-        ranks: int,
-        timeout: float,
-        elastic: bool,
-        report: Reporter,
-        control: Control,
-    ) -> None:
-        self._lab, self._experiment, self._settings, self._store = lab, experiment, settings, store
-        self._ranks, self._timeout, self._elastic = ranks, timeout, elastic
-        self._report, self._control = report, control
+    `ranks` is how many the next gang has; `timeout` and `elastic` are those of `labkit.engines.cluster.Cluster`.
+    """
+
+    lab: Lab
+    experiment: Experiment
+    settings: RankSettings
+    store: Store
+    ranks: int
+    timeout: float
+    elastic: bool
+    report: Reporter
+    control: Control
+
+    def __post_init__(self) -> None:
         self._began: float | None = None  # by this clock; what ranks tell is a little old when it arrives
         self._reported = 0  # the last round that was
-        self._interrupted = store.number > 0  # and has not yet gone on
+        self._interrupted = self.store.number > 0  # and has not yet gone on
 
     def run(self) -> tuple[list[range], list[Result]] | None:
         """The peers and the results of the last gang's ranks; None if the run was stopped before they had any.
@@ -52,42 +52,42 @@ class Recovery:
         """
         without, known = 0, 0  # losses since the last new checkpoint, and which that is
         while True:
-            blocks = blocks_of(self._experiment.peers, self._ranks)
-            self._store.note(self._seconds)
-            given = self._experiment, blocks, self._settings, self._store
-            gang = self._lab.launch(train_rank, *given, ranks=self._ranks, timeout=self._timeout)
+            blocks = blocks_of(self.experiment.peers, self.ranks)
+            self.store.note(self._seconds)
+            given = self.experiment, blocks, self.settings, self.store
+            gang = self.lab.launch(train_rank, *given, ranks=self.ranks, timeout=self.timeout)
             try:
                 return blocks, self._follow(gang)
             except Stopped:
                 return None
             except WorkerLost as error:
-                without = (without if self._store.number == known else 0) + 1 + bool(gang.hung)
-                known = self._store.number
+                without = (without if self.store.number == known else 0) + 1 + bool(gang.hung)
+                known = self.store.number
                 lost = gang.lost.items()
                 self._tell("lost", workers=[{"worker": it, "rank": k, "hung": k in gang.hung} for k, it in lost])
                 self._interrupted = True
-                self._ranks = self._next_ranks(gang, error, without)
-            if self._control.wish is Wish.STOP:
+                self.ranks = self._next_ranks(gang, error, without)
+            if self.control.wish is Wish.STOP:
                 return None
 
     def _follow(self, gang: Gang) -> list[Result]:
         """Pass up what the gang tells until it is done, then return what came of it."""
-        first = self._store.number + 1
-        rows = Rows(gang.ranks, self._experiment.peers, self._experiment.traits.predict is not None)
-        self._store.follow(gang)
+        first = self.store.number + 1
+        rows = Rows(gang.ranks, self.experiment.peers, self.experiment.traits.predict is not None)
+        self.store.follow(gang)
 
         def take(told: list[dict[str, Any]]) -> None:
             news = rows.complete(told)
-            self._store.hear(told)
+            self.store.hear(told)
             for it in news:
                 self._pass_on(it, first, gang.ranks)
 
-        return follow(gang, self._control, take)
+        return follow(gang, self.control, take)
 
     def _pass_on(self, news: Update, first: int, ranks: int) -> None:
         """Report what is new, and nothing of rounds that are done again; the gang began with round `first`."""
         if not isinstance(news, Row):
-            self._report(news)
+            self.report(news)
             return
         self._began = time.monotonic() - news.seconds  # later with each pause and evaluation, which do not count
         if self._interrupted:
@@ -95,7 +95,7 @@ class Recovery:
             self._interrupted = False
         if news.round > self._reported:
             self._reported = news.round
-            self._report(news)
+            self.report(news)
 
     @property
     def _seconds(self) -> float:
@@ -103,7 +103,7 @@ class Recovery:
         return 0.0 if self._began is None else max(0.0, time.monotonic() - self._began)
 
     def _tell(self, kind: str, **data: Any) -> None:
-        self._report(Event(self._reported + 1, self._seconds, kind, data))
+        self.report(Event(self._reported + 1, self._seconds, kind, data))
 
     def _next_ranks(self, gang: Gang, error: WorkerLost, without: int) -> int:
         """How many ranks the next gang has: on the survivors, or as many as before once the worker is back."""
@@ -114,19 +114,19 @@ class Recovery:
                 "checkpoint_every=…."
             ) from error
         gone = set(gang.lost.values())
-        if self._elastic:
-            survivors = sum(worker.address not in gone for worker in self._lab.workers)
+        if self.elastic:
+            survivors = sum(worker.address not in gone for worker in self.lab.workers)
             if survivors:
-                return min(self._experiment.peers, survivors)
-        before, limit = self._ranks, time.monotonic() + deadlines.COMEBACK
-        while len(self._lab.known().keys() - gone) < before:
-            self._lab.require_open()
+                return min(self.experiment.peers, survivors)
+        before, limit = self.ranks, time.monotonic() + deadlines.COMEBACK
+        while len(self.lab.known().keys() - gone) < before:
+            self.lab.require_open()
             if time.monotonic() > limit:
                 raise WorkerLost(
                     f"{error} It is not back after {deadlines.COMEBACK:g} s: start another worker, or train with "
                     "elastic=True on those that are left."
                 ) from error
-            if self._control.wish is Wish.STOP:
+            if self.control.wish is Wish.STOP:
                 break
             time.sleep(deadlines.WORKER_POLL)
         return before

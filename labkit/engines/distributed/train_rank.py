@@ -13,7 +13,6 @@ from torch import Tensor
 
 from labkit.data.loading import loaders_closed
 from labkit.engines.barriers import exhaust
-from labkit.engines.checkpoint import described
 from labkit.engines.clock import Clock
 from labkit.engines.distributed.checkpoints import Saver, Store
 from labkit.engines.distributed.data_parallel import DDP, DataParallelPeer, data_parallel, overlapping
@@ -49,7 +48,7 @@ def train_rank(experiment: Experiment, blocks: list[range], settings: RankSettin
     """Train this rank's block of peers, from the beginning or from a checkpoint."""
     device = torch.device(settings.device or ("cuda" if "nccl" in dist.get_backend_config() else "cpu"))
     group = RankGroup(tuple(len(block) for block in blocks))
-    members, like = blocks[group.rank], described(experiment)
+    members = blocks[group.rank]
     single: Callable[..., OnePeer] | None = OnePeer if settings.alone else None
     if settings.ddp is not None and data_parallel(experiment, blocks, device, settings.ddp):
         experiment, single = overlapping(experiment), partial(DataParallelPeer, group=group, ddp=settings.ddp)
@@ -58,7 +57,7 @@ def train_rank(experiment: Experiment, blocks: list[range], settings: RankSettin
     group.sent = checkpoint.sent
     clock = Clock(common_moment(_ROUND_TRIPS, store.elapsed), partial(_latest, device))
     watch = Stopwatch(lambda: int(local.work.sum()), clock, group.rank)
-    saver = Saver(store, settings.checkpoint_every, local, members, device, like)
+    saver = Saver(store, settings.checkpoint_every, local, members, device)
     steering, reports = Steering(device, clock, checkpoint.number + 1), Reports(watch, settings.report_every)
     runtime = OnRank(experiment, blocks, local, group, clock, watch, steering, reports, saver)
     with torch.random.fork_rng():

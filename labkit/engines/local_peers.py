@@ -40,8 +40,8 @@ class LocalPeers:
     """Those of the peers `members` that take part: each by itself, or in stacks of at most `most` peers of one kind.
 
     Peers live as long as the run; a server's clients are made anew for each round. Where none of the members takes
-    part in a round, one of them goes through it as a stand-in, whose messages are left out: its process still
-    has to receive the replies, by which it keeps up what all peers share.
+    part in a round, one of them goes through it as a stand-in, whose messages are left out: its process still has to
+    receive the replies, by which it keeps up what all peers share.
 
     They go on from a checkpoint, given the `parts` of it that the members are in.
     """
@@ -130,8 +130,8 @@ class LocalPeers:
         return answer_all
 
     @property
-    def who(self) -> tuple[int, ...] | None:
-        """Those present, for a history; None where everybody always is."""
+    def sampled(self) -> tuple[int, ...] | None:
+        """The peers that were chosen for this round; None where all take part in every one."""
         return tuple(self.present) if self._experiment.sampled else None
 
     # -- checkpoints

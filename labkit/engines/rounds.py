@@ -32,16 +32,16 @@ def train(
             runtime.report(event)
         local.begin(number)
         runtime.begin(number)
-        yield from local.round(runtime.answer)
+        yield from local.round(runtime.answer)  # the algorithm's generators, from message to message
         runtime.end()
-        losses = local.mean_losses()
+        losses = local.mean_losses()  # which raises for one that is not finite
         local.end()
         accuracies = None
         if experiment.evaluates(number):
             with runtime.clock.stopped():
                 accuracies = local.accuracies(runtime.predict)
         sent, seconds = runtime.sent / experiment.peers, runtime.clock.seconds
-        runtime.report(Row(number, losses, accuracies, sent, seconds, local.who, local.learning_rate))
+        runtime.report(Row(number, losses, accuracies, sent, seconds, local.sampled, local.learning_rate))
         runtime.checkpoint(number)
 
 
@@ -109,7 +109,7 @@ class InProcess:
         self._tell(self.clock.end())
 
     def checkpoint(self, number: int) -> None:
-        pass  # who would go on from it dies with this process
+        pass  # there is nobody to go on where this process ends
 
     def _tell(self, intervals: list[Interval]) -> None:
         for interval in intervals:

@@ -75,7 +75,7 @@ def overheard(hook):
     return sum(handed), group.sent
 
 
-@pytest.mark.parametrize("hook", ["fp16", "bf16", summed], ids=str)
+@pytest.mark.parametrize("hook", ["fp16", "bf16", summed], ids=lambda hook: getattr(hook, "__name__", hook))
 def test_the_ledger_of_a_hook_is_what_torch_was_really_handed(lab, hook):
     for handed, said in lab.launch(overheard, hook, ranks=2).result(timeout=60):
         assert handed > 0 and said == handed

@@ -40,7 +40,7 @@ SENT = {
 NEAR = {"fp16": 1e-4, "bf16": 2e-3, "powersgd": 0.5, summed: 1e-6}
 
 
-@pytest.mark.parametrize("hook", SENT, ids=str)
+@pytest.mark.parametrize("hook", SENT, ids=lambda hook: getattr(hook, "__name__", hook))
 def test_a_hook_trains_as_before_and_sends_what_it_says(lab, hook):
     history = result(on(lab, hook=hook), AllReduce(), rounds=ROUNDS)
     assert history.bytes == pytest.approx(SENT[hook])

@@ -1,6 +1,7 @@
 """A pytest plugin: quick tests first, then the lessons, then what is slow; and the time that each lesson takes.
 
-What needs the machine's cores for processes of its own is marked `alone`; the rest may be shared out with `-n auto`.
+What needs the machine's cores for processes of its own is marked `alone`; what only uses the session's lab is marked
+`paired`, and two such files may run at a time; the rest may be shared out with `-n auto`.
 """
 
 from __future__ import annotations
@@ -42,13 +43,12 @@ def _turn(item: pytest.Item) -> int:
 
 
 def _alone(item: pytest.Item) -> bool:
-    """Whether the test talks to a cluster, a kernel or a browser, which would wait for other tests' computations."""
+    """Whether the test talks to a cluster of its own, a kernel or a browser, which would wait for other tests."""
     folders = item.path.relative_to(item.config.rootpath).parts[:2]
     return (
         item.path.suffix == ".ipynb"
-        or "lab" in getattr(item, "fixturenames", ())
         or folders in (("tests", "cluster"), ("tests", "browser"), ("labkit", "cluster"))
-        or item.get_closest_marker("last") is not None
+        or any(item.get_closest_marker(name) for name in ("alone", "last"))
     )
 
 
@@ -58,4 +58,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _alone(item):
             item.add_marker(pytest.mark.alone)
+        elif "lab" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.paired)
     items.sort(key=_turn)

@@ -99,6 +99,10 @@ class Endless(Batches):
         return np.concatenate((rest, self._deck[: self._at]))
 
     def take(self, count: int) -> Indices:
+        at, end = self._at, self._at + count * self.batch_size
+        if end <= self._size:  # all from this deck, as nearly always
+            self._at, self.dealt = end, self.dealt + count
+            return self._deck[at:end].reshape(count, self.batch_size)
         dealt = np.empty((count, self.batch_size), dtype=np.int64)
         done = 0
         while done < count:
@@ -112,11 +116,11 @@ class Endless(Batches):
         return dealt
 
     def _shuffled(self) -> Indices:
-        random = np.random.default_rng([*self.key, self._number])
+        random = np.random.Generator(np.random.PCG64([*self.key, self._number]))  # sooner made than by default_rng
         if self._epochs == 1:
             return random.permutation(self._shard)[: self._size]
-        epochs = np.broadcast_to(self._shard, (self._epochs, len(self._shard)))
-        return random.permuted(epochs, axis=1)[:, : self._kept].reshape(-1)
+        epochs = np.repeat(self._shard[np.newaxis], self._epochs, axis=0)
+        return random.permuted(epochs, axis=1, out=epochs)[:, : self._kept].reshape(-1)
 
 
 class Epochs(Batches):

@@ -47,7 +47,7 @@ def train(steps: int, ranks: int = RANKS, batch: int = BATCH, device: str = "cpu
 
 
 def keep_memory() -> None:
-    """As labkit/allocator.py: what was freed is kept for the next step."""
+    """As labkit/cluster/preparation.py: what was freed is kept for the next step."""
     mallopt = ctypes.CDLL(None).mallopt
     for option, value in ((-3, 1 << 30), (-1, 512 << 20), (-2, 64 << 20)):
         if mallopt(option, value) != 1:

@@ -125,14 +125,15 @@ class Service(ABC):
                 self._threads.append(self._started(self._attend, end))
 
     def _attend(self, end: socket.socket) -> None:
-        try:
-            with end, _connection(end, receive=deadlines.HANDSHAKE, send=self._patience) as line:
-                rank = self._admitted(line)
-                if rank is not None:
-                    _limit(end, receive=0, send=self._patience)  # a round takes as long as it takes
-                    self._serve(rank, line)
-        except BaseException as error:  # noqa: BLE001  the rank itself raises it
-            self._end(error)
+        with end:
+            try:
+                with _connection(end, receive=deadlines.HANDSHAKE, send=self._patience) as line:
+                    rank = self._admitted(line)
+                    if rank is not None:
+                        _limit(end, receive=0, send=self._patience)  # a round takes as long as it takes
+                        self._serve(rank, line)
+            except BaseException as error:  # noqa: BLE001  the rank itself raises it
+                self._end(error)
 
     def _admitted(self, line: Connection) -> int | None:
         """The rank at the other end, which proves that it knows the key; None for a stranger."""

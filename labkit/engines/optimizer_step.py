@@ -79,8 +79,8 @@ class OptimizerStep:
 
     @torch.no_grad()
     def _descend(self, rate: float) -> None:
-        """The same as torch's step, whose ceremony takes longer than a small model's."""
-        for p in self._params:
+        """The same as torch's step, whose ceremony takes longer than a small model's; on what it was given."""
+        for p in self.optimizer.param_groups[0]["params"]:
             if p.grad is not None:
                 p.add_(p.grad, alpha=-rate)
 

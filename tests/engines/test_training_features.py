@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 import labkit as lk
 from labkit.algorithms import ADPSGD, AllReduce, Compressed, FedAvg, LocalSGD, Mutual, ParameterServer
@@ -192,3 +193,17 @@ def test_comparisons_take_the_same_settings():
     both = lk.compare({"one": AllReduce(), "two": AllReduce(accumulate=2)}, mlp, DIGITS, steps=8, peers=2, **ALL)
     histories = both.result(60).histories
     assert [len(history.rows) for history in histories.values()] == [8, 4]
+
+
+@pytest.mark.parametrize("on", [lk.Lockstep(), lk.Simulator()], ids=lambda it: it.name)
+@pytest.mark.parametrize("more", [{}, {"momentum": 0.9}], ids=["plain", "momentum"])
+def test_what_the_optimizer_was_not_given_stands_still(on, more):
+    start = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+
+    def of_the_head(params):
+        return torch.optim.SGD(list(params)[-2:], lr=0.1, **more)
+
+    run = lk.train(start, lk.data.load("digits"), peers=2, rounds=5, optimizer=of_the_head, on=on)
+    trained = run.result().models[0]
+    assert torch.equal(trained[0].weight, start[0].weight) and torch.equal(trained[0].bias, start[0].bias)
+    assert not torch.equal(trained[2].weight, start[2].weight)

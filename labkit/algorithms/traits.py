@@ -122,14 +122,16 @@ def _refuse_misspelt(algorithm: Algorithm, asynchronous: bool) -> None:
 
 @cache
 def _resembles(name: str, trait: str) -> bool:
-    """Whether a name is a trait's but for its case, the order of its letters, or one letter in five.
+    """Whether a name is a trait's but for its case, the order of its letters, or one letter in five after the first.
 
-    >>> [_resembles(name, "every") for name in ("evrey", "evry", "every_n", "evergreen")]
-    [True, True, False, False]
+    >>> [_resembles(name, "every") for name in ("evrey", "evry", "every_n", "evergreen", "very")]
+    [True, True, False, False, False]
     """
     name = name.casefold()
     if sorted(name) == sorted(trait):
         return True
+    if name[0] != trait[0] or (name.startswith(trait) and name != f"{trait}s"):  # another word, or one made of it
+        return False
     changes = SequenceMatcher(None, name, trait, autojunk=False).get_opcodes()
     edits = sum(max(i2 - i1, j2 - j1) for kind, i1, i2, j1, j2 in changes if kind != "equal")
     return edits <= len(trait) // 5

@@ -47,7 +47,21 @@ BUILT_IN = [
 ]
 HARMLESS = (
     *("every_n", "every_step", "epoch_count", "epoch_size", "policies", "momentum", "part", "evergreen", "checked"),
-    *("server_lr", "serve", "servers", "predicted", "prediction", "asynchrony", "same", "starts", "participants"),
+    *(
+        "very",
+        "synchronous",
+        "asynchronously",
+        "epochs_",
+        "server_lr",
+        "serve",
+        "servers",
+        "predicted",
+        "prediction",
+        "asynchrony",
+        "same",
+        "starts",
+        "participants",
+    ),
     *("rate", "beta", "buffer", "warmup", "topology", "weight", "temperature", "police", "batches", "peers"),
 )
 MISSPELT = {

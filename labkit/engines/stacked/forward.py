@@ -59,9 +59,13 @@ class StackedModel:
                 x = passed[0]
         return x
 
-    def passed(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, WayBack] | None:
-        """The outputs of a `known` model and the way back, with autograd off; None for inputs that a rule refuses."""
+    def passed(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, WayBack, list[Tensor]] | None:
+        """The outputs of a `known` model, the way back, and what of the caller's that reads, with autograd off.
+
+        None for inputs that a rule refuses.
+        """
         backs: list[Back] = []
+        reads = [inputs]
         x = inputs
         for piece in self._pieces:
             assert piece.rule is not None
@@ -69,6 +73,8 @@ class StackedModel:
             if passed is None:
                 return None
             x = passed[0]
+            if backs and piece.names:  # the gradient of the inputs wants the weights, that of the weights the inputs
+                reads.append(tensors[piece.prefix + "weight"])
             if backs or piece.names:  # nobody asks for the gradients of what comes before the first parameters
                 backs.append(passed[1])
 
@@ -82,7 +88,7 @@ class StackedModel:
             backs[0](dy, found, False)
             return found
 
-        return x, back
+        return x, back, reads
 
 
 class _Piece(NamedTuple):

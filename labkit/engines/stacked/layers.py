@@ -33,8 +33,9 @@ def rule_of(layer: nn.Module) -> Rule | None:
 
 
 def hooked(layer: nn.Module) -> bool:
-    """Whether somebody looks at what goes in and out of the layer."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+    """Whether somebody looks at what goes in and out of the layer, or has replaced what it does."""
+    looks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return bool(looks) or "forward" in vars(layer)
 
 
 def batch_innermost(x: Tensor) -> bool:

@@ -74,8 +74,7 @@ class StackedPeers(Peers):
             with torch.no_grad():
                 passed = self._forward.passed(self._named, inputs)
             if passed is not None:
-                outputs, back = passed
-                return one_node(outputs, back, self._named, lambda params: self._forward(params, inputs))
+                return one_node(*passed, self._named, lambda params: self._forward(params, inputs))
         rows = len(self)
         if params is not None and not self._buffers:  # what is the same for all is computed once
             rows = max(len(inputs), *(len(p) for p in params.values()))
@@ -103,21 +102,22 @@ class StackedPeers(Peers):
             return None
         with torch.no_grad():
             passed = self._forward.passed(self._named, inputs)
-            if passed is None:
+            if passed is None or passed[0].dim() != 3 or targets.dim() != 2:  # [K, B, C] and [K, B]
                 return None
+            logits, logits_back, reads = passed
             try:
-                losses, loss_back = cross_entropy_and_back(passed[0], targets)
+                losses, loss_back = cross_entropy_and_back(logits, targets)
             except RuntimeError:  # targets that F.cross_entropy ignores, averages or refuses
                 self._knows_loss = False
                 return None
 
         def back(d: Tensor | None) -> Gradients:
-            return passed[1](loss_back(d))
+            return logits_back(loss_back(d))
 
         def again(params: Mapping[str, Tensor]) -> Tensor:
             return self._mean_loss(self._forward(params, inputs), targets)
 
-        return one_node(losses, back, self._named, again)
+        return one_node(losses, back, [*reads, targets], self._named, again)
 
     def _record(self, losses: Tensor) -> None:
         super()._record(losses)

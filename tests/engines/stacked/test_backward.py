@@ -58,7 +58,7 @@ def test_the_way_back_gives_the_gradients_of_ordinary_models(name):
     inputs = torch.randn(K, B, *shape, dtype=torch.double)
     given = inputs.clone()
     with torch.no_grad():
-        outputs, back = stacked.passed(parameters, inputs)
+        outputs, back, _ = stacked.passed(parameters, inputs)
     expected = torch.stack([one(x.clone()) for one, x in zip(models, inputs, strict=True)])
     torch.testing.assert_close(outputs, expected)
     torch.testing.assert_close(inputs, given)
@@ -111,9 +111,9 @@ def node():
     _, model, parameters, _ = peers(CHAINS["every curve"][0])
     stacked, inputs = StackedModel(model, parameters), torch.randn(K, B, 8, dtype=torch.double)
     with torch.no_grad():
-        outputs, back = stacked.passed(parameters, inputs)
+        passed = stacked.passed(parameters, inputs)
     again = partial(stacked, inputs=inputs)
-    return one_node(outputs, back, parameters, again), parameters, again(parameters)
+    return one_node(*passed, parameters, again), parameters, again(parameters)
 
 
 def test_a_node_can_be_differentiated_like_any_other(node):
@@ -130,7 +130,8 @@ def test_a_node_knows_when_its_parameters_have_changed(node):
     outputs, parameters, _ = node
     assert way_back(outputs, parameters) is not None
     with torch.no_grad():
-        next(iter(parameters.values())).add_(1)
+        next(reversed(parameters.values())).add_(0)  # a bias, which no gradient needs
+        parameters["5.weight"].add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         way_back(outputs, parameters)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -221,3 +222,110 @@ def test_a_target_that_is_no_class_is_torchs_error_on_every_engine():
     for on in (lk.Lockstep(), lk.Simulator()):
         with pytest.raises(IndexError, match="Target 10 is out of bounds"):
             result(on, Partly(every=2, first=10), peers=3)
+
+
+@dataclass(frozen=True)
+class Doing(LocalSGD):
+    """Every step as `step(peer, batch)` takes it."""
+
+    step: object = None
+
+    def round(self, peer, batches):
+        for _ in range(self.every):
+            self.step(peer, next(batches))
+        peer.params = yield lk.exchange.Mean(peer.params)
+
+
+def changed_inputs(peer, batch):
+    loss = peer.loss(batch)
+    batch[0].add_(1.0)
+    peer.step(loss)
+
+
+def changed_targets(peer, batch):
+    loss = peer.loss(batch)
+    batch[1].fill_(0)
+    peer.step(loss)
+
+
+def gradients_twice(peer, batch):
+    loss = peer.loss(batch)
+    peer.gradients(loss)
+    peer.step(loss)
+
+
+def step_without_autograd(peer, batch):
+    loss = peer.loss(batch)
+    with torch.no_grad():
+        peer.step(loss)
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (changed_inputs, "modified by an inplace operation"),
+        (changed_targets, "modified by an inplace operation"),
+        (gradients_twice, "a second time"),
+        (step_without_autograd, "does not require grad"),
+    ],
+)
+@pytest.mark.parametrize("on", [lk.Lockstep(), lk.Simulator()], ids=lambda it: it.name)
+def test_what_autograd_refuses_is_refused_on_every_engine(on, step, says):
+    with pytest.raises(RuntimeError, match=says):
+        result(on, Doing(every=1, step=step), peers=3, rounds=1)
+
+
+def kept_gradient(peer, batch):
+    loss = peer.loss(batch)
+    loss.sum().backward(retain_graph=True)
+    loss.retain_grad()
+    peer.step(loss)
+    assert loss.grad is not None
+
+
+def test_a_gradient_of_the_loss_that_is_to_be_kept_is_kept():
+    runs = [result(on, Doing(every=2, step=kept_gradient), peers=3) for on in (lk.Lockstep(), lk.Simulator())]
+    assert difference(*runs) < 1e-5
+
+
+@dataclass(frozen=True)
+class MixedFirst(LocalSGD):
+    """The loss, then the mean, then the step, as decentralised SGD has it (arXiv:1705.09056, Alg. 1)."""
+
+    def round(self, peer, batches):
+        loss = peer.loss(next(batches))
+        peer.params = yield lk.exchange.Mean(peer.params)
+        peer.step(loss)
+
+
+def test_weights_that_no_gradient_needs_may_change_before_the_step():
+    runs = [result(on, MixedFirst(), lambda: nn.Linear(64, 10), peers=3) for on in (lk.Lockstep(), lk.Simulator())]
+    assert difference(*runs) < 1e-5
+    for on in (lk.Lockstep(), lk.Simulator()):  # those of a second layer are needed
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            result(on, MixedFirst(), peers=3)
+
+
+def replaced():
+    model = mlp()
+    model[1].forward = torch.sin
+    return model
+
+
+def test_a_layer_whose_forward_was_replaced_computes_that():
+    runs = [result(on, LocalSGD(every=2), replaced, peers=3) for on in (lk.Lockstep(), lk.Simulator())]
+    assert difference(*runs) < 1e-5
+    assert difference(runs[0], result(lk.Lockstep(), LocalSGD(every=2), peers=3)) > 1e-4
+
+
+@pytest.mark.parametrize(("classes", "batch_size"), [(8, 8), (4, 4), (4, 8)])
+def test_pixels_are_classified_alike_whatever_the_sizes(classes, batch_size):
+    torch.manual_seed(0)
+    pictures, pixels = torch.rand(96, 1, 8, 8), torch.randint(4, (96, 8, 8))
+    data = lk.data.from_torch(torch.utils.data.TensorDataset(pictures, pixels))
+    model = nn.Sequential(nn.Conv2d(1, classes, 3, padding=1))
+    runs = [
+        lk.train(model, data, LocalSGD(every=2), peers=3, rounds=3, batch_size=batch_size, on=on).result()
+        for on in (lk.Lockstep(), lk.Simulator())
+    ]
+    assert difference(*runs) < 1e-5

@@ -19,7 +19,7 @@ from labkit.history.rows import Event, Row
 
 _FORMAT = "labkit history 1"
 _PLAIN = ("algorithm", "engine", "peers", "clock", "ledger", "stopped", "settings", "versions")
-_MEASURED = ("losses", "accuracies")  # of a row, each a tuple of numbers or None
+_MEASURED = ("losses", "accuracies", "test_losses")  # of a row, each a tuple of numbers or None
 
 
 def write_json(path: str | Path, history: Mapping[str, Any]) -> None:
@@ -90,16 +90,24 @@ def _event_in(known: dict[str, Any]) -> Event:
 
 def _row_out(row: Row) -> dict[str, Any]:
     known = dict(vars(row))
-    for name in _MEASURED:
-        if known[name] is not None:
-            known[name] = [it if isfinite(it) else None if isnan(it) else str(it) for it in known[name]]
+    known |= {name: None if known[name] is None else _numbers_out(known[name]) for name in _MEASURED}
+    known["metrics"] = {name: _numbers_out(values) for name, values in row.metrics.items()}
     return known
+
+
+def _numbers_out(values: Sequence[float]) -> list[Any]:
+    return [it if isfinite(it) else None if isnan(it) else str(it) for it in values]
 
 
 def _row_in(known: dict[str, Any]) -> Row:
     for name in _MEASURED:
-        if known[name] is not None:
-            known[name] = tuple(nan if it is None else float(it) for it in known[name])
+        if known.get(name) is not None:
+            known[name] = _numbers_in(known[name])
     if known["peers"] is not None:
         known["peers"] = tuple(known["peers"])
+    known["metrics"] = {name: _numbers_in(values) for name, values in known.get("metrics", {}).items()}
     return Row(**known)
+
+
+def _numbers_in(values: Sequence[Any]) -> tuple[float, ...]:
+    return tuple(nan if it is None else float(it) for it in values)

@@ -65,7 +65,7 @@ class History:
         """The last round that was evaluated, or the last of all when none was; Stopped before there is any."""
         if not self.rows:
             raise Stopped("No round is finished, so there is no final one: wait for the run, or let it go on longer.")
-        evaluated = [row for row in self.rows if row.accuracies is not None]
+        evaluated = [row for row in self.rows if row.evaluated]
         return (evaluated or self.rows)[-1]
 
     @property
@@ -90,7 +90,7 @@ class History:
 
     def table(self) -> Table:
         """The rounds that were evaluated (all where none was): loss, accuracy, bytes, seconds, learning rate."""
-        rows = [row for row in self.rows if row.accuracies is not None] or self.rows
+        rows = [row for row in self.rows if row.evaluated] or self.rows
         changes = len({row.learning_rate for row in self.rows}) > 1
         head = ["round", "loss", "accuracy", "sent per peer", "seconds", *["learning rate"] * changes]
         return Table(head, [_words(row)[: len(head)] for row in rows])

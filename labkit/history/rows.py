@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isnan, nan
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -13,12 +13,15 @@ from labkit.text import some
 
 @dataclass(frozen=True)
 class Row:
-    """One round: each peer's mean training loss, its test accuracy where it was evaluated, and what it cost so far.
+    """One round: each peer's mean training loss, what tests told where it was evaluated, and what it cost so far.
 
     `bytes` is what one peer has sent since the start, on average, `seconds` how long the run has trained since then:
     evaluations, pauses and a reader's idle time between two steps do not count. `peers` are the numbers of those whose
-    losses these are, where not all took part. There is one accuracy where all have one model. `learning_rate` is that
-    of the first of them as the round ended.
+    losses these are, where not all took part. `learning_rate` is that of the first of them as the round ended.
+
+    `test_losses` are the loss over the whole test set, in evaluation mode, `accuracies` the share of its targets that
+    is right, where these are classes, and `metrics` what the user's own functions gave, by name: of each peer, or one
+    where all have one model.
     """
 
     round: int
@@ -28,6 +31,13 @@ class Row:
     seconds: float
     peers: tuple[int, ...] | None = None
     learning_rate: float | None = None
+    test_losses: tuple[float, ...] | None = None
+    metrics: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the models were tested after this round."""
+        return self.accuracies is not None or self.test_losses is not None or bool(self.metrics)
 
     @property
     def loss(self) -> float:
@@ -36,8 +46,13 @@ class Row:
 
     @property
     def accuracy(self) -> float | None:
-        """Mean test accuracy over the peers, or None where this round was not evaluated."""
+        """Mean test accuracy over the peers, or None where this round was not evaluated, or there are no classes."""
         return None if self.accuracies is None else fmean(self.accuracies)
+
+    @property
+    def test_loss(self) -> float | None:
+        """Mean test loss over the peers, or None where this round was not evaluated."""
+        return None if self.test_losses is None else fmean(self.test_losses)
 
 
 class Event(NamedTuple):

@@ -210,3 +210,14 @@ def test_without_tensorboard_one_sentence_says_what_to_install(tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingPackage, match="pip install tensorboard"):
         history().to_tensorboard(tmp_path)
+
+
+def test_test_losses_and_metrics_outlive_their_json_file(tmp_path):
+    kept = history(rounds=1)
+    kept.rows.append(Row(2, (1.0,), None, 0.0, 0.0, test_losses=(0.5, nan), metrics={"mae": (0.25, inf), "f1": (0.5,)}))
+    kept.to_json(tmp_path / "history.json")
+    row = History.from_json(tmp_path / "history.json").rows[1]
+    assert (
+        row.metrics == {"mae": (0.25, inf), "f1": (0.5,)} and row.test_losses[0] == 0.5 and np.isnan(row.test_losses[1])
+    )
+    assert row.evaluated and row.accuracy is None and kept.rows[0].test_loss is None and kept.final.round == 2

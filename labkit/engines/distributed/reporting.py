@@ -198,17 +198,24 @@ class Rows:
         return [*events, *rows, *self._intervals(told)]
 
     def _row(self, parts: list[Row]) -> Row:
-        tested = parts[0].accuracies is not None
-        shares = tuple(share for part in parts for share in part.accuracies or ())
         return Row(
             parts[0].round,
             tuple(loss for part in parts for loss in part.losses),
-            (shares[:1] if self.together else shares) if tested else None,
+            self._tested([part.accuracies for part in parts]),
             sum(part.bytes for part in parts) / self.peers,
             max(part.seconds for part in parts),
             None if parts[0].peers is None else tuple(peer for part in parts for peer in part.peers or ()),
             parts[0].learning_rate,
+            self._tested([part.test_losses for part in parts]),
+            {name: self._tested([part.metrics.get(name) for part in parts]) or () for name in parts[0].metrics},
         )
+
+    def _tested(self, each: list[tuple[float, ...] | None]) -> tuple[float, ...] | None:
+        """What tests told of the peers of every rank; None where nothing was tested."""
+        if each[0] is None:
+            return None
+        values = tuple(value for own in each for value in own or ())
+        return values[:1] if self.together else values
 
     def _intervals(self, told: list[dict[str, Any]]) -> list[Interval]:
         """Everyone's intervals up to the same message: they have met when the last one has arrived."""

@@ -1,4 +1,4 @@
-"""Costs: pure arithmetic of links, speed-up, staleness, checkpoints, and the Pareto frontier.
+"""Costs: pure arithmetic of links, speed-up, staleness, checkpoints, transformers and how to split them, and Pareto.
 
 >>> import labkit as lk
 >>> lk.costs.amdahl(0.75, 3)
@@ -7,20 +7,37 @@
 
 from labkit.costs.checkpoints import Span, best_interval, lost_share, replay, slowdown
 from labkit.costs.link import Link
+from labkit.costs.memory import Memory, states
 from labkit.costs.pareto import pareto
+from labkit.costs.pipelines import bubble
+from labkit.costs.planner import Layout, Layouts, Machines, layout, plan
 from labkit.costs.speedup import amdahl, gustafson
 from labkit.costs.staleness import stable_rate, stalest
+from labkit.costs.training import Bill, training_flops
+from labkit.costs.transformer import PRESETS, Transformer
 
 __all__ = [
+    "PRESETS",
+    "Bill",
+    "Layout",
+    "Layouts",
     "Link",
+    "Machines",
+    "Memory",
     "Span",
+    "Transformer",
     "amdahl",
     "best_interval",
+    "bubble",
     "gustafson",
+    "layout",
     "lost_share",
     "pareto",
+    "plan",
     "replay",
     "slowdown",
     "stable_rate",
     "stalest",
+    "states",
+    "training_flops",
 ]

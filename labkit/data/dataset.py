@@ -13,19 +13,21 @@ from torch import Tensor
 from labkit.checks import whole
 from labkit.errors import DataError
 from labkit.tasks.split import Partition, split
+from labkit.text import listed
 
 
 class Dataset(ABC):
-    """Training examples (x, y) and test examples test_x [M, …], test_y [M]; to workers it travels by its `source`.
+    """Training examples (x, y) and test examples test_x [M, …], test_y [M, …]; to workers it travels by its `source`.
 
     `labkit.data.tensors.Tensors` holds its examples; those of torch's own datasets are loaded batch by batch.
     """
 
     name: str
-    y: Tensor  # the training examples' targets [N]
+    y: Tensor  # the training examples' targets [N, …]
     test_x: Tensor
     test_y: Tensor
-    classes: int
+    classes: int  # 0 where the targets are real numbers
+    names: tuple[str, ...] = ()  # of the classes, where they have some
     source: Callable[[], Dataset] | None  # how a worker makes the same dataset for itself
     stackable: ClassVar[bool]  # whether many examples can be had at once, as peers computed together need it
 
@@ -51,6 +53,8 @@ class Dataset(ABC):
 
     def __repr__(self) -> str:
         classes = f", {self.classes} classes" if self.classes else ""
+        if self.names:
+            classes += f" ({listed(self.names[:12], len(self.names))})"
         return (
             f"Dataset {self.name}: {self._size} training and {len(self.test_x)} test examples "
             f"of shape {tuple(self.shape)}{classes}"

@@ -13,8 +13,9 @@ import cloudpickle
 import numpy as np
 import torch
 
+from labkit.data.conversion import classes_of, inputs, numbered, targets
 from labkit.data.dataset import Dataset
-from labkit.data.tensors import Tensors, classes_of, from_tensors, inputs, targets
+from labkit.data.tensors import Tensors, from_tensors
 from labkit.errors import DataError, LabkitError
 from labkit.text import in_words
 
@@ -60,8 +61,8 @@ def _called(packed: bytes) -> Dataset:
 def from_file(path: str | Path) -> Dataset:
     """A dataset in a file that every worker can read, loaded there once: .npz of numpy, or .pt of torch.save.
 
-    It holds arrays or tensors by the names x and y, and test_x and test_y unless a share is to be held back. Neither
-    kind runs code as it is read. After the file has changed it is loaded anew.
+    It holds arrays or tensors by the names x and y, and test_x and test_y unless a share is to be held back, which are
+    read as by `from_tensors`. Neither kind runs code as it is read. After the file has changed it is loaded anew.
 
     Raises DataError for a file that cannot be read, or holds something else.
     """
@@ -94,9 +95,9 @@ def _read(path: str, version: tuple[int, int]) -> Tensors:
         raise DataError(f"{at} holds {holds}: save x and y, and test_x and test_y if they are apart.")
     if "test_x" not in found:
         return from_tensors(found["x"], found["y"], name=at.stem)
-    y, test_y = targets(found["y"]), targets(found["test_y"])
-    classes = max(classes_of(y), classes_of(test_y))
-    return Tensors(at.stem, inputs(found["x"]), y, inputs(found["test_x"]), test_y, classes)
+    (y, test_y), names = numbered(targets(found["y"]), targets(found["test_y"], "test_y"))
+    x, test_x, classes = inputs(found["x"]), inputs(found["test_x"], "test_x"), max(classes_of(y), classes_of(test_y))
+    return Tensors(at.stem, x, y, test_x, test_y, classes, names=names)
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

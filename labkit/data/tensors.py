@@ -7,22 +7,23 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from labkit.checks import generator, number, one_of
+from labkit.checks import generator, number, one_of, whole
+from labkit.data.conversion import class_numbers, classes_of, inputs, numbered, targets
 from labkit.data.dataset import Dataset
 from labkit.errors import DataError
 
 TEST_SHARE = 0.2
-_TOKENS = (torch.int64, torch.int32)
 _NOISE = ("symmetric", "pair")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tensors(Dataset):
-    """Training examples x [N, …] with targets y [N], and test examples; it travels to workers by name where it has one.
+    """Training examples x [N, …] with targets y [N, …], and test examples; to workers it travels by name if it has one.
+
+    `classes` is how many classes the targets tell of, 0 where they are real numbers, and `names` what they are called.
 
     >>> import labkit as lk
     >>> lk.data.load("digits")
@@ -36,6 +37,7 @@ class Tensors(Dataset):
     test_y: Tensor
     classes: int
     source: Callable[[], Dataset] | None = None
+    names: tuple[str, ...] = ()
     stackable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -53,7 +55,7 @@ class Tensors(Dataset):
     def __reduce__(self) -> tuple[Any, ...]:
         if self.source is not None:
             return self.source, ()
-        return Tensors, (self.name, self.x, self.y, self.test_x, self.test_y, self.classes)
+        return Tensors, (self.name, self.x, self.y, self.test_x, self.test_y, self.classes, None, self.names)
 
     @property
     def shape(self) -> torch.Size:
@@ -99,40 +101,37 @@ def _part(dataset: Tensors, size: int, seed: int, public: bool) -> Tensors:
     )
 
 
-def from_tensors(x: Any, y: Any, test_share: float = TEST_SHARE, seed: int = 0, name: str = "yours") -> Tensors:
-    """Your own inputs x [N, …] and class numbers y [N], a seeded share of them held back as the test set.
+def from_tensors(
+    x: Any, y: Any, test_share: float = TEST_SHARE, seed: int = 0, name: str = "yours", classes: int | None = None
+) -> Tensors:
+    """Your own inputs x [N, …] and targets y [N, …], a seeded share of them held back as the test set.
 
-    Inputs of 32 or 64 bit integers are taken for token numbers and stay integers, as an embedding wants them; all
-    others (bytes of pictures among them) become float32.
+    Both may be tensors, arrays, tables such as a DataFrame, or lists. Inputs of 32 or 64 bit integers are taken for
+    token numbers and stay integers, as an embedding wants them; all others (bytes of pictures among them) become
+    float32. Targets keep their shape: integers are class numbers, real numbers stay real and become float32, and words
+    are numbered as classes, whose `names` the dataset keeps. With `classes` the targets are so many class numbers,
+    also where they were given as real numbers, 1.0 for 1.
 
-    Raises DataError when x and y differ in length or nothing is left to train on.
+    Raises DataError when x and y differ in length, hold NaN or what cannot be read, or nothing is left to train on, and
+    SettingError for a share outside 0…1.
 
     >>> from_tensors([[0.5], [1.5], [2.5], [3.5], [4.5]], [0, 1, 0, 1, 0])
     Dataset yours: 4 training and 1 test examples of shape (1,), 2 classes
+    >>> from_tensors([[0.5], [1.5], [2.5], [3.5], [4.5]], ["cat", "dog", "cat", "dog", "cat"]).names
+    ('cat', 'dog')
+    >>> from_tensors([[0.5], [1.5], [2.5], [3.5], [4.5]], [0.1, 0.3, 0.5, 0.7, 0.9]).y.dtype
+    torch.float32
     """
-    x, y = inputs(x), targets(y)
+    share, random = number(test_share, "test_share", most=1), generator(seed)
+    x, (y,), names = inputs(x), *numbered(targets(y))
+    if classes is not None:
+        y = class_numbers(y, whole(classes, "classes"))
     if len(x) != len(y):
         raise DataError(f"{name} has {len(x)} inputs but {len(y)} targets: give one target for each input.")
-    order = torch.as_tensor(np.random.default_rng(seed).permutation(len(x)))
-    held_back = round(test_share * len(x))
+    order = torch.as_tensor(random.permutation(len(x)))
+    held_back = round(share * len(x))
     test, train = order[:held_back], order[held_back:]
-    return Tensors(name, x[train], y[train], x[test], y[test], classes_of(y))
-
-
-def inputs(x: Any) -> Tensor:
-    """Inputs as a tensor: token numbers stay integers, all else becomes float32."""
-    given = torch.as_tensor(x)
-    return given.to(torch.int64 if given.dtype in _TOKENS else torch.float32)
-
-
-def targets(y: Any) -> Tensor:
-    """Class numbers as a tensor."""
-    return torch.as_tensor(y, dtype=torch.int64)
-
-
-def classes_of(y: Tensor) -> int:
-    """How many classes these numbers tell of."""
-    return int(y.max()) + 1 if y.numel() else 0
+    return Tensors(name, x[train], y[train], x[test], y[test], classes or classes_of(y), names=names)
 
 
 def noisy(dataset: Dataset, share: float, kind: str = "symmetric", seed: int = 0) -> Tensors:

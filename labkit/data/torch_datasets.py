@@ -17,11 +17,11 @@ from torch.utils.data._utils import worker as torchs
 
 from labkit.checks import whole
 from labkit.data.batches import Batches, Indices, StreamBatches, StreamShard
+from labkit.data.conversion import classes_of
 from labkit.data.dataset import Dataset
 from labkit.data.loading import Batch, Reader, collated, failed, prefetched
 from labkit.data.randomness import Randomness
 from labkit.data.shards import Replicated
-from labkit.data.tensors import classes_of
 from labkit.errors import DataError, SettingError
 
 COUNTING = 60.0  # seconds that going through a stream to count its items may take

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from labkit.errors import DataError
 from labkit.text import in_words, short
 
+T = TypeVar("T")
 _TOKENS = (torch.int64, torch.int32)
 _UNSIGNED = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64, np.dtype(np.uint64): np.int64}
 
@@ -119,7 +120,7 @@ def _converted(given: Any, name: str) -> Tensor | Sequence[str]:
     return torch.from_numpy(plain)
 
 
-def _put_together(make: Callable[[], Any], rows: Sequence[Any], name: str) -> Any:
+def _put_together(make: Callable[[], T], rows: Sequence[Any], name: str) -> T:
     try:
         return make()
     except (ValueError, RuntimeError, TypeError) as error:

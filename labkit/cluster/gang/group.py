@@ -96,6 +96,9 @@ class ProcessGroup:
             # else it would listen on every interface
             master_listen_fd=listener.detach() if listener is not None else None,
         )
+        # torch names groups by a counter, which it counts up before it can fail: a rank that has survived somebody's
+        # death at this place would look under another name than a fresh worker, for ever.
+        dist.distributed_c10d._world.group_count = 0
         dist.init_process_group(spec.backend, store=store, rank=rank, world_size=size, timeout=limit)
         self._world = weakref.ref(dist.group.WORLD)
         # This exchange also sees to it that nobody goes, and takes the store along, before everybody has come.

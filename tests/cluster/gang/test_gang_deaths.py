@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import pytest
 import torch.distributed as dist
 
 import labkit as lk
+from labkit.cluster.gang.rank import Rank
 from labkit.cluster.lab import Lab
 from labkit.errors import GangError, LabClosed, WorkerLost
 from tests.cluster.kernels import kernel
@@ -34,6 +36,44 @@ def test_a_killed_rank_is_named_within_a_second_and_its_siblings_are_free(mortal
     assert gang.lost == {1: gang.workers[1]}
     assert works(mortal)  # which waits for the worker to be back
     assert pid[0] in pids(mortal)
+
+
+class DiesWhileItJoins:
+    """Loaded by a rank, it has the worker of rank `rank` killed as soon as torch begins to make its process group."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def __call__(self) -> None: ...
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        from torch.distributed import distributed_c10d as c10d
+
+        def die(count: int = c10d._group_count) -> None:  # type: ignore[attr-defined]
+            while c10d._group_count == count:  # type: ignore[attr-defined]
+                time.sleep(0.0001)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        if Rank.current is not None and Rank.current.rank == state["rank"]:
+            threading.Thread(target=die, daemon=True).start()
+
+
+def test_a_rank_that_is_killed_while_the_group_forms_wedges_nobody(mortal: Lab) -> None:
+    with Clock(20), pytest.raises(WorkerLost):
+        mortal.launch(DiesWhileItJoins(rank=1)).result()
+    with Clock(20):
+        assert works(mortal)
+
+
+def test_a_survivor_of_a_group_that_was_never_made_meets_a_fresh_worker(mortal: Lab) -> None:
+    def fail_to_join() -> None:
+        from torch.distributed import distributed_c10d as c10d
+
+        c10d._world.group_count += 1  # what init_process_group leaves where its peer dies at the wrong moment
+
+    survivor, _ = mortal.workers
+    mortal.client.submit(fail_to_join, workers=[survivor.address], pure=False).result()
+    assert mortal.launch(add, timeout=5.0).result() == [3.0, 3.0]
 
 
 def test_a_rank_that_never_leaves_its_own_code_gets_a_new_worker(mortal: Lab) -> None:

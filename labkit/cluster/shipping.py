@@ -6,6 +6,7 @@ is faster for small items, and lets the kernel say at once what cannot travel.
 
 from __future__ import annotations
 
+import copyreg
 import sys
 import sysconfig
 import time
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -92,6 +94,7 @@ def pack(fn: Callable[..., Any], name: str = "") -> bytes:
     A function of a module that lies in a folder of the user's travels by value, with what it uses of that module:
     the workers may not find the module, and after an edit and `importlib.reload` they would run its old text.
     """
+    _torchs_by_name()
     try:
         with _by_value(fn):
             payload: bytes = cloudpickle.dumps(fn)
@@ -102,6 +105,20 @@ def pack(fn: Callable[..., Any], name: str = "") -> bytes:
             "have to be made inside the function."
         ) from error
     return payload
+
+
+def _torchs_by_name() -> None:
+    """Let pickle name torch's modules that are objects of a class of their own, which it cannot take apart.
+
+    cloudpickle finds them in any function that knows `torch` and reads an attribute called `classes` of something.
+    """
+    for name in ("torch.classes", "torch.ops"):
+        if name in sys.modules:
+            copyreg.pickle(type(sys.modules[name]), _named)
+
+
+def _named(module: ModuleType) -> tuple[Any, ...]:
+    return import_module, (module.__name__,)
 
 
 @contextmanager

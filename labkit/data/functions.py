@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copyreg
 import socket
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +23,14 @@ from labkit.text import in_words
 
 _KEPT = 2  # datasets that a process keeps, the ones used last
 _PARTS = {"x", "y", "test_x", "test_y"}
+
+
+def _named(module: Any) -> tuple[Any, ...]:
+    return import_module, (module.__name__,)
+
+
+for _module in (torch.classes, torch.ops):  # which cloudpickle finds where a function reads `.classes` of a dataset
+    copyreg.pickle(type(_module), _named)
 
 
 def from_function(load: Callable[..., Dataset], *args: Any) -> Dataset:

@@ -12,10 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
+import torch
 
 from labkit.cluster.lab import Lab
+from labkit.cluster.shipping import pack
 from labkit.errors import SettingError, TaskError
 
 
@@ -112,3 +115,12 @@ def test_heavy_items_are_warned_of(lab: Lab, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.warns(UserWarning, match=r"the items hold 1\.53 MiB.*load the data inside") as caught:
         assert lab.map(len, [bytes(800_000), bytes(800_001)]).result() == [800_000, 800_001]
     assert [Path(warning.filename).name for warning in caught] == [Path(__file__).name]
+
+
+@pytest.mark.parametrize("attribute", ["classes", "ops"])
+def test_an_attribute_that_is_called_like_a_module_of_torchs_travels(attribute: str) -> None:
+    """cloudpickle takes the word for torch.classes, which no pickle can take apart."""
+    made = type("Made", (), {attribute: 3, "__module__": "__main__"})()
+    scope: dict[str, Any] = {"torch": torch, "made": made, "__name__": "__main__"}
+    exec(f"def size(): return torch.zeros(made.{attribute}).numel()", scope)
+    assert cloudpickle.loads(pack(scope["size"]))() == 3

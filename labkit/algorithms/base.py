@@ -99,6 +99,12 @@ class Peer(Protocol):
     def count(self, steps: int) -> None:
         """Let the clock know of steps whose losses went through neither `loss` nor `losses`, such as a digest's."""
 
+    def log(self, name: str, value: float | Tensor) -> None:
+        """Put a number into this round's row, `Row.logged[name]`; stacked one for each peer, [K], or one for all.
+
+        Of several under one name in a round the last one is kept. Raises SettingError for anything else.
+        """
+
     def local(self, batches: Iterator[Batch], every: int, epochs: int | None = None) -> Iterator[Batch]:
         """The batches of one round's local work: `every` of them, or those of `epochs` passes over the peer's shard.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from labkit.errors import ExchangeError
+from labkit.engines.round_checks import refuse_barrier
 from labkit.exchange import Message
 from labkit.tree import Tree
 
@@ -30,25 +30,20 @@ def barriers(
     """Run all generators from barrier to barrier; yields the messages met there and the replies about to be delivered.
 
     Returns what the generators return. Raises ExchangeError when they do not all yield the same kind of message, or not
-    all stop together.
+    all stop together, with the names and lines of those that differ.
     """
     replies: Sequence[Tree | None] = [None] * len(generators)
     returned: list[Any] = [None] * len(generators)
     while True:
-        messages: list[Message] = []
+        messages: list[Message] = []  # or what was yielded instead of one
         for k, (generator, reply) in enumerate(zip(generators, replies, strict=True)):
             try:
                 messages.append(generator.send(reply))
             except StopIteration as end:
                 returned[k] = end.value
-        kinds = {type(message).__name__ for message in messages}
-        if messages and len(messages) < len(generators):
-            kinds.add("nothing")
-        if len(kinds) > 1:
-            raise ExchangeError(
-                f"At one barrier the peers yield different things ({', '.join(sorted(kinds))}): every peer's round "
-                "must yield the same messages in the same order."
-            )
+        kinds = set(map(type, messages))
+        if len(kinds) > 1 or 0 < len(messages) < len(generators) or not all(issubclass(it, Message) for it in kinds):
+            refuse_barrier(messages, generators)
         if not messages:
             return returned
         replies = answered = answer(messages)

@@ -17,9 +17,10 @@ from labkit.algorithms.base import Algorithm
 from labkit.algorithms.traits import Traits
 from labkit.data import Dataset, batches
 from labkit.data.batches import Batches, Epochs, Indices, StreamBatches, StreamShard
+from labkit.engines.budget import Budget
 from labkit.engines.control import Control
 from labkit.errors import DataError, DivergenceError
-from labkit.history.rows import Reporter
+from labkit.history.rows import Reporter, Row
 from labkit.text import some
 
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -58,6 +59,7 @@ class Experiment:
     precision: str | None = None  # "bf16" or "fp16", of the forward pass and the loss
     clip: float | None = None  # the largest norm of a peer's gradient
     epochs: int | None = None  # how often each peer goes through its whole shard; None: batches never end
+    budget: Budget | None = None  # ends the run between two rounds, at the latest after the last of `rounds`
 
     @property
     def peers(self) -> int:
@@ -194,9 +196,22 @@ class Experiment:
         """The trained models as the user gets them: one for each peer, or the only one that outlives a round."""
         return Models(1 if self.sampled else self.peers, build)
 
-    def evaluates(self, round: int) -> bool:
-        """Whether the models are tested after this round (counted from 1); the last one is, if there are tests."""
-        return len(self.dataset.test_x) > 0 and (round % self.evaluate_every == 0 or round == self.rounds)
+    def evaluates(self, round: int, due: bool = False) -> bool:
+        """Whether the models are tested after this round (counted from 1); the last one is, if there are tests.
+
+        With a budget and no `evaluate_every` it decides when they are `due`.
+        """
+        due = due or round == self.rounds or (self.evaluate_every > 0 and round % self.evaluate_every == 0)
+        return due and len(self.dataset.test_x) > 0
+
+    def ended(self, rows: Sequence[Row]) -> bool:
+        """Whether a run with these rows has come to its end, and was not stopped before."""
+        if not rows:
+            return False
+        last, budget = rows[-1], self.budget
+        if last.round >= self.rounds:
+            return True
+        return budget is not None and budget.share(last.steps, last.bytes, last.seconds) >= 1
 
 
 class Models(Sequence[nn.Module]):

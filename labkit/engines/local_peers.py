@@ -7,7 +7,8 @@ from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from math import nan
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from labkit.engines.checkpoint import Part, kept, moved, restore
 from labkit.engines.evaluation import AT_ONCE, accuracies, classes, trained
 from labkit.engines.experiment import Experiment, require_finite
 from labkit.engines.peer import Exchanged, OnePeer, Peers, Place
+from labkit.engines.round_checks import started
 from labkit.engines.stacked.peers import StackedPeers
 from labkit.engines.stacked.stacks import Stacks
 from labkit.exchange import Message
@@ -34,6 +36,14 @@ class Block:
     peers: Peers
     stream: Stream | StackedStream
     at: Tensor
+
+
+class Measured(NamedTuple):
+    """What those present have measured in a round: mean losses, what they logged by name, and all their steps."""
+
+    losses: tuple[float, ...]
+    logged: dict[str, tuple[float, ...]]
+    steps: float  # of their optimisers, together
 
 
 class LocalPeers:
@@ -55,7 +65,7 @@ class LocalPeers:
         single: Callable[[Experiment, int, Place], OnePeer] | None = None,
         parts: Sequence[Part] = (),
     ) -> None:
-        self._experiment, self._members = experiment, members
+        self._experiment, self.members = experiment, members
         self._place = Place.of(experiment, device, archived=experiment.served)
         self.shared_state = self._place.shared_state
         self._examples = Examples(experiment.dataset, device, alone=len(members) == 1)
@@ -64,6 +74,7 @@ class LocalPeers:
         self._dealt: dict[int, int] = {}  # by peer: how many batches it was dealt before it was made
         self._streams: dict[int, Batches] = {}  # by client: its batches, unless these are sampled
         self._stand_in = False
+        self.taken = 0.0  # steps of all members since the start
         self.present: Sequence[int] = members
         self._blocks: list[Block] = []
         if parts:
@@ -78,9 +89,9 @@ class LocalPeers:
     def begin(self, number: int) -> None:
         """Get the peers ready that take part in round `number`."""
         if self._experiment.served:
-            (self.present,) = self._experiment.participants(number, [self._members])
+            (self.present,) = self._experiment.participants(number, [self.members])
             self._stand_in = not self.present
-            self._make(self.present or self._members[:1])
+            self._make(self.present or self.members[:1])
         self._number = number
         for block in self._blocks:
             block.peers.begin(number)
@@ -92,7 +103,7 @@ class LocalPeers:
     def round(self, answer: Answer) -> Generator[Meeting, None, None]:
         """Run the round from barrier to barrier; `answer` gives a reply to the message of each block."""
         own = self._experiment.algorithm_of
-        rounds = [own(block.peers.members[0]).round(block.peers, block.stream) for block in self._blocks]
+        rounds = [started(own(block.peers.members[0]), block.peers, block.stream) for block in self._blocks]
         for number, (messages, replies) in enumerate(barriers(rounds, answer), 1):
             yield Meeting(self._number, number, self.present, messages, replies)
 
@@ -144,6 +155,7 @@ class LocalPeers:
             "blocks": [] if self._experiment.served else [kept(block.peers) for block in self._blocks],
             "streams": self._dealt if self._experiment.served else self._positions(),
             "rate": [self._place.rate.version, self._place.rate.value],
+            "taken": self.taken,
         }
 
     def _go_on(self, parts: Sequence[Part]) -> None:
@@ -151,10 +163,11 @@ class LocalPeers:
         self.shared_state.load(moved(parts[0]["shared_state"], self._place.device))
         self._place.rate.version, self._place.rate.value = parts[0]["rate"]
         for part in parts:
-            self._dealt |= {k: dealt for k, dealt in part["streams"].items() if k in self._members}
+            self.taken += part["taken"] * (part["members"][0] in self.members)
+            self._dealt |= {k: dealt for k, dealt in part["streams"].items() if k in self.members}
             if self._place.archive is not None:
                 archive = moved(part["archive"], self._place.device)
-                self._place.archive.update({k: own for k, own in archive.items() if k in self._members})
+                self._place.archive.update({k: own for k, own in archive.items() if k in self.members})
 
     def _positions(self) -> dict[int, int]:
         """How many batches each of the peers here was dealt."""
@@ -181,19 +194,34 @@ class LocalPeers:
         """What took those present their time in this round, in local steps, [K]."""
         return self._in_order([block.peers.work for block in self._blocks])
 
-    def mean_losses(self) -> tuple[float, ...]:
-        """The mean losses of those present in this round; NaN for who took no step.
+    def measured(self) -> Measured:
+        """What those present in this round have measured; a loss is NaN for who took no step.
 
         Raises DivergenceError for a loss that is not finite.
         """
         steps = self._in_order([block.peers.steps for block in self._blocks])
         each = [torch.tensor(block.peers.mean_losses(), dtype=torch.float64) for block in self._blocks]
         if self._stand_in:
-            return ()
+            return Measured((), {}, 0.0)
         losses = self._in_order(each).tolist()
         took = [at for at, count in enumerate(steps.tolist()) if count]
         require_finite([losses[at] for at in took], self._number, [self.present[at] for at in took])
-        return tuple(losses)
+        taken = float(sum(block.peers.taken.sum() for block in self._blocks))
+        self.taken += taken
+        return Measured(tuple(losses), self._logged(), taken)
+
+    def _logged(self) -> dict[str, tuple[float, ...]]:
+        """What each of those present has logged by name; NaN for who has not."""
+        names = dict.fromkeys(name for block in self._blocks for name in block.peers.logged)
+        nothing = [torch.full((len(block.peers),), nan, dtype=torch.float64) for block in self._blocks]
+        return {
+            name: tuple(
+                self._in_order(
+                    [b.peers.logged.get(name, none).cpu() for b, none in zip(self._blocks, nothing, strict=True)]
+                ).tolist()
+            )
+            for name in names
+        }
 
     def accuracies(self, answer: Answer) -> tuple[float, ...] | None:
         """The share of test examples that each peer gets right, or the one of all together.
@@ -204,7 +232,7 @@ class LocalPeers:
         inputs, targets = self._test
         if self._experiment.served:
             return (
-                accuracies(classes(self._server_model(), inputs).unsqueeze(0), targets) if 0 in self._members else None
+                accuracies(classes(self._server_model(), inputs).unsqueeze(0), targets) if 0 in self.members else None
             )
         if self._experiment.traits.predict is not None:
             return accuracies(self._agreed(inputs, answer), targets)

@@ -17,6 +17,7 @@ from labkit.algorithms.base import Batch
 from labkit.engines.evaluation import classes, trained
 from labkit.engines.experiment import PRECISIONS, Experiment, Loss
 from labkit.engines.optimizer_step import LearningRate, OptimizerStep
+from labkit.engines.round_checks import logged, require_shapes
 from labkit.engines.shared_state import SharedState, SharedView, State
 from labkit.tree import Tree
 
@@ -69,12 +70,14 @@ class Peers(ABC):
         self.optimizer_step = OptimizerStep(experiment, ids[0], list(named.values()), self.lead)
         self._dtype = None if experiment.precision is None else PRECISIONS[experiment.precision]
         self._losses: list[Tensor] = []
+        self._taken: Any = 0  # optimiser steps in this round: of all, or where these differ each peer's [K]
+        self.logged: dict[str, Tensor] = {}
         self._public: Iterator[Tensor] | None = None
         self.state = State(self.lead, self.members, place.archive)
 
     def begin(self, number: int) -> None:
         """Get ready for round `number`."""
-        self.number, self._counted = number, 0
+        self.number, self._counted, self._taken, self.logged = number, 0, 0, {}
         self.shared = self._place.shared_state.view(self.lead)
         self._public = None
         if self.rated < self._place.rate.version and self._place.rate.value is not None:
@@ -105,6 +108,7 @@ class Peers(ABC):
 
     @params.setter
     def params(self, values: dict[str, Tensor]) -> None:
+        require_shapes("peer.params", values, self._named, self.lead)
         with torch.no_grad():
             for name, p in self._named.items():
                 p.copy_(values[name])
@@ -166,9 +170,14 @@ class Peers(ABC):
         return dict(zip(named, self.optimizer_step.unscaled(found), strict=True))
 
     def apply(self, gradients: dict[str, Tensor]) -> None:
+        if not isinstance(gradients, dict) or gradients.keys() != self._named.keys():
+            require_shapes("peer.apply", gradients, self._named, self.lead)
         for name, p in self._named.items():
-            gradient = self.optimizer_step.scaled(gradients[name])
-            p.grad = gradient if gradient.shape == p.shape else gradient.expand_as(p).contiguous()
+            gradient = gradients[name]
+            if getattr(gradient, "shape", None) != p.shape:
+                require_shapes("peer.apply", gradients, self._named, self.lead)
+                gradient = gradient.expand_as(p).contiguous()
+            p.grad = self.optimizer_step.scaled(gradient)
         self._update()
 
     def step(self, loss: Tensor) -> None:
@@ -182,6 +191,7 @@ class Peers(ABC):
 
     def _update(self) -> None:
         self.optimizer_step.step()
+        self._taken += 1
 
     # -- local work
 
@@ -200,6 +210,14 @@ class Peers(ABC):
 
     def count(self, steps: int) -> None:
         self._counted += steps
+
+    @property
+    def taken(self) -> Tensor:
+        """How many steps of its optimiser each peer [K] has taken in this round."""
+        return torch.as_tensor(self._taken).expand(len(self))
+
+    def log(self, name: str, value: Any) -> None:
+        self.logged[name] = logged(name, value, len(self), self.lead)
 
     @property
     def work(self) -> Tensor:

@@ -6,9 +6,11 @@ What engines do each in its own way, such as how a message gets to the others, i
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from labkit.engines.barriers import Answer, Meeting
+from labkit.engines.budget import Spending
 from labkit.engines.clock import Clock
 from labkit.engines.control import Control
 from labkit.engines.experiment import Experiment
@@ -25,6 +27,14 @@ def train(
 
     The seconds of a row are those of training: neither evaluation nor pauses count.
     """
+    peers, mine, spending = experiment.peers, len(local.members) / experiment.peers, None
+    if experiment.budget is not None:
+
+        def spent() -> tuple[float, ...]:
+            with runtime.clock.stopped():
+                return runtime.summed((local.taken / peers, runtime.sent / peers, mine * runtime.clock.seconds))
+
+        spending = Spending(experiment.budget, spent, parts=not experiment.evaluate_every, begun=start > 0)
     for number in range(start + 1, experiment.rounds + 1):
         if not runtime.proceed(number):
             break
@@ -34,15 +44,19 @@ def train(
         runtime.begin(number)
         yield from local.round(runtime.answer)  # the algorithm's generators, from message to message
         runtime.end()
-        losses = local.mean_losses()  # which raises for one that is not finite
+        measured = local.measured()  # which raises for one that is not finite
         local.end()
+        over, due = (False, False) if spending is None else spending.after_round()
         accuracies = None
-        if experiment.evaluates(number):
+        if experiment.evaluates(number, due):
             with runtime.clock.stopped():
                 accuracies = local.accuracies(runtime.predict)
-        sent, seconds = runtime.sent / experiment.peers, runtime.clock.seconds
-        runtime.report(Row(number, losses, accuracies, sent, seconds, local.sampled, local.learning_rate))
+        sent, seconds = runtime.sent / peers, runtime.clock.seconds
+        row = Row(number, measured.losses, accuracies, sent, seconds, local.sampled, local.learning_rate)
+        runtime.report(replace(row, steps=local.taken / peers, logged=measured.logged))
         runtime.checkpoint(number)
+        if over:
+            break
 
 
 class Runtime(Protocol):
@@ -76,6 +90,9 @@ class Runtime(Protocol):
     def report(self, news: Row | Event) -> None:
         """Tell of what the peers of this process have done."""
 
+    def summed(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
+        """The sums of what all processes say."""
+
     def checkpoint(self, number: int) -> None:
         """Save how things are after round `number`, if it is time to."""
 
@@ -107,6 +124,9 @@ class InProcess:
 
     def end(self) -> None:
         self._tell(self.clock.end())
+
+    def summed(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
+        return numbers
 
     def checkpoint(self, number: int) -> None:
         pass  # there is nobody to go on where this process ends

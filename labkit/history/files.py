@@ -20,6 +20,7 @@ from labkit.history.rows import Event, Row
 _FORMAT = "labkit history 1"
 _PLAIN = ("algorithm", "engine", "peers", "clock", "ledger", "stopped", "settings", "versions")
 _MEASURED = ("losses", "accuracies", "test_losses")  # of a row, each a tuple of numbers or None
+_NAMED = ("metrics", "logged")  # of a row, each with tuples of numbers by name
 
 
 def write_json(path: str | Path, history: Mapping[str, Any]) -> None:
@@ -91,7 +92,7 @@ def _event_in(known: dict[str, Any]) -> Event:
 def _row_out(row: Row) -> dict[str, Any]:
     known = dict(vars(row))
     known |= {name: None if known[name] is None else _numbers_out(known[name]) for name in _MEASURED}
-    known["metrics"] = {name: _numbers_out(values) for name, values in row.metrics.items()}
+    known |= {key: {name: _numbers_out(it) for name, it in known[key].items()} for key in _NAMED}
     return known
 
 
@@ -105,7 +106,7 @@ def _row_in(known: dict[str, Any]) -> Row:
             known[name] = _numbers_in(known[name])
     if known["peers"] is not None:
         known["peers"] = tuple(known["peers"])
-    known["metrics"] = {name: _numbers_in(values) for name, values in known.get("metrics", {}).items()}
+    known |= {key: {name: _numbers_in(it) for name, it in known.get(key, {}).items()} for key in _NAMED}
     return Row(**known)
 
 

@@ -17,7 +17,10 @@ class Row:
 
     `bytes` is what one peer has sent since the start, on average, `seconds` how long the run has trained since then:
     evaluations, pauses and a reader's idle time between two steps do not count. `peers` are the numbers of those whose
-    losses these are, where not all took part. `learning_rate` is that of the first of them as the round ended.
+    losses these are, where not all took part. `learning_rate` is that of the first of them as the round ended. `steps`
+    are the gradient steps that one peer has taken since the start, on average; of a server's asynchronous peers, the
+    gradients that it has pushed. `logged` has what `peer.log(name, number)` said of each of those whose losses these
+    are, NaN for who said nothing.
 
     `test_losses` are the loss over the whole test set, in evaluation mode, `accuracies` the share of its targets that
     is right, where these are classes, and `metrics` what the user's own functions gave, by name: of each peer, or one
@@ -33,6 +36,8 @@ class Row:
     learning_rate: float | None = None
     test_losses: tuple[float, ...] | None = None
     metrics: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    steps: float = 0.0
+    logged: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def evaluated(self) -> bool:

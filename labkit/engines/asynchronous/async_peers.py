@@ -15,7 +15,8 @@ from labkit.engines.batches import Examples, StackedStream, Stream
 from labkit.engines.evaluation import classes
 from labkit.engines.experiment import Experiment
 from labkit.engines.optimizer_step import LearningRate
-from labkit.engines.peer import OnePeer, Place
+from labkit.engines.peer import OnePeer, Peers, Place
+from labkit.engines.round_checks import started
 from labkit.engines.stacked.peers import StackedPeers
 from labkit.engines.stacked.stacks import Stacks
 from labkit.errors import ExchangeError
@@ -23,11 +24,25 @@ from labkit.exchange import Message, Request
 from labkit.tree import Tree
 
 
-class Asked(NamedTuple):
-    """What a peer's round ends with, and the mean loss in it."""
+class Told(NamedTuple):
+    """A peer's mean loss in a round, what it has logged, and its gradient steps."""
 
-    request: Request
     loss: float
+    logged: dict[str, float]
+    steps: float
+
+
+Asked = tuple[Request, Told]  # what a peer's round ends with, and how it went
+
+
+def asked(requests: Sequence[Request], peers: Peers) -> list[Asked]:
+    """The same of each peer; a gradient that is pushed is a step, which the server takes."""
+    logged = {name: values.tolist() for name, values in peers.logged.items()}
+    taken = [float(steps or 1) for steps in peers.taken.tolist()]
+    return [
+        (request, Told(loss, {name: values[k] for name, values in logged.items()}, taken[k]))
+        for k, (request, loss) in enumerate(zip(requests, peers.mean_losses(), strict=True))
+    ]
 
 
 class AsyncPeers(Protocol):
@@ -67,10 +82,10 @@ class AsyncSingles:
 
     def ask(self, peer: int) -> Asked:
         one = self._peers[peer]
-        generator = self._experiment.algorithm_of(peer).round(one, self._streams[peer])
+        generator = started(self._experiment.algorithm_of(peer), one, self._streams[peer])
         request = require_request(next(generator, None), self._experiment.algorithm_of(peer))
         self._generators[peer] = generator
-        return Asked(request, one.mean_losses()[0])
+        return asked([request], one)[0]
 
     def answer(self, peer: int, reply: Params) -> None:
         one, reply = self._peers[peer], tree.map(torch.clone, reply)
@@ -144,11 +159,10 @@ class AsyncStacks:
         stack.params = {name: rows[ids] for name, rows in self._rows.items()}
         stack.begin_rounds([self._begun[k] for k in ids])
         self._optimizers.load(stack)
-        generator = algorithm.round(stack, StackedStream(self._examples, [self._indices[k] for k in ids]))
+        generator = started(algorithm, stack, StackedStream(self._examples, [self._indices[k] for k in ids]))
         request = require_request(next(generator, None), algorithm)
         self._optimizers.keep(stack)
-        for k, own, loss in zip(ids, request.split(), stack.mean_losses(), strict=True):
-            self._asked[k] = Asked(own, loss)
+        self._asked |= zip(ids, asked(request.split(), stack), strict=True)
         if not self._checked:  # what a round does after its request is left out below; so let it do nothing
             before = tree.map(torch.clone, stack.params)  # the requests may hold them
             finish_round(generator, tree.map(torch.zeros_like, before), stack, algorithm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -67,7 +68,7 @@ class PairRank(AsyncRank):
         self._mine: dict[int, Params] = {}  # what each peer had when its last round ended
         self._seen = dict.fromkeys(self.members, 0)
         self._staleness: dict[int, list[int]] = {k: [] for k in self.members}
-        self._last: tuple[float, ...] | None = None
+        self._last: Row | None = None
         self._firsts = [block.start for block in self.blocks]
         self.service = LendingService(self)
         stack.callback(self.service.close)
@@ -89,11 +90,11 @@ class PairRank(AsyncRank):
     def adopt(self, rate: float) -> None:
         """The peers have optimisers of their own, and nobody else has."""
 
-    def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[Row]:
-        if number == self.experiment.rounds:
-            self._last = losses  # others may still average with what they have
+    def finish(self, part: Row) -> Iterator[Row]:
+        if part.round == self.experiment.rounds:
+            self._last = part  # others may still average with what they have
         else:
-            yield self._part(number, losses)
+            yield self._tested(part)
 
     def leave(self) -> Iterator[Row]:
         """Lend what there is until all ranks have left."""
@@ -103,7 +104,7 @@ class PairRank(AsyncRank):
             pass
         self._mine = {k: self.service.params(k) for k in self.members}
         if self._last is not None:
-            yield self._part(self.experiment.rounds, self._last)
+            yield self._tested(self._last)
 
     def result(self) -> tuple[list[dict[str, Tensor]], list[list[int]]]:
         """The models of this rank's peers, and of their requests the staleness."""
@@ -113,10 +114,10 @@ class PairRank(AsyncRank):
     def _keeper(self, peer: int) -> RankConnection:
         return self._ranks[bisect_right(self._firsts, peer) - 1]
 
-    def _part(self, number: int, losses: tuple[float, ...]) -> Row:
-        seconds, tested = self.clock.seconds, self.experiment.evaluates(number)
+    def _tested(self, part: Row) -> Row:
+        seconds, tested = self.clock.seconds, self.experiment.evaluates(part.round)
         each = tuple(self.accuracy(k, self._mine[k]) for k in self.members) if tested else None
-        return Row(number, losses, each, self._sent, seconds)
+        return replace(part, accuracies=each, bytes=self._sent, seconds=seconds)
 
     @property
     def _sent(self) -> float:

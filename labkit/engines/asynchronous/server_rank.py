@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, cast
 
@@ -95,7 +96,7 @@ class ServerRank(AsyncRank):
             stack.callback(self.service.close)
         (self._server,) = self.connections(stack, to=[0])
         self._like = trainable(self.experiment.models[0], _CPU)
-        self._losses: dict[int, tuple[float, ...]] = {}  # of rank 0's peers, in rounds that others have not finished
+        self._parts: dict[int, Row] = {}  # of rank 0's peers, of rounds that others have not finished
 
     def answer(self, number: int, request: Request) -> Tree:
         """Push, and receive the server's weights [1, …]."""
@@ -106,11 +107,11 @@ class ServerRank(AsyncRank):
             with self.service.changed:
                 self.service.handler.adopt(rate)
 
-    def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[Row]:
+    def finish(self, part: Row) -> Iterator[Row]:
         if self.service is None:
-            yield Row(number, losses, None, 0.0, 0.0)
+            yield part
             return
-        self._losses[number] = losses
+        self._parts[part.round] = part
         yield from self._known(self.service)
 
     def leave(self) -> Iterator[Row]:
@@ -134,6 +135,6 @@ class ServerRank(AsyncRank):
                 round, weights, sent, seconds = service.finished.get_nowait()
             except Empty:
                 return
-            if round in self._losses:  # else this rank has stopped before
+            if round in self._parts:  # else this rank has stopped before
                 tested = None if weights is None else (self.accuracy(0, weights),)
-                yield Row(round, self._losses.pop(round), tested, sent, seconds)
+                yield replace(self._parts.pop(round), accuracies=tested, bytes=sent, seconds=seconds)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
+from math import nan
+from statistics import fmean
 from time import perf_counter
 
 import numpy as np
 import torch
 
-from labkit.engines.asynchronous.async_peers import AsyncPeers
+from labkit.engines.asynchronous.async_peers import AsyncPeers, Told
 from labkit.engines.asynchronous.request_handlers import ServerHandler, StalenessGate, builder, loaded, request_handler
+from labkit.engines.budget import Spending
 from labkit.engines.clock import Clock, VirtualClock
 from labkit.engines.control import Control
 from labkit.engines.evaluation import accuracies, classes
@@ -54,15 +57,18 @@ class AsyncSimulation:
         self._back = [0.0 for _ in everybody]  # seconds that the reply to each peer travels
         self._starts: list[list[float]] = [[] for _ in everybody]
         self._bursts = [Bursts() for _ in everybody[:MOST_LANES]]
-        self._losses: list[list[float]] = [[] for _ in everybody]
+        self._told: list[list[Told]] = [[] for _ in everybody]
         self._staleness: list[list[int]] = [[] for _ in everybody]
-        self._sent, self._wall = 0.0, Clock()
+        self._sent, self._steps, self._over, self._wall = 0.0, 0.0, False, Clock()
+        self._spending, budget = None, experiment.budget
+        if budget is not None:
+            self._spending = Spending(budget, lambda: self._spent, not experiment.evaluate_every, begun=False)
 
     def run(self, control: Control) -> Outcome:
         """All rounds of all peers, or as many as `control` lets pass."""
         for k in range(self._experiment.peers):
             self._begin(k, 0.0)
-        while self._queue and self._proceeds(control):
+        while self._queue and not self._over and self._proceeds(control):
             self._adopt(control.rates)
             now, k, request = heappop(self._queue)
             if request is None:
@@ -92,9 +98,9 @@ class AsyncSimulation:
         heappush(self._queue, (now + self._seconds[k], k, None))
 
     def _ask(self, k: int, now: float) -> None:
-        request, loss = self._peers.ask(k)
-        require_finite([loss], self._gate.done[k] + 1, [k])
-        self._losses[k].append(loss)
+        request, told = self._peers.ask(k)
+        require_finite([told.loss], self._gate.done[k] + 1, [k])
+        self._told[k].append(told)
         self._sent += request.bytes(self._experiment.peers)
         there, self._back[k] = request.there_and_back(self._clock.link)
         if there:
@@ -116,10 +122,17 @@ class AsyncSimulation:
     # -- what is known of them
 
     def _row(self, number: int, now: float) -> None:
-        losses, seconds = tuple(own[number - 1] for own in self._losses), self._now(now)
+        each = [own[number - 1] for own in self._told]
+        sent, seconds = self._sent / self._experiment.peers, self._now(now)
+        self._steps += fmean(told.steps for told in each)
+        self._spent = self._steps, sent, seconds
+        self._over, due = (False, False) if self._spending is None else self._spending.after_round()
         with self._wall.stopped():
-            tested = self._accuracies() if self._experiment.evaluates(number) else None
-        self._report(Row(number, losses, tested, self._sent / self._experiment.peers, seconds))
+            tested = self._accuracies() if self._experiment.evaluates(number, due) else None
+        names = dict.fromkeys(name for told in each for name in told.logged)
+        logged = {name: tuple(told.logged.get(name, nan) for told in each) for name in names}
+        losses = tuple(told.loss for told in each)
+        self._report(Row(number, losses, tested, sent, seconds, steps=self._steps, logged=logged))
 
     def _now(self, virtual: float) -> float:
         """The run's seconds at this moment of virtual time."""

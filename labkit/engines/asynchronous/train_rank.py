@@ -54,7 +54,7 @@ class AsyncRank(ABC):
     def __init__(self, experiment: Experiment, blocks: Sequence[range], patience: float, device: torch.device) -> None:
         self.experiment, self.blocks, self.patience, self.device = experiment, blocks, patience, device
         self.rank = dist.get_rank()
-        self.members = blocks[self.rank]
+        self.members, self.taken = blocks[self.rank], 0.0
 
     # -- what ranks with and without a server do each in its own way
 
@@ -67,8 +67,8 @@ class AsyncRank(ABC):
         """The reply to the stacked requests of this rank's peers, at the end of round `number`."""
 
     @abstractmethod
-    def finish(self, number: int, losses: tuple[float, ...]) -> Iterator[Row]:
-        """The round is over; this rank's parts of rows that are known by now."""
+    def finish(self, part: Row) -> Iterator[Row]:
+        """The round is over, with this part of its row; the parts that are known whole by now."""
 
     @abstractmethod
     def leave(self) -> Iterator[Row]:
@@ -138,7 +138,10 @@ class AsyncRank(ABC):
                 begun, asked = self._round(local, number)
                 watch.intervals.append((begun, asked))
                 watch.interval(begun, asked, self.seconds)
-                yield from self.finish(number, local.mean_losses())
+                measured = local.measured()
+                self.taken += measured.steps or len(self.members)  # a gradient that is pushed is a step
+                part = Row(number, measured.losses, None, 0.0, 0.0, steps=self.taken, logged=measured.logged)
+                yield from self.finish(part)
         yield from self.leave()
 
     def _proceed(self) -> bool:

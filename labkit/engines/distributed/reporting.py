@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import nan
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -208,7 +209,13 @@ class Rows:
             parts[0].learning_rate,
             self._tested([part.test_losses for part in parts]),
             {name: self._tested([part.metrics.get(name) for part in parts]) or () for name in parts[0].metrics},
+            sum(part.steps for part in parts) / self.peers,
+            {name: self._logged(name, parts) for part in parts for name in part.logged},
         )
+
+    def _logged(self, name: str, parts: list[Row]) -> tuple[float, ...]:
+        """What the peers of all ranks have logged; NaN for who has not."""
+        return tuple(value for part in parts for value in part.logged.get(name, (nan,) * len(part.losses)))
 
     def _tested(self, each: list[tuple[float, ...] | None]) -> tuple[float, ...] | None:
         """What tests told of the peers of every rank; None where nothing was tested."""

@@ -65,6 +65,12 @@ class Steering:
         self._next = number + max(1, min(soon, 2 * (number - self._first + 1)))
         return agreed is Wish.GO
 
+    def summed(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
+        """The sums of what all ranks say."""
+        each = torch.tensor(numbers, dtype=torch.float64, device=self._device)
+        dist.all_reduce(each)
+        return tuple(each.tolist())
+
     def _agree(self, pace: float) -> tuple[Wish, float]:
         rates = wished_rates()  # more may come while the ranks talk
         mine = [float(wish()), pace, -float(len(rates))]  # the largest of these has the fewest rates

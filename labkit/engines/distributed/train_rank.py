@@ -128,7 +128,10 @@ class OnRank:
         if self.first_round:
             self.first_round = False
             self.local.shared_state.require_same(_said_by_all(self.local.shared_state.digest()))
-        self.reports.add(replace(news, bytes=self.sent))
+        self.reports.add(replace(news, bytes=self.sent, steps=self.local.taken))
+
+    def summed(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
+        return self.steering.summed(numbers)
 
     def checkpoint(self, number: int) -> None:
         if self.saver.due(number):

@@ -146,8 +146,9 @@ class StackedPeers(Peers):
 
     def _update(self) -> None:
         if self._active is None:
-            self.optimizer_step.step()
+            super()._update()
             return
+        self._taken = self._taken + self._active
         before = [(leaf, leaf.detach().clone()) for leaf in self._rows()]
         self.optimizer_step.step()
         active = torch.from_numpy(self._active).to(self._place.device)

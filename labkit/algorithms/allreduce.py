@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from labkit import tree
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.checks import whole
-from labkit.exchange import Mean
+from labkit.exchange import Kind, Mean
 from labkit.exchange.collectives import form
 
 
@@ -35,6 +36,8 @@ class AllReduce:
     History: AllReduce, 4 peers, after 100 rounds test accuracy 8...%, 0.39 MB sent per peer
     """
 
+    means_of: ClassVar[tuple[Kind, ...]] = (Kind.GRADIENT,)
+
     form: str = "native"
     accumulate: int = 1
 
@@ -49,7 +52,7 @@ class AllReduce:
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         gradients, weight = self._accumulated(peer, batches)
-        mean = yield Mean(gradients, weight=weight, form=self.form)
+        mean = yield Mean(gradients, weight=weight, form=self.form, kind=Kind.GRADIENT)
         peer.apply(mean)
 
     def _accumulated(self, peer: Peer, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], float | None]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from labkit import tree
 from labkit.checks import number, whole
+from labkit.exchange import Kind
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,8 @@ class Clients:
     The server's model is `peer.shared["params"]`. Clients begin with a fresh optimiser each time they take part, and
     keep nothing but `peer.state`.
     """
+
+    means_of: ClassVar[tuple[Kind, ...]] = (Kind.CHANGE,)
 
     every: int = 10
     epochs: int | None = None

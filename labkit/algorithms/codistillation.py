@@ -12,7 +12,7 @@ import torch
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.predictions import cross_entropy
 from labkit.checks import number, whole
-from labkit.exchange import Permute
+from labkit.exchange import Kind, Permute
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Codistillation:
     """
 
     starts_apart: ClassVar[bool] = True
+
+    means_of: ClassVar[tuple[Kind, ...]] = ()
 
     every: int = 10
     weight: float = 1.0

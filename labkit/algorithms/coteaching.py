@@ -10,7 +10,7 @@ import torch
 
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.checks import number, whole
-from labkit.exchange import Permute, pairs
+from labkit.exchange import Kind, Permute, pairs
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class CoTeaching:
 
     starts_apart: ClassVar[bool] = True
     same_batches: ClassVar[bool] = True
+
+    means_of: ClassVar[tuple[Kind, ...]] = ()
 
     forget: float = 0.2
     ramp: int = 10

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import ClassVar
 
 import torch
 
 from labkit import tree
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.checks import number, whole
-from labkit.exchange import Mean
+from labkit.exchange import Kind, Mean
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class DiLoCo:
     >>> lk.train(model, digits, DiLoCo(every=10), peers=4, rounds=10).result()
     History: DiLoCo, 4 peers, after 10 rounds test accuracy 9...%, 0.04 MB sent per peer
     """
+
+    means_of: ClassVar[tuple[Kind, ...]] = (Kind.CHANGE,)
 
     every: int = 50
     outer_lr: float = 0.7

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from labkit.algorithms.base import Peer
 from labkit.algorithms.independent import Independent
-from labkit.exchange import Mean, Message
+from labkit.exchange import Kind, Mean, Message
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,9 @@ class Ensemble(Independent):
 
     starts_apart: ClassVar[bool] = True
 
+    means_of: ClassVar[tuple[Kind, ...]] = (Kind.PREDICTIONS,)
+
     def predict(self, peer: Peer, inputs: Tensor) -> Generator[Message, Any, Tensor]:
         """The logarithm of the mean of all peers' probabilities, [B, C]."""
-        mean: Tensor = yield Mean(peer.logits(inputs).softmax(-1))
+        mean: Tensor = yield Mean(peer.logits(inputs).softmax(-1), kind=Kind.PREDICTIONS)
         return mean.log()

@@ -14,7 +14,7 @@ from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.clients import Clients
 from labkit.algorithms.predictions import cross_entropy
 from labkit.checks import number, whole
-from labkit.exchange import Mean
+from labkit.exchange import Kind, Mean
 from labkit.exchange.randomness import key
 
 
@@ -33,7 +33,7 @@ class FedDF(Clients):
     History: FedDF, 4 peers, after 10 rounds test accuracy 8...%, 0.08 MB sent per peer
     """
 
-    means_are_updates: ClassVar[bool] = False  # logits are none
+    means_of: ClassVar[tuple[Kind, ...]] = (Kind.CHANGE, Kind.PREDICTIONS)
 
     public: int = 8
     server_lr: float = 1e-3
@@ -51,7 +51,7 @@ class FedDF(Clients):
         with torch.no_grad():
             logits = torch.cat([peer.logits(x) for x in inputs], dim=examples)  # [public · B, C]
         mean = yield Mean(peer.params, weight=peer.examples, start=start)
-        together = yield Mean(logits)
+        together = yield Mean(logits, kind=Kind.PREDICTIONS)
         taught = together.chunk(self.public, dim=examples)
         peer.count(self.public)  # the server's steps: each client waits for them
         peer.shared["params"] = self._distilled(peer, mean, inputs, [it.softmax(-1) for it in taught])

@@ -12,7 +12,7 @@ import torch
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.predictions import mean
 from labkit.checks import whole
-from labkit.exchange import Mean
+from labkit.exchange import Kind, Mean
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class FedMD:
 
     starts_apart: ClassVar[bool] = True
 
+    means_of: ClassVar[tuple[Kind, ...]] = (Kind.PREDICTIONS,)
+
     every: int = 8
     public: int = 4
     warmup: int = 2
@@ -47,7 +49,7 @@ class FedMD:
             examples = peer.ids.dim()  # the dimension of them, behind that of stacked peers
             with torch.no_grad():
                 scores = torch.cat([peer.logits(x) for x in inputs], dim=examples)  # [public · B, C]
-            consensus = yield Mean(scores)
+            consensus = yield Mean(scores, kind=Kind.PREDICTIONS)
             for x, agreed in zip(inputs, consensus.chunk(self.public, dim=examples), strict=True):
                 peer.step(mean(peer, (peer.logits(x) - agreed).abs()))
             peer.count(self.public)

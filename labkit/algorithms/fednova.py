@@ -12,7 +12,7 @@ from labkit import tree
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.clients import Clients, scaled
 from labkit.checks import number
-from labkit.exchange import Mean
+from labkit.exchange import Kind, Mean
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class FedNova(Clients):
     History: FedNova, 8 peers, after 40 rounds test accuracy 9...%, 0.18 MB sent per peer
     """
 
-    means_are_updates: ClassVar[bool] = False  # τ_eff is none
+    means_of: ClassVar[tuple[Kind, ...]] = (Kind.CHANGE, Kind.NUMBER)
 
     momentum: float = 0.0
 
@@ -45,6 +45,6 @@ class FedNova(Clients):
         length = (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)  # aₖ, [K]
         change = tree.map(torch.sub, peer.params, start)
 
-        direction = yield Mean(scaled(1 / length, change), weight=peer.examples)
-        effective = yield Mean({"steps": length}, weight=peer.examples)
+        direction = yield Mean(scaled(1 / length, change), weight=peer.examples, kind=Kind.CHANGE)
+        effective = yield Mean({"steps": length}, weight=peer.examples, kind=Kind.NUMBER)
         peer.shared["params"] = tree.map(torch.add, start, scaled(effective["steps"], direction))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import ClassVar
 
 from numpy.typing import ArrayLike
 
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.checks import whole
-from labkit.exchange import Mix, Topology
+from labkit.exchange import Kind, Mix, Topology
 from labkit.exchange.topologies import choose
 
 
@@ -28,6 +29,8 @@ class Gossip:
     >>> lk.train(model, digits, Gossip("torus"), peers=9, rounds=100).result()
     History: Gossip, 9 peers, after 100 rounds test accuracy 8...%, 1.04 MB sent per peer
     """
+
+    means_of: ClassVar[tuple[Kind, ...]] = ()
 
     topology: str | Topology | ArrayLike = "ring"
     every: int = 1

@@ -10,7 +10,7 @@ from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.predictions import cross_entropy
 from labkit.checks import number
 from labkit.errors import SettingError
-from labkit.exchange import Gather
+from labkit.exchange import Gather, Kind
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Mutual:
 
     starts_apart: ClassVar[bool] = True
     same_batches: ClassVar[bool] = True
+
+    means_of: ClassVar[tuple[Kind, ...]] = ()
 
     weight: float = 1.0
 

@@ -9,7 +9,7 @@ from itertools import islice
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.localsgd import LocalSGD
 from labkit.checks import whole
-from labkit.exchange import Mean
+from labkit.exchange import Kind, Mean
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,13 @@ class PostLocalSGD(LocalSGD):
         super().__post_init__()
         whole(self.warmup, "warmup", least=0)
 
+    def means_of(self, number: int) -> tuple[Kind, ...]:  # type: ignore[override]  # a trait may be a method
+        return (Kind.GRADIENT,) * self.every if number <= self.warmup else (Kind.CHANGE,)
+
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         if peer.number > self.warmup:
             yield from super().round(peer, batches)
             return
         for batch in islice(batches, self.every):
-            gradients = yield Mean(peer.gradients(peer.loss(batch)))
+            gradients = yield Mean(peer.gradients(peer.loss(batch)), kind=Kind.GRADIENT)
             peer.apply(gradients)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -11,7 +12,7 @@ from labkit import tree
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.clients import Clients, scaled
 from labkit.checks import number
-from labkit.exchange import Mean
+from labkit.exchange import Kind, Mean
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class SCAFFOLD(Clients):
     >>> lk.train(model, digits, SCAFFOLD(), peers=8, rounds=10, shards=lk.data.Dirichlet(0.5)).result()
     History: SCAFFOLD, 8 peers, after 10 rounds test accuracy 8...%, 0.09 MB sent per peer
     """
+
+    means_of: ClassVar[tuple[Kind, ...]] = (Kind.CHANGE, Kind.CONTROL)
 
     server_lr: float = 1.0
 
@@ -48,7 +51,7 @@ class SCAFFOLD(Clients):
         peer.state["control"] = met
 
         mean = yield Mean(peer.params, start=start)
-        gain = yield Mean(tree.map(torch.sub, met, own))
+        gain = yield Mean(tree.map(torch.sub, met, own), kind=Kind.CONTROL)
         peer.shared["params"] = tree.map(lambda x, y: x + self.server_lr * (y - x), start, mean)
         share = peer.present / peer.peers
         peer.shared["control"] = tree.map(lambda c, dc: c + share * dc, c, gain)

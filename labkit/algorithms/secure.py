@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,6 +51,7 @@ class Secure(Wrapper):
         return False
 
     def exchange(self, mean: Mean, peer: Peer, index: int) -> Exchange:
+        mean = replace(mean, start=None)  # the mean of parameters is as good as that of changes, wherever they began
         everyone = torch.arange(peer.peers)
         if peer.present < peer.peers:
             everyone = yield Gather(peer.ids)

@@ -12,6 +12,7 @@ from typing import Any
 from labkit.algorithms.base import Algorithm
 from labkit.checks import number, whole
 from labkit.errors import SettingError
+from labkit.exchange import Kind
 from labkit.tasks.sync import ASP, BSP, SSP
 
 
@@ -25,8 +26,8 @@ class Traits:
 
     `every`: local steps in a round. `epochs`: passes over its shard that a peer makes in a round, where these count and
     not steps. `starts_apart`: every peer starts from random weights of its own. `same_batches`: all peers see the same
-    batches, because they talk about single examples. `means_are_updates`: each mean it asks for is one of gradients or
-    of changes of parameters.
+    batches, because they talk about single examples. `means_of`: the kinds of the means that it asks for in a round, in
+    their order, `()` for none at all, or a method `means_of(number)` where rounds differ; None where it does not say.
 
     `participation`: the share of the registered peers that take part in each round; None where peers are not a server's
     clients. Clients begin each round with a fresh optimiser and keep nothing but `peer.state`, so that their number
@@ -46,7 +47,7 @@ class Traits:
     participation: float | None = None
     starts_apart: bool = False
     same_batches: bool = False
-    means_are_updates: bool = True
+    means_of: tuple[Kind, ...] | Callable[[int], tuple[Kind, ...]] | None = None
     asynchronous: bool = False
     policy: BSP | SSP | ASP = ASP()  # noqa: RUF009  frozen
     server: Callable[..., Any] | None = None
@@ -62,6 +63,15 @@ class Traits:
     def counts(self) -> bool:
         """Whether it matters how many examples a peer has: for the end of an epoch, or as its weight."""
         return self.participation is not None or self.epochs is not None or self.same_batches
+
+    def means_in(self, number: int) -> tuple[Kind, ...] | None:
+        """The kinds of the means in round `number`; None where the algorithm does not say."""
+        return self.means_of(number) if callable(self.means_of) else self.means_of
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        """The kinds of means that it says it asks for, at first and after every warm-up."""
+        return frozenset(kind for number in (1, 1 << 40) for kind in self.means_in(number) or ())
 
     @classmethod
     def of(cls, algorithm: Algorithm) -> Traits:
@@ -96,11 +106,17 @@ def _read(called: str, name: str, value: Any) -> Any:
         fits, remedy = callable(value), f"a method {name}(…), or call it by another name"
     elif name == "policy":
         fits, remedy = isinstance(value, BSP | SSP | ASP), "lk.BSP(), lk.SSP(s) or lk.ASP()"
+    elif name == "means_of":
+        fits, remedy = callable(value) or _kinds(value), "labkit.exchange.Kinds, such as (Kind.GRADIENT,)"
     else:
         fits, remedy = isinstance(value, bool), "True or False"
     if not fits:
         raise SettingError(f"{called} is {value!r}; give {remedy}.")
     return value
+
+
+def _kinds(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(kind, Kind) for kind in value)
 
 
 def _refuse_misspelt(algorithm: Algorithm, asynchronous: bool) -> None:

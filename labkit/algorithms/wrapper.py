@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from labkit import tree
 from labkit.algorithms.base import Algorithm, Batch, Peer, Round
 from labkit.algorithms.traits import TRAITS, Traits
 from labkit.errors import DivergenceError, ExchangeError, SettingError
-from labkit.exchange import Mean, Message
+from labkit.exchange import Kind, Mean, Message
 from labkit.exchange.randomness import key
 from labkit.tree import Tree
 
@@ -25,8 +25,9 @@ Exchange = Generator[Message, Any, Tree]
 class Wrapper(ABC):
     """Drives the round of `algorithm`; each `Mean` it yields goes through `exchange`, all else passes as it is.
 
-    Wrappers nest: the outer one rewrites what the inner one made of a mean, as long as it still is one. Raises
-    SettingError where it no longer is, or for an algorithm that exchanges no means.
+    `exchange` sees what the mean is of, its `kind`. Wrappers nest: the outer one rewrites what the inner one made of a
+    mean, as long as it still is one. Raises SettingError where it no longer is, or for an algorithm that asks for no
+    means.
 
     >>> from dataclasses import replace
     >>> from labkit.algorithms import AllReduce
@@ -48,23 +49,34 @@ class Wrapper(ABC):
         if isinstance(inner, type) or not callable(getattr(inner, "round", None)):
             raise SettingError(f"{outer} wraps an algorithm, and {inner!r} is none: give one such as AllReduce().")
         while isinstance(inner, Wrapper):
-            name = type(inner).__name__
-            if not inner.sends_mean:
-                raise SettingError(
-                    f"{outer} finds no mean around {name}, which sends a message of its own: use one of the two, or "
-                    f"put {name} outside."
-                )
-            if inner.exact and self.approximates:
-                raise SettingError(
-                    f"{outer} around {name} would undo it, because its promise holds for the mean of what it "
-                    f"clipped and for nothing near it: put {name} outside, or leave one of the two out."
-                )
+            clash, name = self._clash(inner), type(inner).__name__
+            if clash is not None:
+                other = "use one of the two" if inner._clash(self) else f"put {name} outside, or use one of the two"
+                raise SettingError(f"{outer} {clash}: {other}.")
             inner = inner.algorithm
-        if Traits.of(inner).asynchronous:
-            raise SettingError(
-                f"{outer} works on means, and the peers of {type(inner).__name__} do not wait for each other to make "
-                "one: wrap an algorithm that yields Mean, such as AllReduce() or LocalSGD()."
+        traits, name = Traits.of(inner), type(inner).__name__
+        if traits.asynchronous or traits.means_of == ():
+            why = (
+                f"the peers of {name} do not wait for each other to make one"
+                if traits.asynchronous
+                else f"{name} asks for none"
             )
+            raise SettingError(
+                f"{outer} works on means, and {why}: wrap an algorithm that yields Mean, such as AllReduce() or "
+                "LocalSGD()."
+            )
+
+    def _clash(self, inner: Wrapper) -> str | None:
+        """Why it cannot be put around `inner`, if that is so."""
+        name = type(inner).__name__
+        if not inner.sends_mean:
+            return f"finds no mean around {name}, which sends a message of its own"
+        if inner.exact and self.approximates:
+            return (
+                f"around {name} would undo it, because its promise holds for the mean of what it clipped and for "
+                "nothing near it"
+            )
+        return None
 
     @property
     def innermost(self) -> Algorithm:
@@ -92,9 +104,10 @@ class Wrapper(ABC):
                 except StopIteration:
                     break
                 if isinstance(message, Mean):
-                    reply = yield from self.exchange(message, peer, means)
+                    reply = yield from self.exchange(_told(message, peer), peer, means)
                     means += 1
                 else:
+                    self.let_pass(message)
                     reply = yield message
                     seen.append(type(message).__name__)
         if seen and not means:
@@ -103,6 +116,9 @@ class Wrapper(ABC):
                 f"{type(self).__name__} works on means, and {self.algorithm} exchanges only {only}: wrap an algorithm "
                 "that yields Mean, such as AllReduce() or LocalSGD()."
             )
+
+    def let_pass(self, message: Message) -> None:  # noqa: B027  most have nothing to say
+        """See a message that is no mean, before it is sent as it is."""
 
     # -- the inner algorithm's traits
 
@@ -121,6 +137,28 @@ class Wrapper(ABC):
     def key(self, peer: Peer, index: int) -> int:
         """What seeds the random choices that all peers make alike in this exchange."""
         return key(type(self).__name__, peer.seed, peer.number, index)
+
+
+def apart(peer: Peer) -> bool:
+    """Whether peers have weights of their own, before their first exchange: what they set out from is not common."""
+    return peer.number == 1 and "params" not in peer.shared
+
+
+def _told(mean: Mean, peer: Peer) -> Mean:
+    """The mean with its kind: as it says, or as it looks."""
+    if mean.start is not None and apart(peer):
+        return replace(mean, start=None, kind=Kind.PARAMETERS)
+    return mean if mean.kind is not None else replace(mean, kind=_kind(mean, peer))
+
+
+def _kind(mean: Mean, peer: Peer) -> Kind:
+    if mean.start is not None:
+        return Kind.CHANGE
+    own = peer.params
+    if not isinstance(mean.x, dict) or {n: x.shape for n, x in mean.x.items()} != {n: p.shape for n, p in own.items()}:
+        return Kind.NUMBER
+    same = all(x.data_ptr() == own[name].data_ptr() for name, x in mean.x.items())
+    return Kind.PARAMETERS if same else Kind.GRADIENT
 
 
 def change(mean: Mean, peer: Peer) -> Tensor:

@@ -95,6 +95,9 @@ class SharedView(MutableMapping[str, Tree]):
     def __delitem__(self, name: str) -> None:
         raise ExchangeError(f"shared[{name!r}] cannot be deleted: peers share what they have exchanged.")
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.written or name in self._state.values
+
     def __iter__(self) -> Iterator[str]:
         return iter({**self._state.values, **self.written})
 

@@ -6,7 +6,7 @@ from labkit.exchange.barrier import Barrier
 from labkit.exchange.collectives import Move
 from labkit.exchange.compression import QSGD, Coded, Compressor, Half, RandomK, Sign, TopK
 from labkit.exchange.gather import Gather
-from labkit.exchange.mean import HalfMean, Mean
+from labkit.exchange.mean import HalfMean, Kind, Mean
 from labkit.exchange.message import Message, Transfer
 from labkit.exchange.mix import Mix
 from labkit.exchange.permute import Permute, pairs, shift
@@ -24,6 +24,7 @@ __all__ = [
     "Gather",
     "Half",
     "HalfMean",
+    "Kind",
     "Krum",
     "Mean",
     "Message",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import reduce
 from typing import ClassVar, cast
 
@@ -20,13 +21,31 @@ from labkit.exchange.message import Message, Transfer
 from labkit.tree import Tree
 
 
+class Kind(Enum):
+    """What a mean is of; whoever compresses, clips or adds noise does so where it is defined."""
+
+    GRADIENT = "gradients"
+    CHANGE = "changes of parameters"  # x − start
+    CONTROL = "changes of control variates"
+    PARAMETERS = "parameters"  # of peers that have no start in common
+    PREDICTIONS = "predictions"  # on inputs that are others each time
+    NUMBER = "numbers"  # counted or measured, of which nothing more is known
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether only the sum over the rounds counts, so that what is left out of one may be sent in the next."""
+        return self in (Kind.GRADIENT, Kind.CHANGE, Kind.CONTROL)
+
+
 @dataclass(frozen=True, eq=False)
 class Mean(Message):
     """x̄ = Σⱼ wⱼ xⱼ / Σⱼ wⱼ, on the wire as an all-reduce: torch's own ("native") or "naive", "ring", "tree".
 
     All forms send 2(n−1) · S bytes in all, which is optimal (Patarasuk & Yuan 2009, doi:10.1016/j.jpdc.2008.09.002);
     they differ in how many of them pass one link, see `labkit.exchange.collectives`. `start` is the point that all
-    peers set out from, where x are parameters: it is not sent, and for wrappers that act on the change since then.
+    peers set out from, where x are parameters, and `kind` what x are: both are not sent, and for wrappers, which act on
+    the change since then. Without a kind x are changes where there is a start, else the parameters or gradients if
+    they look like these, and numbers otherwise.
     Raises SettingError for another form, ExchangeError for weights that add up to nothing.
 
     >>> import torch
@@ -41,6 +60,7 @@ class Mean(Message):
     weight: float | Tensor | None = None
     form: str = "native"
     start: Tree | None = None
+    kind: Kind | None = None
 
     def __post_init__(self) -> None:
         form(self.form)

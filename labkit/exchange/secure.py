@@ -88,11 +88,13 @@ def masks(mine: Tensor, everyone: Tensor, key: int, size: int, neighbours: int |
 
     Bonawitz et al. 2017, doi:10.1145/3133956.3133982, Sec. 4.1. The pair seeds s_ij follow from a common key; that
     stands in for their key agreement, and hides nothing from who knows the key. With `neighbours` each peer pairs up
-    with so many others on a ring in random order, for large m (Bell et al. 2020, doi:10.1145/3372297.3417885).
+    with so many others on a ring in random order, for large m (Bell et al. 2020, doi:10.1145/3372297.3417885). Who is
+    not one of `everyone` has nothing to hide, and a mask of zero.
     """
     row = {peer: at for at, peer in enumerate(mine.reshape(-1).tolist())}
     out = np.zeros((len(row), size), dtype=np.uint64)
-    for peer, partners in _partners(list(row), everyone.reshape(-1).tolist(), key, neighbours).items():
+    present = everyone.reshape(-1).tolist()
+    for peer, partners in _partners([peer for peer in row if peer in set(present)], present, key, neighbours).items():
         own = out[row[peer]]
         at = np.array([row.get(other, -1) for other in partners.tolist()], dtype=np.int64)
         ahead, here = partners > peer, at >= 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from labkit.engines.barriers import barriers
-from labkit.exchange import Mean
+from labkit.exchange import Kind, Mean
 
 
 @dataclass
@@ -22,6 +22,8 @@ class HandPeer:
     number: int = 1
     seed: int = 0
     state: dict[str, Any] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=lambda: {"params": {}})
+    params: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         self.present = self.peers if self.present is None else self.present
@@ -34,6 +36,7 @@ class Tell:
     values: Any
     weights: Any = None
     start: Any = None
+    kind: Kind = Kind.GRADIENT
 
     def round(self, peer, batches):
         mine = {name: leaf[peer.ids] for name, leaf in self.values.items()}
@@ -41,12 +44,14 @@ class Tell:
         start = self.start
         if start is not None and peer.ids.dim():
             start = {name: leaf.unsqueeze(0) for name, leaf in start.items()}  # as in peer.shared
-        peer.state["reply"] = yield Mean(mine, weight, start=start)
+        peer.state["reply"] = yield Mean(mine, weight, start=start, kind=self.kind)
 
 
 @dataclass(frozen=True)
 class Drift:
     """Local steps from a common start, then a mean of the changes since then, weighted by examples."""
+
+    means_of: ClassVar[tuple[Kind, ...]] = (Kind.CHANGE,)
 
     every: int = 2
     participation: float | None = None

@@ -11,13 +11,14 @@ from hypothesis import given, strategies as st
 import labkit as lk
 from labkit.algorithms import AllReduce, Compressed, LocalSGD
 from labkit.errors import SettingError
-from labkit.exchange import QSGD, Coded, Half, HalfMean, Mean, RandomK, Sign, TopK
+from labkit.exchange import QSGD, Coded, Half, HalfMean, Kind, Mean, RandomK, Sign, TopK
 from tests.algorithms.hand import Tell, alone, in_a_stack, in_lockstep, stacked
 from tests.engines.experiments import result
 from tests.examples import few
 
 CONTRACTIONS = [TopK(0.1), RandomK(0.1), Sign(), Half("fp16"), Half("bf16"), QSGD(127)]
 SIZE = 60
+ERROR = f"error 0 of {SIZE} gradients w"  # under which it is kept
 
 
 def rounds_of(values, algorithm_of, run, peers, rounds):
@@ -47,7 +48,7 @@ def test_what_was_sent_and_the_error_that_is_kept_add_up_to_what_was_wanted(comp
     for run, peers in ((in_lockstep, alone(3)), (in_a_stack, stacked(3))):
         sent = rounds_of(values, lambda it: Compressed(Tell(it), compressor, feedback=True), run, peers, rounds)
         kept = peers.state if not isinstance(peers, list) else {}
-        error = kept.get("error of mean 0") if kept else torch.stack([p.state["error of mean 0"] for p in peers])
+        error = kept.get(ERROR) if kept else torch.stack([p.state[ERROR] for p in peers])
         torch.testing.assert_close(sent.sum(0) + error, values.sum(0), atol=1e-4, rtol=1e-5)
 
 
@@ -60,7 +61,7 @@ def test_random_places_too_leave_an_error_that_makes_up_for_what_was_not_sent():
         (met,) = in_lockstep(Compressed(Tell({"w": told}), RandomK(0.1)), peers)
         assert all(isinstance(message, Mean) and message.x.shape == (6,) for message in met)
         replies += peers[0].state["reply"]["w"]
-    errors = torch.stack([peer.state["error of mean 0"] for peer in peers])
+    errors = torch.stack([peer.state[ERROR] for peer in peers])
     torch.testing.assert_close(replies + errors.mean(0), values.mean(1).sum(0), atol=1e-5, rtol=1e-5)
 
 
@@ -78,14 +79,14 @@ def test_the_change_since_the_start_is_compressed_and_the_start_added_back():
 def test_each_mean_of_a_round_has_an_error_of_its_own():
     class Two:
         def round(self, peer, batches):
-            yield Mean(torch.ones(SIZE))
-            yield Mean(torch.ones(SIZE // 2))
+            yield Mean(torch.ones(SIZE), kind=Kind.GRADIENT)
+            yield Mean(torch.ones(SIZE // 2), kind=Kind.GRADIENT)
 
     (peer,) = peers = alone(1)
     in_lockstep(Compressed(Two(), TopK(0.1)), peers)
     assert {name: error.shape for name, error in peer.state.items()} == {
-        "error of mean 0": (SIZE,),
-        "error of mean 1": (SIZE // 2,),
+        "error 0 of 60 gradients": (SIZE,),
+        "error 0 of 30 gradients": (SIZE // 2,),
     }
 
 

@@ -20,8 +20,8 @@ from labkit.algorithms import (
     Ensemble,
     FedAvg,
     FedNova,
+    Independent,
     LocalSGD,
-    Mutual,
     Private,
     Secure,
     Wrapper,
@@ -76,7 +76,7 @@ MISSPELT = {
     "same_batch": "same_batches",
     "asyncronous": "asynchronous",
     "assynchronus": "asynchronous",
-    "mean_are_update": "means_are_updates",
+    "mean_of": "means_of",
 }
 
 
@@ -101,7 +101,7 @@ def test_nothing_that_a_built_in_algorithm_has_is_taken_for_a_misspelt_trait(nam
 
 
 def test_an_algorithm_that_says_nothing_has_the_defaults() -> None:
-    assert Traits.of(algorithm()) == Traits() == Traits.of(AllReduce())
+    assert Traits.of(algorithm()) == Traits() == Traits.of(Independent())
     assert Traits.of(algorithm(participation=None, predict=None, check=None, every=None)) == Traits()
 
 
@@ -156,7 +156,8 @@ def test_a_torch_module_may_be_an_algorithm() -> None:
         ("starts_apart", "no", r"Mine\.starts_apart is 'no'; give True or False"),
         ("same_batches", 1, "same_batches is 1; give True"),
         ("asynchronous", "yes", "asynchronous is 'yes'"),
-        ("means_are_updates", 0, "means_are_updates is 0"),
+        ("means_of", 0, "means_of is 0; give labkit.exchange.Kinds"),
+        ("means_of", ("gradients",), r"means_of is \('gradients',\)"),
         ("predict", True, r"Mine\.predict is True; give a method predict"),
         ("check", 4, "check is 4; give a method"),
     ],
@@ -207,7 +208,7 @@ def test_check_is_asked_through_wrappers() -> None:
     odd = algorithm(check=lambda self, peers: (_ for _ in ()).throw(SettingError(f"{peers} are too few.")))
     with pytest.raises(SettingError, match="3 are too few"):
         Traits.of(Compressed(odd, TopK(0.1))).check(3)
-    Traits.of(Compressed(Mutual(), TopK(0.1))).check(3)
+    Traits.of(Compressed(LocalSGD(), TopK(0.1))).check(3)
 
 
 def test_traits_are_read_when_the_run_is_planned() -> None:

@@ -204,7 +204,11 @@ def test_a_wrapper_ends_the_inner_round_when_its_own_is_ended():
         (lambda: Robust(Compressed(AllReduce(), Sign())), "Robust finds no mean around Compressed"),
         (lambda: Private(Secure(AllReduce())), "Private finds no mean around Secure.*put Secure outside"),
         (lambda: Byzantine(Robust(AllReduce())), "Byzantine finds no mean around Robust.*put Robust outside"),
-        (lambda: Compressed(Private(AllReduce())), "Compressed around Private would undo it.*put Private outside"),
+        (
+            lambda: Compressed(Private(AllReduce()), RandomK()),
+            "Compressed around Private would undo.*put Private outside",
+        ),
+        (lambda: Compressed(Private(AllReduce())), "Compressed around Private would undo it.*: use one of the two"),
         (lambda: Robust(Private(AllReduce())), "Robust around Private would undo it"),
     ],
 )

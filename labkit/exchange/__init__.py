@@ -6,6 +6,7 @@ from labkit.exchange.barrier import Barrier
 from labkit.exchange.collectives import Move
 from labkit.exchange.compression import QSGD, Coded, Compressor, Half, RandomK, Sign, TopK
 from labkit.exchange.gather import Gather
+from labkit.exchange.linear import AllGather, AllToAll, Copy, Linear, ReduceScatter, Shift, Sum
 from labkit.exchange.mean import HalfMean, Kind, Mean
 from labkit.exchange.message import Message, Transfer
 from labkit.exchange.mix import Mix
@@ -17,15 +18,19 @@ from labkit.exchange.topology import Topology
 
 __all__ = [
     "QSGD",
+    "AllGather",
+    "AllToAll",
     "Barrier",
     "Coded",
     "Compressor",
     "CoordinateMedian",
+    "Copy",
     "Gather",
     "Half",
     "HalfMean",
     "Kind",
     "Krum",
+    "Linear",
     "Mean",
     "Message",
     "Mix",
@@ -35,11 +40,14 @@ __all__ = [
     "Permute",
     "Push",
     "RandomK",
+    "ReduceScatter",
     "Request",
     "RobustMean",
     "Rule",
     "Server",
+    "Shift",
     "Sign",
+    "Sum",
     "TopK",
     "Topology",
     "Transfer",

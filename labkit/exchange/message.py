@@ -34,6 +34,7 @@ class Message(ABC):
 
     formula: ClassVar[str]
     unsent: ClassVar[frozenset[str]] = frozenset()  # fields that only wrappers look at, on the peer itself
+    shared: ClassVar[frozenset[str]] = frozenset()  # numbers that are settings, the same for all peers
 
     x: Tree
 
@@ -98,7 +99,11 @@ class Message(ABC):
 
     def lift(self) -> Self:
         """The same message with a leading peer dimension of one."""
-        numbers = {n: v for n, v in vars(self).items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        numbers = {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, int | float) and not isinstance(value, bool) and name not in self.shared
+        }
         sent = self._sent() | {name: torch.tensor(value) for name, value in numbers.items()}
         return self._with({name: tree.map(lambda leaf: leaf.unsqueeze(0), value) for name, value in sent.items()})
 

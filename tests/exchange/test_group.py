@@ -13,7 +13,21 @@ import labkit as lk
 from labkit import tree
 from labkit.cluster.local import local_cluster
 from labkit.errors import ExchangeError, GangError, WorkerLost
-from labkit.exchange import Gather, Mean, Mix, Move, Permute, topologies, walk
+from labkit.exchange import (
+    AllGather,
+    AllToAll,
+    Copy,
+    Gather,
+    Mean,
+    Mix,
+    Move,
+    Permute,
+    ReduceScatter,
+    Shift,
+    Sum,
+    topologies,
+    walk,
+)
 from labkit.exchange.collectives import FORMS
 from labkit.exchange.group import RankGroup
 from tests.exchange.test_collectives import EVERY_FORM, vectors
@@ -82,6 +96,15 @@ def floats(peers):
     return {name: leaf for name, leaf in examples(peers).items() if name in ("w", "scalar")}
 
 
+def parts(peers):
+    """Rows that have a part for each peer."""
+    generator = torch.Generator().manual_seed(peers)
+    return {
+        "w": torch.randn(peers, peers, 2, 3, generator=generator),
+        "b": torch.randn(peers, peers, generator=generator),
+    }
+
+
 MESSAGES = {
     **{f"Mean-{name}": lambda n, name=name: Mean(floats(n), form=name) for name in EVERY_FORM},
     **{
@@ -97,6 +120,15 @@ MESSAGES = {
     **{f"Mix-{name}": lambda n, name=name: Mix(floats(n), name) for name in topologies.NAMES if name[:6] != "random"},
     "Mix-random": lambda n: Mix(floats(n), topologies.random_regular(n, degree=2)),
     "Mix-own": lambda n: Mix(floats(n), 0.7 * torch.eye(n).numpy() + 0.3 * torch.eye(n).roll(1, 0).numpy()),
+    "Copy": lambda n: Copy(examples(n)),
+    "Sum": lambda n: Sum(floats(n)),
+    "AllGather": lambda n: AllGather(examples(n)),
+    "ReduceScatter": lambda n: ReduceScatter(parts(n)),
+    "AllToAll": lambda n: AllToAll(parts(n)),
+    "Shift": lambda n: Shift(floats(n)),
+    "Shift-line": lambda n: Shift(floats(n), ring=False),
+    "Shift-line-back": lambda n: Shift(floats(n), -1, ring=False),
+    "Shift-too-far": lambda n: Shift(floats(n), 7, ring=False),
 }
 
 
@@ -136,7 +168,7 @@ def test_the_ledger_is_the_formula(exchanged, kind):
     message = MESSAGES[kind](3).row()
     sent = [rank[kind][1] for rank in exchanged[1]]
     assert sum(sent) == pytest.approx(3 * message.bytes(3))
-    if kind not in ("Mean-native", "Mean-weighted-native", "Mean-of-integers"):  # whose chunks only torch knows
+    if kind not in ("Mean-native", "Mean-weighted-native", "Mean-of-integers", "Sum"):  # whose chunks only torch knows
         by_source = [sum(it.nbytes for it in message.transfers(3) if it.source == rank) for rank in range(3)]
         assert sent == pytest.approx(by_source)
 

@@ -35,7 +35,7 @@ _NAMES = {  # module: the public names it defines
     "cards.cards": ("formulas",),
 }
 _HOME = {name: f"labkit.{module}" for module, names in _NAMES.items() for name in names}
-_MODULES = ("algorithms", "check", "costs", "data", "errors", "exchange", "widgets")
+_MODULES = ("algorithms", "check", "costs", "data", "errors", "exchange", "models", "widgets")
 
 __all__ = sorted([*_HOME, *_MODULES])
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # the same names for whoever reads types
         data as data,
         errors as errors,
         exchange as exchange,
+        models as models,
         widgets as widgets,
     )
     from labkit.cards.cards import formulas as formulas

@@ -23,6 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "exchange": {"torch", "networkx", "dp_accounting"},
     "data": {"torch", "cloudpickle", "pooch", "sklearn"},
     "algorithms": {"torch"},
+    "models": {"torch"},
     "cards": set(),
     "cluster": {
         "torch",

@@ -25,7 +25,8 @@ _NAMES = {  # module: the public names it defines
     "cluster.doctor": ("doctor",),
     "training.train": ("train",),
     "training.run": ("Run",),
-    "training.compare": ("compare", "Comparison"),
+    "training.compare": ("compare",),
+    "training.comparison": ("Comparison",),
     "training.stepping": ("step_through",),
     "history.history": ("History",),
     "engines.simulator": ("Simulator",),
@@ -63,7 +64,8 @@ if TYPE_CHECKING:  # the same names for whoever reads types
     from labkit.tasks.schedule import Schedule as Schedule, schedule as schedule
     from labkit.tasks.split import Partition as Partition, split as split
     from labkit.tasks.sync import ASP as ASP, BSP as BSP, SSP as SSP, Timeline as Timeline, synchronize as synchronize
-    from labkit.training.compare import Comparison as Comparison, compare as compare
+    from labkit.training.compare import compare as compare
+    from labkit.training.comparison import Comparison as Comparison
     from labkit.training.run import Run as Run
     from labkit.training.stepping import step_through as step_through
     from labkit.training.train import train as train

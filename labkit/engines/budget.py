@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-EVALUATIONS = 25  # tests in a run, unless its caller says
+EVALUATIONS, SELDOM = 25, 50  # tests in a run, and rounds between two of them at most, unless its caller says
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Budget:
     """The run ends after the round in which one of these is reached: gradient steps of a peer, and bytes that it has
     sent, both on average, or seconds of training. None is no limit."""
 
-    steps: float | None = None
+    steps: int | None = None
     bytes: float | None = None
     seconds: float | None = None
 

@@ -17,7 +17,7 @@ from labkit.algorithms.base import Algorithm
 from labkit.algorithms.traits import Traits
 from labkit.data import Dataset, batches
 from labkit.data.batches import Batches, Epochs, Indices, StreamBatches, StreamShard
-from labkit.engines.budget import Budget
+from labkit.engines.budget import SELDOM, Budget
 from labkit.engines.control import Control
 from labkit.errors import DataError, DivergenceError
 from labkit.history.rows import Reporter, Row
@@ -199,9 +199,9 @@ class Experiment:
     def evaluates(self, round: int, due: bool = False) -> bool:
         """Whether the models are tested after this round (counted from 1); the last one is, if there are tests.
 
-        With a budget and no `evaluate_every` it decides when they are `due`.
+        With a budget and no `evaluate_every` it decides when they are `due`, besides.
         """
-        due = due or round == self.rounds or (self.evaluate_every > 0 and round % self.evaluate_every == 0)
+        due = due or round == self.rounds or round % (self.evaluate_every or SELDOM) == 0
         return due and len(self.dataset.test_x) > 0
 
     def ended(self, rows: Sequence[Row]) -> bool:

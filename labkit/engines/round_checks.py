@@ -33,10 +33,10 @@ def started(algorithm: Algorithm, peer: Peer, batches: Iterator[Batch]) -> Round
 
 def refuse_barrier(met: Sequence[Any], generators: Sequence[Any]) -> None:
     """Raise ExchangeError for what some of the generators have yielded at one barrier, where others may have ended."""
-    yielded, said = iter(met), dict[type, str]()
+    yielded, said = iter(met), dict[str, str]()  # by what was yielded
     for generator in generators:
         if isgenerator(generator) and generator.gi_frame is None:
-            said.setdefault(type(None), f"{standing(generator)} has ended")
+            said.setdefault("nothing", f"{standing(generator)} has ended")
             continue
         message, where = next(yielded), standing(generator)
         if not isinstance(message, Message):
@@ -44,10 +44,10 @@ def refuse_barrier(met: Sequence[Any], generators: Sequence[Any]) -> None:
                 f"{where} yields {_kind(message)}, which is no message: yield one of lk.exchange, such as "
                 "Mean(peer.params)."
             )
-        said.setdefault(type(message), f"{where} yields {type(message).__name__}")
+        said.setdefault(type(message).__name__, f"{where} yields {type(message).__name__}")
     raise ExchangeError(
-        f"At one barrier the peers yield different things ({'; '.join(said.values())}): every peer's round must "
-        "yield the same messages in the same order."
+        f"At one barrier the peers yield different things ({', '.join(sorted(said))}: {'; '.join(said.values())}), and "
+        "every peer's round must yield the same messages in the same order."
     )
 
 

@@ -8,8 +8,10 @@ import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from math import isfinite, isnan, nan
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -25,11 +27,19 @@ _NAMED = ("metrics", "logged")  # of a row, each with tuples of numbers by name
 
 def write_json(path: str | Path, history: Mapping[str, Any]) -> None:
     """Write a history's fields as JSON, which knows no NaN: a loss that is none is null, an infinite one a word."""
+    _write(path, _json(_history_out(history)))
+
+
+def _history_out(history: Mapping[str, Any]) -> dict[str, Any]:
     known = {"format": _FORMAT, **{name: history[name] for name in _PLAIN}}
     known["events"] = [event._asdict() for event in history["events"]]
     known["rows"] = [_row_out(row) for row in history["rows"]]
     known["staleness"] = None if history["staleness"] is None else np.asarray(history["staleness"]).tolist()
-    _write(path, json.dumps(known, allow_nan=False, ensure_ascii=False, indent=1))
+    return known
+
+
+def _json(known: Mapping[str, Any]) -> str:
+    return json.dumps(known, allow_nan=False, ensure_ascii=False, indent=1)
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -52,17 +62,50 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def write_csv(path: str | Path, rows: Sequence[Row], peers: int) -> None:
     """Write a line for each round: means, then each peer's loss and accuracy; empty where nothing was measured."""
     tested = any(len(row.accuracies or ()) == peers > 1 for row in rows)
-    head = ["round", "seconds", "bytes", "learning_rate", "loss", "accuracy", *(f"loss_{k}" for k in range(peers))]
+    logged = list(dict.fromkeys(name for row in rows for name in row.logged))
+    head = [*_MEANS, *logged, *(f"loss_{k}" for k in range(peers))]
+    head += [f"accuracy_{k}" for k in range(peers) if tested]
+    head += [f"{name}_{k}" for name in logged for k in range(peers)]
+    lines = []
+    for row in rows:
+        present = range(peers) if row.peers is None else row.peers
+        each = [row.losses, *(row.logged.get(name, (None,) * len(row.losses)) for name in logged)]
+        spread: list[list[Any]] = [[None] * peers for _ in each]
+        for line, values in zip(spread, each, strict=True):
+            for k, value in zip(present, values, strict=True):
+                line[k] = value
+        shares = row.accuracies or (None,) * peers if tested else ()
+        lines.append([*_means(row, logged), *spread[0], *shares, *chain.from_iterable(spread[1:])])
+    _write_table(path, head, lines)
+
+
+def write_all_csv(path: str | Path, histories: Mapping[str, Sequence[Any]]) -> None:
+    """Write a line for each round of several histories by name, and of several by that name: its means."""
+    every = [(name, k, row) for name, each in histories.items() for k, it in enumerate(each) for row in it.rows]
+    logged = list(dict.fromkeys(name for *_, row in every for name in row.logged))
+    seeds = {(name, k): it.settings.get("seed") for name, each in histories.items() for k, it in enumerate(each)}
+    lines = [[name, seeds[name, k], *_means(row, logged)] for name, k, row in every]
+    _write_table(path, ["entry", "seed", *_MEANS, *logged], lines)
+
+
+def write_all_json(path: str | Path, known: Mapping[str, Any], histories: Mapping[str, Sequence[Any]]) -> None:
+    """Write what is known of several histories, and each of them, a list by name."""
+    each = {name: [_history_out(vars(it)) for it in own] for name, own in histories.items()}
+    _write(path, _json({"format": "labkit comparison 1", **known, "histories": each}))
+
+
+_MEANS = ("round", "seconds", "bytes", "learning_rate", "loss", "accuracy", "steps")
+
+
+def _means(row: Row, logged: Sequence[str]) -> list[Any]:
+    known = {name: [it for it in row.logged.get(name, ()) if not isnan(it)] for name in logged}
+    return [*(getattr(row, name) for name in _MEANS), *(fmean(each) if each else None for each in known.values())]
+
+
+def _write_table(path: str | Path, head: Sequence[str], lines: Sequence[Sequence[Any]]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head + [f"accuracy_{k}" for k in range(peers) if tested])
-    for row in rows:
-        losses: list[Any] = [None] * peers
-        for k, loss in zip(range(peers) if row.peers is None else row.peers, row.losses, strict=True):
-            losses[k] = loss
-        shares = row.accuracies or (None,) * peers if tested else ()
-        means = [row.round, row.seconds, row.bytes, row.learning_rate, row.loss, row.accuracy]
-        writer.writerow([*means, *losses, *shares])
+    writer.writerows([head, *lines])
     _write(path, text.getvalue())
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
+from statistics import fmean
 from time import time
 from typing import Any
 
@@ -40,7 +41,7 @@ class TensorBoardWriter:
             self.take(update)
 
     def take(self, update: Update) -> None:
-        """Write a row's losses, accuracies, bytes and learning rate, or an event's words."""
+        """Write a row's losses, accuracies, bytes, learning rate and what its peers logged, or an event's words."""
         if isinstance(update, Event):
             self._text("events", update.text, update.round, update.seconds)
         elif isinstance(update, Row):
@@ -48,6 +49,9 @@ class TensorBoardWriter:
             if update.accuracy is not None and update.accuracies is not None:
                 self._curves("accuracy", update.accuracy, update.accuracies, update)
             self._curves("bytes sent per peer", update.bytes, (), update)
+            for name, values in update.logged.items():
+                known = [it for it in values if not isnan(it)]
+                self._curves(name, fmean(known) if known else nan, values if update.peers is None else (), update)
             if update.learning_rate is not None:
                 self._curves("learning rate", update.learning_rate, (), update)
 

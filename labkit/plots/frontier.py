@@ -30,6 +30,7 @@ class Trail:
     accuracy: Sequence[float]
     bytes: Sequence[float]
     seconds: Sequence[float]
+    spread: Sequence[float] = ()  # how far to either side the accuracies are drawn as a band, [E]
 
 
 StyledTrail = tuple[str, str, Trail]  # colour, dashes, and whose they are
@@ -62,11 +63,12 @@ def draw(
     title: str,
     bytes_are: str,
     seconds_are: str,
+    band_is: str = "",
 ) -> Picture:
     """Draw accuracy against bytes per peer and against seconds, one curve for each algorithm, and the Pareto frontiers.
 
     `best` names the algorithms on the frontier by bytes, and those on that by seconds; `bytes_are` and `seconds_are`
-    say where the figures come from (measured, by formula, of a virtual clock).
+    say where the figures come from (measured, by formula, of a virtual clock), `band_is` what the bands are.
     """
     looks = [(CYCLE[k % len(CYCLE)], ("-", "--", ":")[k // len(CYCLE) % 3]) for k in range(len(trails))]
     known = [(*look, trail) for look, trail in zip(looks, trails, strict=True) if len(trail.accuracy)]
@@ -78,9 +80,11 @@ def draw(
     second = _panel(right, known, ylim, took, "seconds", best[1])
     first.word(title, first.xlim[0], ylim[1], dx=8 - 72 * _LEFT, dy=50, size=TITLE_SIZE)
     note = "filled squares, joined by the dashed line: the Pareto frontier; hollow squares: not on it"
+    note += f"; bands: {band_is}" if band_is else ""
     first.word(note, first.xlim[0], ylim[1], dx=8 - 72 * _LEFT, dy=32, colour=GREY)
     first.finish("")
     ends = "; ".join(f"{trail.name} {trail.accuracy[-1]:.1%}" for *_, trail in known)
+    ends += f" ({band_is})" if band_is else ""
     return second.finish(f"{title}. Test accuracy against bytes ({bytes_are}) and seconds ({seconds_are}): {ends}")
 
 
@@ -94,6 +98,10 @@ def _panel(
     curves = [scale.along(getattr(trail, what), _height(trail.accuracy)) for *_, trail in trails]
     ends = np.array([curve[-1] for curve in curves]).reshape(-1, 2)
     for (colour, dash, trail), curve, (x, y) in zip(trails, curves, ends, strict=True):
+        if len(trail.spread):
+            accuracy, spread, cost = np.array(trail.accuracy), np.array(trail.spread), getattr(trail, what)
+            low, high = (scale.along(cost, _height(np.clip(accuracy + s * spread, 0, 1))) for s in (-1, 1))
+            panel.ax.fill_between(low[:, 0], low[:, 1], high[:, 1], color=colour, alpha=0.15, linewidth=0, zorder=1)
         panel.ax.plot(*curve.T, color=colour, linewidth=1.5, alpha=0.6, linestyle=dash, zorder=2)
         face = colour if trail.name in best else "white"
         panel.ax.scatter(x, y, s=42, marker="s", color=face, edgecolors=colour, linewidths=1.6, zorder=4)

@@ -9,14 +9,12 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from base64 import b64encode
-from collections.abc import Collection
 from html import escape
 from time import monotonic, perf_counter
 from typing import Any
 
 from labkit.engines.control import Control, Wish
 from labkit.errors import SettingError
-from labkit.history.history import History
 from labkit.plots.panel import Picture
 
 _TICK = 0.1  # seconds between two redraws while a cell waits for the result
@@ -28,18 +26,22 @@ _SHARE = 20  # a redraw may take one part in _SHARE of the time, so that watchin
 class Background(ABC):
     """Work in a thread of its own; as the last line of a cell it draws itself and keeps the picture live.
 
-    It fills `histories`, with `total` rounds in all.
+    Its `progress` goes from 0 to `total`.
     """
 
-    def __init__(self, histories: Collection[History], total: int) -> None:
+    def __init__(self, total: int) -> None:
         self.total = total
-        self._histories = histories
         self._control = Control()
         self._error: BaseException | None = None
         self._ended = threading.Event()
         self._views: list[LiveView] = []
 
     # -- what a kind of work says of itself
+
+    @property
+    @abstractmethod
+    def progress(self) -> int:
+        """How much of `total` is done."""
 
     @abstractmethod
     def _work(self) -> None:
@@ -73,11 +75,6 @@ class Background(ABC):
         raise SettingError(f"{self.still} has no one learning rate: change that of a run from lk.train.")
 
     # -- what can be done with it
-
-    @property
-    def progress(self) -> int:
-        """How many rounds are finished."""
-        return sum(len(history.rows) for history in self._histories)
 
     @property
     def stopped(self) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +19,7 @@ from labkit.cluster.lab import Lab
 from labkit.data import IID, Dataset, Replicated, Sharding, Tensors
 from labkit.data.batches import Indices, StreamShard
 from labkit.data.torch_datasets import IterableStyle
+from labkit.engines.budget import EVALUATIONS, SELDOM, Budget
 from labkit.engines.cluster import Cluster
 from labkit.engines.experiment import Engine, Experiment
 from labkit.engines.simulator import Simulator
@@ -34,15 +37,14 @@ from labkit.training.requirements import (
 )
 from labkit.training.settings import Model, Settings
 
-_EVALUATIONS, _SELDOM = 25, 50  # tests in a run, and rounds between two of them at most, unless the caller says
 _APART = 1_000_003  # between the seeds of two peers that start apart, so that runs of neighbouring seeds share none
 
 # traits that all peers' algorithms have alike
 _COMMON = ("every", "participation", "starts_apart", "same_batches", "asynchronous", "policy", "central")
 
 
-def plan(settings: Settings) -> tuple[Engine, Experiment]:
-    """The engine and the experiment that these settings of `labkit.train` describe.
+def plan(settings: Settings, budget: Budget | None = None) -> tuple[Engine, Experiment]:
+    """The engine and the experiment that these settings of `labkit.train` describe, which ends with the budget if any.
 
     Raises SettingError, ModelError, DataError or LabClosed for what cannot be carried out.
     """
@@ -71,7 +73,7 @@ def plan(settings: Settings) -> tuple[Engine, Experiment]:
         require_no_statistics(models)
     for first in dict(zip(reversed(kinds or (0,)), reversed(models), strict=False)).values():
         require_fit(first, dataset, settings.loss)
-    return engine, Experiment(
+    experiment = Experiment(
         models=models,
         dataset=dataset,
         algorithms=algorithms,
@@ -92,6 +94,25 @@ def plan(settings: Settings) -> tuple[Engine, Experiment]:
         clip=require_clip(settings.clip, algorithms[0], traits),
         epochs=epochs,
     )
+    return engine, experiment if budget is None else _budgeted(engine, experiment, budget, settings)
+
+
+def _budgeted(engine: Engine, experiment: Experiment, budget: Budget, settings: Settings) -> Experiment:
+    """The experiment that goes on until the budget is spent, where each round counts as a step at least.
+
+    Asynchronous peers on real workers meet nowhere to agree on the end: they take the rounds that their steps make.
+    """
+    assert budget.steps is not None
+    if experiment.traits.asynchronous and isinstance(engine, Cluster):
+        if budget.bytes is not None or budget.seconds is not None:
+            raise SettingError(
+                f"The peers of {type(experiment.algorithm).__name__} meet at no barrier, where workers could agree "
+                "that bytes or seconds are spent: give the budget in steps=…, or simulate it."
+            )
+        rounds = math.ceil(budget.steps / experiment.steps_per_round - 1e-9)
+        return replace(experiment, rounds=rounds, evaluate_every=settings.evaluate_every or evaluated(rounds))
+    rounds = math.ceil(budget.steps * experiment.peers / experiment.present)
+    return replace(experiment, rounds=rounds, evaluate_every=settings.evaluate_every or 0, budget=budget)
 
 
 def _count(value: Any, name: str) -> int | None:
@@ -100,7 +121,7 @@ def _count(value: Any, name: str) -> int | None:
 
 def evaluated(rounds: int) -> int:
     """After how many rounds each the models of a run are tested, unless its caller says."""
-    return min(_SELDOM, max(1, rounds // _EVALUATIONS))
+    return min(SELDOM, max(1, rounds // EVALUATIONS))
 
 
 def _each(one: Any) -> list[Any]:

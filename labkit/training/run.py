@@ -39,7 +39,7 @@ class Run(Background):
     def __init__(self, engine: Engine, experiment: Experiment) -> None:
         self.history = blank(engine, experiment)
         self.rounds = experiment.rounds
-        super().__init__([self.history], self.rounds)
+        super().__init__(self.rounds)
         self._engine, self._experiment = engine, experiment
         self._throughput, self._samples = Throughput(), _samples_per_round(experiment)
         self._lanes = Lanes("rank" if engine.name == "cluster" else "peer", engine.clock)
@@ -127,14 +127,19 @@ class Run(Background):
         self._notify()
 
     @property
+    def progress(self) -> int:
+        """The last round that is finished."""
+        return self.history.rows[-1].round if self.history.rows else 0
+
+    @property
     def status(self) -> str:
         if self.state == "failed":
             return f"failed: {self.error}"
-        rows = self.history.rows
-        said = [self.state, f"round {len(rows)} of {self.rounds}"]
+        rows, last = self.history.rows, self.progress
+        said = [self.state, f"round {last} of {self.rounds}"]
         rate = self._throughput.rate
         if rate is not None and self.state == "running":
-            said.append(remaining((self.rounds - len(rows)) / rate))
+            said.append(remaining((self.rounds - last) / rate))
         if rows:
             said.append(f"loss {rows[-1].loss:.3f}")
             if (accuracy := self.history.final.accuracy) is not None:
@@ -192,7 +197,7 @@ def carry_out(engine: Engine, experiment: Experiment, history: History, report: 
             let_go(error)
         raise
     history.models, history.timeline, history.staleness = outcome.models, outcome.timeline, outcome.staleness
-    history.stopped = len(history.rows) < experiment.rounds
+    history.stopped = not experiment.ended(history.rows)
 
 
 def _samples_per_round(experiment: Experiment) -> float:

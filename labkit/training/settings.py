@@ -105,6 +105,8 @@ def as_data(engine: Engine, experiment: Experiment) -> dict[str, Any]:
     }
     asked = {name: getattr(experiment, name) for name in ("schedule", "precision", "clip", "epochs")}
     known |= {name: _plain(value) for name, value in asked.items() if value is not None}
+    if experiment.budget is not None:
+        known["budget"] = {name: value for name, value in vars(experiment.budget).items() if value is not None}
     if experiment.public is not None:
         known["public"] = list(experiment.public.shape)
     return known

@@ -35,6 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _turn(item: pytest.Item) -> int:
+    if item.get_closest_marker("long"):
+        return -1
     if item.get_closest_marker("last"):
         return 3
     if item.get_closest_marker("slow"):

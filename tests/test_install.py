@@ -19,7 +19,7 @@ INSTALL = 900.0  # seconds that an installation may take
 AGAIN = 20.0  # seconds in which the second start has to be there
 START = "/lab/tree/00_start_here.ipynb"
 
-pytestmark = [pytest.mark.last, pytest.mark.timeout(INSTALL + 300)]
+pytestmark = [pytest.mark.paired, pytest.mark.long, pytest.mark.timeout(INSTALL + 300)]
 
 
 def _free_port() -> int:

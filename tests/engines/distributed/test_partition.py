@@ -16,7 +16,7 @@ from tests.cluster.ranks import works
 from tests.engines.experiments import SGD, mlp
 from tests.network import Hosts, lab_on, needs_hosts
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.long, pytest.mark.paired]  # hosts of their own, and long silences
 
 TIMEOUT = 4.0  # seconds the ranks wait for each other's messages
 COMEBACK = 3.0  # seconds in which a lost worker may be back

@@ -38,8 +38,12 @@ def connect(
     "tcp://host:8786", "tls://host:8786", "ssh://user@host1,host2", "gateway", a `distributed.Client`, or any object
     with `get_client()`. `workers` is their number (by default one per usable core or GPU; when asked again with
     another number, a cluster that this kernel started is scaled to it), `threads` per worker (1), `memory` per
-    worker in bytes or as "2 GiB" (an even share of what may be used), `security` a `distributed.Security`, or True for
-    temporary certificates, and `timeout` seconds within which something must answer.
+    worker in bytes or as "2 GiB" (an even share of what may be used), `security` a `distributed.Security` for
+    "tls://…", and `timeout` seconds within which something must answer.
+
+    Processes that this kernel starts on this machine talk over TLS with certificates that no other user can read. Over
+    "tcp://…" to another machine nothing is encrypted: `launch` and training are refused there unless you say
+    security=False.
 
     Raises ConnectError when no cluster answers or can be started, SettingError for an argument out of range, and
     MissingPackage when "ssh://…" or "gateway" lacks its package.
@@ -86,7 +90,7 @@ def _adapt(lab: Lab, request: WorkerRequest) -> None:
     same = (
         request.threads in (None, *(worker.threads for worker in workers))
         and request.memory in (None, *(worker.memory for worker in workers))
-        and (request.security is None or lab.client.security.require_encryption)
+        and (request.security is None or request.security.require_encryption == lab.client.security.require_encryption)
     )
     if not same:
         raise SettingError(f"{lab!r} runs with other threads, memory or security: call lab.close() first.")

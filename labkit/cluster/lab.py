@@ -18,7 +18,7 @@ from labkit.cluster.job import Job
 from labkit.cluster.preparation import leave_random_alone
 from labkit.cluster.sabotage import MOST, Brake, process_of
 from labkit.cluster.workers import Handle, WorkerInfo, Workers, gpu_memory_now, probe
-from labkit.errors import LabClosed, SettingError
+from labkit.errors import ConnectError, LabClosed, SettingError
 from labkit.text import some
 
 if TYPE_CHECKING:
@@ -45,12 +45,14 @@ class Lab:
         cluster: Any = None,
         owned: bool = False,
         keep_client: bool = False,
+        exposed: bool = False,
     ) -> None:
         self.client: Any = client  # distributed annotates a part of what a Client has
         self.kind = kind
         self.cluster = cluster
         self.owned = owned
         self._keep_client = keep_client  # the user's own Client stays the user's
+        self._exposed = exposed  # to whoever reaches the network that leads to it
         self._closed = False
         self._running: weakref.WeakSet[Handle] = weakref.WeakSet()
         self._identity: dict[str, Any] = {"workers": {}}  # the scheduler's last answer
@@ -136,7 +138,7 @@ class Lab:
         own GPU, else gloo. The ranks' traffic is neither encrypted nor authenticated, even where Dask's own is.
 
         Raises GangError for more ranks than workers, SettingError for arguments out of range or that cannot be sent,
-        and LabClosed.
+        ConnectError for a cluster elsewhere that encrypts nothing, and LabClosed.
 
         >>> import torch, torch.distributed as dist
         >>> def total(x):
@@ -147,6 +149,11 @@ class Lab:
         [3.0, 3.0]
         """
         self.require_open()
+        if self._exposed:
+            raise ConnectError(
+                f"{self.client.scheduler.address} encrypts nothing, so others on its network could read and change "
+                "what you train: use tls:// with security=, or connect with security=False if that network is yours."
+            )
         return Gang(self, fn, args, kwargs, ranks=ranks, timeout=timeout)
 
     # -- failure as a lesson
@@ -220,15 +227,16 @@ class Lab:
         """Where a browser finds Dask's dashboard, also through a JupyterHub's proxy; None where there is none."""
         if self.kind == "gateway":  # it serves the dashboard itself
             return str(self.cluster.dashboard_link)
-        port = self._asked().get("services", {}).get("dashboard")
+        asked = self._asked()
+        port, path = asked.get("services", {}).get("dashboard"), asked.get("dashboard_path", "/status")
         if port is None:  # Bokeh is not installed there
             return None
         host = str(urlsplit(self.client.scheduler.address).hostname)
         prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX")
         if prefix is None:
-            return f"http://{host}:{port}/status"
+            return f"http://{host}:{port}{path}"
         place = port if host in ("127.0.0.1", "localhost") else f"{host}:{port}"
-        return f"{prefix.rstrip('/')}/proxy/{place}/status"
+        return f"{prefix.rstrip('/')}/proxy/{place}{path}"
 
     def __repr__(self) -> str:
         if self.closed:

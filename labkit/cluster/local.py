@@ -1,5 +1,8 @@
 """Dask on this machine: a scheduler in this process, workers in their own, all of them on the loopback interface.
 
+Other users of the machine reach that interface too, so all traffic is encrypted, and who has no certificate is turned
+away; Dask's pages, which browsers fetch without one, stand under a secret part of their address.
+
 Workers that take the place of lost ones are forked from a template, a process that has imported torch and distributed.
 Such a worker trains within half a second, instead of the five seconds that importing all it needs takes, which is what
 a run waits for whose worker has died. The template is multiprocessing's fork server: it is single-threaded, touches no
@@ -14,6 +17,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import random
+import secrets
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,8 +31,10 @@ from distributed import Client, Nanny, Scheduler, Security, Status
 from distributed.core import Server
 from distributed.deploy.spec import SpecCluster
 from distributed.utils import get_mp_context
+from tornado.web import ErrorHandler
 
 from labkit.cluster import deadlines
+from labkit.cluster.certificates import temporary_security
 from labkit.cluster.lab import Lab
 from labkit.cluster.machine import usable_cores, usable_memory, visible_gpus
 from labkit.cluster.preparation import Preparation
@@ -48,6 +54,7 @@ _QUIET = {
     "distributed.admin.system-monitor.interval": "2s",
     "distributed.worker.memory.monitor-interval": "500ms",
     "distributed.worker.profile.enabled": False,
+    "distributed.worker.http.routes": [],  # a worker's own page would show anybody what it does
 }
 
 
@@ -138,9 +145,11 @@ def local_cluster(
 ) -> OwnCluster:
     """A scheduler in this process and `workers` processes, all on 127.0.0.1 and free ports.
 
-    `memory` is bytes per worker; `environments`, where given, holds the variables of each worker.
+    `memory` is bytes per worker; `environments`, where given, holds the variables of each worker. Without `security`
+    there are certificates for this cluster alone.
     """
-    scheme = "tls://" if security is not None and security.require_encryption else "tcp://"
+    security = security or temporary_security()
+    scheme = "tls://" if security.require_encryption else "tcp://"
     shared: dict[str, Any] = {"host": LOOPBACK, "protocol": scheme, "security": security, "dashboard": True}
     options = {"nthreads": threads, "memory_limit": memory, "silence_logs": logging.CRITICAL}
     worker: dict[str, Any] = {"cls": LocalNanny, "options": shared | options | {"dashboard": False}}
@@ -150,7 +159,7 @@ def local_cluster(
     }
     with dask.config.set(_QUIET):
         cluster = OwnCluster(  # type: ignore[no-untyped-call]
-            scheduler={"cls": Scheduler, "options": shared | {"port": 0, "dashboard_address": f"{LOOPBACK}:0"}},
+            scheduler={"cls": LocalScheduler, "options": shared | {"port": 0, "dashboard_address": f"{LOOPBACK}:0"}},
             workers=named or dict.fromkeys(range(workers), worker),
             worker=worker,
             security=security,
@@ -163,8 +172,40 @@ def local_cluster(
     return cluster
 
 
+class LocalScheduler(Scheduler):
+    """A scheduler whose pages are shown to those only who know the secret that their address begins with.
+
+    Dask has `http_prefix`, but leads anybody there who asks for / or /sitemap.json, and behind a proxy its pages then
+    look for their scripts in the wrong place.
+    """
+
+    def start_http_server(self, *args: Any, **options: Any) -> None:
+        super().start_http_server(*args, **options)  # type: ignore[no-untyped-call]
+        self.secret = secrets.token_urlsafe(16)
+        pages: Any = self.http_application
+        find = pages.find_handler
+
+        def find_for_owner(request: Any, **rest: Any) -> Any:
+            first, _, page = request.path.removeprefix("/").partition("/")
+            if secrets.compare_digest(first.encode(), self.secret.encode()):
+                request.path = f"/{page}"
+                return find(request, **rest)
+            return pages.get_handler_delegate(request, ErrorHandler, {"status_code": 404})
+
+        pages.find_handler = find_for_owner
+
+    def identity(self, n_workers: int = -1) -> dict[str, Any]:
+        return super().identity(n_workers) | {"dashboard_path": f"/{self.secret}/status"}
+
+
 class OwnCluster(SpecCluster):
     """A cluster whose nannies stay whatever happens to their workers, and that is closed when it was told to."""
+
+    @property
+    def dashboard_link(self) -> str:
+        """Where a browser on this machine finds Dask's dashboard."""
+        scheduler: Any = self.scheduler
+        return f"http://{LOOPBACK}:{scheduler.http_server.port}/{scheduler.secret}/status"
 
     def _update_worker_status(self, op: str, msg: Any) -> None:
         # Fifteen seconds after a worker's death SpecCluster looks whether it is back, and gives its nanny up if not.

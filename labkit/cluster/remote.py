@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+import psutil
 from distributed import Client, Security
 
 from labkit.cluster import deadlines
@@ -31,13 +32,14 @@ def open_address(address: str, request: WorkerRequest) -> Lab:
         raise ConnectError(f"{address!r} names no port: write it as {parts.scheme}://{parts.hostname}:8786.")
     _keep_size(request, address)
     found = _reach(parts, address, request)
-    if parts.scheme == "tcp" and not ipaddress.ip_address(found).is_loopback:
+    exposed = parts.scheme == "tcp" and request.security is None and not _is_own(found)
+    if exposed:
         _warn_open(address)
     try:
         client = Client(address, security=request.security, timeout=request.timeout)
     except Exception as error:
         raise ConnectError(f"the scheduler at {address} did not take this kernel for a client: {error}.") from error
-    return _furnish(Lab(client, kind=parts.scheme))
+    return _furnish(Lab(client, kind=parts.scheme, exposed=exposed))
 
 
 def open_ssh(address: str, request: WorkerRequest) -> Lab:
@@ -207,6 +209,14 @@ def _encrypted(plain: socket.socket, parts: SplitResult, request: WorkerRequest)
     if context is None:
         raise ConnectError("tls:// needs the cluster's certificates: give them as security=distributed.Security(…).")
     return context.wrap_socket(plain, server_hostname=parts.hostname)
+
+
+def _is_own(host: str) -> bool:
+    """Whether this IP address is one of this machine's."""
+    if ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        return True
+    interfaces: dict[str, Any] = psutil.net_if_addrs()
+    return any(host == address.address for addresses in interfaces.values() for address in addresses)
 
 
 def _warn_open(address: str) -> None:

@@ -6,14 +6,15 @@ import asyncio
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from dask.utils import parse_bytes
 from distributed import Security
 
 from labkit.checks import number, whole
+from labkit.cluster.certificates import temporary_security
 from labkit.cluster.machine import gpu_memory, visible_gpus
-from labkit.errors import MissingPackage, SettingError
+from labkit.errors import SettingError
 from labkit.text import Table, amount
 
 
@@ -102,12 +103,12 @@ class WorkerRequest:
     workers: int | None = None
     threads: int | None = None
     memory: int | None = None  # bytes per worker
-    security: Security | None = None
+    security: Security | None = None  # one without encryption where the user wants none
     timeout: float = 10.0  # seconds
 
     @classmethod
     def of(cls, workers: Any, threads: Any, memory: Any, security: Any, timeout: Any) -> WorkerRequest:
-        """A request made of what the user typed; raises SettingError, or MissingPackage for certificates."""
+        """A request made of what the user typed; raises SettingError."""
         for name, count in (("workers", workers), ("threads", threads)):
             if count is not None:
                 whole(count, name)
@@ -128,15 +129,10 @@ def _bytes(memory: Any) -> int | None:
 
 
 def _secured(security: Any) -> Security | None:
-    if security is None or security is False:
-        return None
-    if isinstance(security, Security):
+    if security is None or isinstance(security, Security):
         return security
-    if security is not True:
-        raise SettingError(f"security={security!r} is neither True nor a distributed.Security: give one of them.")
-    try:
-        return cast(Security, Security.temporary())
-    except ImportError as error:
-        raise MissingPackage(
-            "security=True makes certificates with a package that is not installed: pip install cryptography."
-        ) from error
+    if not isinstance(security, bool):
+        raise SettingError(
+            f"security={security!r} is neither True, False nor a distributed.Security: give one of them."
+        )
+    return temporary_security() if security else Security(require_encryption=False)

@@ -26,6 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "models": {"torch"},
     "cards": set(),
     "cluster": {
+        "cryptography",
         "torch",
         "dask",
         "distributed",

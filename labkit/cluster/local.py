@@ -31,7 +31,6 @@ from distributed import Client, Nanny, Scheduler, Security, Status
 from distributed.core import Server
 from distributed.deploy.spec import SpecCluster
 from distributed.utils import get_mp_context
-from tornado.web import ErrorHandler
 
 from labkit.cluster import deadlines
 from labkit.cluster.certificates import temporary_security
@@ -187,10 +186,9 @@ class LocalScheduler(Scheduler):
 
         def find_for_owner(request: Any, **rest: Any) -> Any:
             first, _, page = request.path.removeprefix("/").partition("/")
-            if secrets.compare_digest(first.encode(), self.secret.encode()):
-                request.path = f"/{page}"
-                return find(request, **rest)
-            return pages.get_handler_delegate(request, ErrorHandler, {"status_code": 404})
+            known = secrets.compare_digest(first.encode(), self.secret.encode())
+            request.path = f"/{page}" if known else ""  # where nothing is
+            return find(request, **rest)
 
         pages.find_handler = find_for_owner
 

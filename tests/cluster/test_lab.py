@@ -35,7 +35,7 @@ def test_ten_workers_sort_as_numbers() -> None:
 
 def test_the_workers_are_there_while_the_clients_timer_asks_for_something_else(lab: Lab) -> None:
     """A timer of Dask's Client asks for everything but the workers, and its answer takes the place of any other."""
-    with lk.connect(lab.client.scheduler.address) as guest:
+    with lk.connect(lab.client.scheduler.address, security=lab.client.security) as guest:
         timer = guest.client._periodic_callbacks["scheduler-info"]
         guest.client.loop.add_callback(setattr, timer, "callback_time", 1)
         time.sleep(2.1)  # until it ticks with its new period

@@ -60,7 +60,7 @@ def test_a_worker_is_meant_by_number_name_address_or_row(mortal: Lab) -> None:
 
 
 def test_workers_that_others_started_are_not_harmed(lab: Lab) -> None:
-    with lk.connect(lab.client.scheduler.address) as guest:
+    with lk.connect(lab.client.scheduler.address, security=lab.client.security) as guest:
         for harm in (lambda: guest.kill(0), lambda: guest.slow(0, 2)):
             with pytest.raises(SettingError, match=r"not started by this kernel.*lk\.connect\(workers=2\)"):
                 harm()

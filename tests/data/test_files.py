@@ -104,11 +104,11 @@ def test_a_file_that_one_worker_cannot_read_is_named_with_the_worker(lab, tmp_pa
     path = saved(tmp_path / "mine.pt", x=DIGITS.x, y=DIGITS.y)
     dataset = from_file(path)
     path.unlink()
-    says = rf"On worker tcp://[\d.:]+: {re.escape(str(path))} cannot be read on \S+ \(FileNotFoundError: .*\): put the"
+    says = rf"On worker tls://[\d.:]+: {re.escape(str(path))} cannot be read on \S+ \(FileNotFoundError: .*\): put the"
     with pytest.raises(DataError, match=says) as caught:
         trained(dataset, lab)
     assert "\n" not in str(caught.value)
-    with pytest.raises(lk.errors.GangError, match=r"rank \d on worker tcp://\S+ cannot load len: DataError: /.*share"):
+    with pytest.raises(lk.errors.GangError, match=r"rank \d on worker tls://\S+ cannot load len: DataError: /.*share"):
         lab.launch(len, dataset).result(timeout=60)
 
 

@@ -244,7 +244,7 @@ def test_messages_are_plain_data(lab: Lab) -> None:
     def tell_too_much() -> None:
         rank.tell({"model": nn.Linear(1, 1)})
 
-    with pytest.raises(GangError, match=r"rank \d on worker tcp\S+ failed: .*numbers, strings, bytes, lists and dicts"):
+    with pytest.raises(GangError, match=r"rank \d on worker tls\S+ failed: .*numbers, strings, bytes, lists and dicts"):
         lab.launch(tell_too_much).result()
 
 

@@ -39,7 +39,7 @@ def test_the_failing_ranks_own_exception_is_raised_with_its_own_traceback(lab: L
     before = pids(lab)
     with (
         Clock(5),
-        pytest.raises(GangError, match=r"^rank 1 on worker tcp://\S+ failed: ValueError: bad batch$") as caught,
+        pytest.raises(GangError, match=r"^rank 1 on worker tls://\S+ failed: ValueError: bad batch$") as caught,
     ):
         lab.launch(fail_alone, ValueError("bad batch")).result()
     assert isinstance(caught.value.__cause__, ValueError)

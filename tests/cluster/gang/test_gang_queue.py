@@ -40,7 +40,7 @@ def test_a_launch_that_does_not_find_its_workers_in_time_names_the_busy_one(lab:
     job = lab.map(time.sleep, [2.5])
     time.sleep(0.3)
     with pytest.raises(
-        GangError, match=r"1 of 2 ranks started within 0\.5 s: .* worker tcp://\S+ is busy with 1 other"
+        GangError, match=r"1 of 2 ranks started within 0\.5 s: .* worker tls://\S+ is busy with 1 other"
     ):
         lab.launch(add, 0, timeout=0.5).result()
     assert job.result() == [None]  # its worker was not restarted

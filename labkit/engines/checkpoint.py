@@ -1,11 +1,13 @@
 """Checkpoint: everything that decides how a run goes on after a round, in one part for each rank that made it.
 
 A part holds what its peers, wherever they live afterwards, need: the layout of ranks and stacks may change between
-saving and loading. Parts are written by torch.save and read with `weights_only=True`, so that none can run code.
+saving and loading. Parts are written by torch.save and read with `weights_only=True`, so that none can run code, once
+their SHA-256 shows that they are whole.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labkit.engines.experiment import Experiment
 from labkit.engines.peer import Peers
 from labkit.errors import SettingError
 from labkit.tasks.split import split
 
 Part = dict[str, Any]  # plain containers of tensors, numbers and text
+_OURS, _VERSION = b"labkit checkpoint ", b"1\n"
+_HEAD = len(_OURS + _VERSION)
+_DIGEST = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
@@ -59,38 +63,39 @@ def blocks_of(peers: int, ranks: int) -> list[range]:
     return [range(block[0], block[-1] + 1) for block in split(peers, parts=ranks).indices]
 
 
-def described(experiment: Experiment) -> str:
-    """What has to be the same in a run that goes on from a checkpoint, in words.
-
-    Whoever resumes may train for more rounds, with another optimiser's settings, or on other workers.
-    """
-    names = ", ".join(dict.fromkeys(map(repr, experiment.algorithms)))
-    weights = sum(p.numel() for p in experiment.models[0].parameters())
-    return (
-        f"{names} with {experiment.peers} peers, batches of {experiment.batch_size}, seed {experiment.seed}, on "
-        f"{experiment.dataset.name}, {type(experiment.models[0]).__name__} of {weights} numbers"
-    )
+class Unreadable(SettingError):
+    """Bytes that are no whole part of a checkpoint, for a reason that its words name."""
 
 
 def packed(part: Part) -> bytes:
-    """A part as bytes."""
-    buffer = io.BytesIO()
-    torch.save(part, buffer)
-    return buffer.getvalue()
-
-
-def unpacked(data: bytes) -> Part:
-    """The part that was packed, its tensors on the CPU.
+    """A part as bytes: what they are, their SHA-256, and the part as torch saves it.
 
     Raises SettingError where it holds more than plain data, which some optimisers and schedules of one's own keep.
     """
+    buffer = io.BytesIO()
     try:
-        part: Part = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever stands in damaged bytes
+        torch.save(part, buffer)
+        buffer.seek(0)
+        torch.load(buffer, map_location="meta", weights_only=True)
+    except Exception as error:  # whatever somebody's own state does when it is saved
         raise SettingError(
-            f"a checkpoint cannot be read ({str(error).splitlines()[0]}): let optimiser and schedule keep numbers and "
-            "tensors only, and the checkpoint be one that labkit wrote."
+            f"what the run keeps is more than plain data ({str(error).splitlines()[0]}): let optimiser, schedule and "
+            "algorithm remember numbers and tensors only"
         ) from error
+    data = buffer.getbuffer()
+    return b"".join([_OURS, _VERSION, hashlib.sha256(data).digest(), data])
+
+
+def unpacked(data: bytes) -> Part:
+    """The part that was packed, its tensors on the CPU; raises Unreadable for bytes that are not as they were."""
+    if not data.startswith(_OURS):
+        raise Unreadable("it is empty" if not data else "its beginning is none of labkit's")
+    if not data.startswith(_OURS + _VERSION):
+        raise Unreadable("another version of labkit wrote it")
+    digest, rest = data[_HEAD : _HEAD + _DIGEST], memoryview(data)[_HEAD + _DIGEST :]
+    if hashlib.sha256(rest).digest() != digest:
+        raise Unreadable("it is truncated or damaged")
+    part: Part = torch.load(io.BytesIO(rest), map_location="cpu", weights_only=True)
     return part
 
 

@@ -51,8 +51,9 @@ class Cluster:
     as before the result is that of an undisturbed run, number for number. There is a checkpoint after every
     `checkpoint_every` rounds; by default about every four seconds, if the state is small (32 MB a worker). They go to
     files in the folder `checkpoint_to`, a path that all workers share, or else to this process, so that any worker may
-    die. `resume` goes on from the last one in that folder, in case this process died. Asynchronous peers (a parameter
-    server's) have no common round to return to: a lost worker ends their run.
+    die. `resume` goes on from the last one in that folder, in case this process died, and refuses one of a run that
+    differs in what decides its result. One that cannot be written or read is an event of the run. Asynchronous peers
+    (a parameter server's) have no common round to return to: a lost worker ends their run.
 
     `device="cpu"` leaves GPUs alone.
 

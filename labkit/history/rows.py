@@ -65,7 +65,8 @@ class Event(NamedTuple):
 
     `data`, plain numbers, text, lists and dicts, says of each `kind` what its sentence in `text` is made of:
     "learning rate" has the `rate`, "lost" the `workers` as a list of {worker, rank, hung}, "resumed" the number of the
-    first round and of `workers`, and "note" a `text` alone.
+    first round and of `workers`, "checkpoint failed" and "checkpoint passed over" the `round` that it was made after
+    and `why`, and "note" a `text` alone.
     """
 
     round: int
@@ -105,6 +106,8 @@ def _lost(workers: list[dict[str, Any]]) -> str:
 _SENTENCES: dict[str, Callable[..., str]] = {  # by kind of event
     "learning rate": "learning rate set to {rate:g}".format,
     "lost": _lost,
+    "checkpoint failed": "the checkpoint after round {round} could not be kept ({why}), and the run goes on".format,
+    "checkpoint passed over": "the checkpoint after round {round} was passed over for the one before it: {why}".format,
     "resumed": lambda first, workers: f"went on from round {first} with {some(workers, 'worker')}",
     "note": "{text}".format,
 }

@@ -72,30 +72,40 @@ class Recovery:
 
     def _follow(self, gang: Gang) -> list[Result]:
         """Pass up what the gang tells until it is done, then return what came of it."""
-        first = self.store.number + 1
-        rows = Rows(gang.ranks, self.experiment.peers, self.experiment.traits.predict is not None)
+        rows, lost = self._rows(gang.ranks), self._rows(0)
         self.store.follow(gang)
 
         def take(told: list[dict[str, Any]]) -> None:
-            news = rows.complete(told)
-            self.store.hear(told)
-            for it in news:
-                self._pass_on(it, first, gang.ranks)
+            for kind, data in self.store.hear(told):
+                self._tell(kind, **data)
+            for note in told:
+                if "recalled" in note:  # rows that the last gang could not tell, which had other ranks perhaps
+                    rank, lost.ranks = note["from"]
+                    for row in lost.complete([{"rank": rank, "parts": note["recalled"]}]):
+                        self._report_once(row)
+            for it in rows.complete(told):
+                self._pass_on(it, gang.ranks)
 
         return follow(gang, self.control, take)
 
-    def _pass_on(self, news: Update, first: int, ranks: int) -> None:
-        """Report what is new, and nothing of rounds that are done again; the gang began with round `first`."""
+    def _pass_on(self, news: Update, ranks: int) -> None:
+        """Report what is new, and nothing of rounds that are done again."""
         if not isinstance(news, Row):
             self.report(news)
             return
         self._began = time.monotonic() - news.seconds  # later with each pause and evaluation, which do not count
         if self._interrupted:
-            self._tell("resumed", first=first, workers=ranks)
+            self._tell("resumed", first=self.store.began + 1, workers=ranks)
             self._interrupted = False
-        if news.round > self._reported:
+        self._report_once(news)
+
+    def _report_once(self, news: Update) -> None:
+        if isinstance(news, Row) and news.round > self._reported:
             self._reported = news.round
             self.report(news)
+
+    def _rows(self, ranks: int) -> Rows:
+        return Rows(ranks, self.experiment.peers, self.experiment.traits.predict is not None)
 
     @property
     def _seconds(self) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import nan
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,7 @@ from labkit.history.lanes import BURST, Bursts
 from labkit.history.rows import Event, Interval, Row, Update
 from labkit.tree import Tree
 
+T = TypeVar("T")
 MOST_INTERVALS = 20_000  # in a rank's timeline
 _MOST_RECENT = 8 * BURST  # intervals kept for one report
 _UNMATCHED = 256  # intervals that some ranks have told of, and others may not yet
@@ -78,6 +79,13 @@ def common_moment(trips: int = _ROUND_TRIPS, lasted: float = 0.0) -> float:
     since = torch.tensor([perf_counter() - began - lasted], dtype=torch.float64)
     dist.broadcast(since, 0)
     return began + float(since)
+
+
+def said_by_all(mine: T) -> list[T]:
+    """What each rank says, by rank; all of them meet here."""
+    said = [mine] * dist.get_world_size()
+    dist.all_gather_object(said, mine)
+    return said
 
 
 class Stopwatch:
@@ -154,15 +162,19 @@ class Reports:
 
     A row is this rank's part of one: the losses of its peers, and for `bytes` what the rank has sent.
     The first news are sent at once, others when `every` seconds have passed since; with None nothing before the end.
+    What a worker told last dies with it: with `keep` rows are at hand for a checkpoint until the notebook has them.
     """
 
-    def __init__(self, watch: Stopwatch, every: float | None = deadlines.REPORTS) -> None:
-        self._watch, self._every = watch, every
+    def __init__(self, watch: Stopwatch, every: float | None = deadlines.REPORTS, keep: bool = False) -> None:
+        self._watch, self._every, self._keep = watch, every, keep
         self._news: list[Row | Event] = []
+        self._unheard: deque[Row] = deque()
         self._sent = float("-inf")
 
     def add(self, news: Row | Event) -> None:
         self._news.append(news)
+        if self._keep and isinstance(news, Row):
+            self._unheard.append(news)
         if self._every is not None and perf_counter() - self._sent > self._every:
             self.flush()
 
@@ -172,6 +184,13 @@ class Reports:
             events = [list(it) for it in self._news if isinstance(it, Event)]
             tell({"parts": parts, "events": events, "intervals": [list(it) for it in self._watch.recent()]})
         self._news, self._sent = [], perf_counter()
+
+    def unheard(self) -> list[list[Any]]:
+        """The rows of which it is not known that the notebook has them."""
+        heard = signals().get("checkpoint", 0)
+        while self._unheard and self._unheard[0].round <= heard:
+            self._unheard.popleft()
+        return [list(vars(it).values()) for it in self._unheard]
 
 
 # -- the notebook's side

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,7 +15,7 @@ from labkit.engines.barriers import exhaust
 from labkit.engines.clock import Clock
 from labkit.engines.distributed.checkpoints import Saver, Store
 from labkit.engines.distributed.data_parallel import DDP, DataParallelPeer, data_parallel, overlapping
-from labkit.engines.distributed.reporting import Reports, Result, Stopwatch, common_moment
+from labkit.engines.distributed.reporting import Reports, Result, Stopwatch, common_moment, said_by_all
 from labkit.engines.distributed.steering import Steering
 from labkit.engines.experiment import Experiment
 from labkit.engines.local_peers import LocalPeers
@@ -28,7 +27,6 @@ from labkit.exchange.group import RankGroup
 from labkit.history.rows import Event, Row
 from labkit.tree import Tree
 
-T = TypeVar("T")
 _ROUND_TRIPS = 5  # when ranks meet again and again, and nothing depends on who comes first, it need not be so exact
 
 
@@ -58,7 +56,8 @@ def train_rank(experiment: Experiment, blocks: list[range], settings: RankSettin
     clock = Clock(common_moment(_ROUND_TRIPS, store.elapsed), partial(_latest, device))
     watch = Stopwatch(lambda: int(local.work.sum()), clock, group.rank)
     saver = Saver(store, settings.checkpoint_every, local, members, device)
-    steering, reports = Steering(device, clock, checkpoint.number + 1), Reports(watch, settings.report_every)
+    steering = Steering(device, clock, checkpoint.number + 1)
+    reports = Reports(watch, settings.report_every, keep=store.in_files)
     runtime = OnRank(experiment, blocks, local, group, clock, watch, steering, reports, saver)
     with torch.random.fork_rng():
         torch.manual_seed(experiment.seed + members.start)
@@ -127,7 +126,7 @@ class OnRank:
             return
         if self.first_round:
             self.first_round = False
-            self.local.shared_state.require_same(_said_by_all(self.local.shared_state.digest()))
+            self.local.shared_state.require_same(said_by_all(self.local.shared_state.digest()))
         self.reports.add(replace(news, bytes=self.sent, steps=self.local.taken))
 
     def summed(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
@@ -136,24 +135,18 @@ class OnRank:
     def checkpoint(self, number: int) -> None:
         if self.saver.due(number):
             self.reports.flush()  # rounds that nobody goes through again must have been reported
-            self.saver.save(number, self.sent)
+            self.saver.save(number, self.sent, self.reports.unheard())
 
 
 def _compare(sends: str) -> None:
     """Raise ExchangeError unless all ranks say that they send the same."""
-    said = _said_by_all(sends)
+    said = said_by_all(sends)
     for rank, other in enumerate(said):
         if other != said[0]:
             raise ExchangeError(
                 f"At one barrier rank 0 sends {said[0]}, and rank {rank} {other}: every peer's round must yield the "
                 "same messages of the same shapes in the same order."
             )
-
-
-def _said_by_all(mine: T) -> list[T]:
-    said = [mine] * dist.get_world_size()
-    dist.all_gather_object(said, mine)
-    return said
 
 
 def _latest(device: torch.device, seconds: float) -> float:

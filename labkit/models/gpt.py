@@ -47,6 +47,11 @@ class GPT(nn.Module):
         if tied:
             self.head.weight = self.embed.tokens.weight
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of its parts, in the order in which they follow each other."""
+        return ("embed", *(f"blocks.{k}" for k in range(len(self.blocks))), "norm", "head")
+
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens)
         for block in self.blocks:

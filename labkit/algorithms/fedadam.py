@@ -26,7 +26,7 @@ class FedAdam(Clients):
     >>> import labkit as lk, torch
     >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
     >>> lk.train(model, digits, FedAdam(server_lr=0.03, participation=0.5), peers=8, rounds=20).result()
-    History: FedAdam, 8 peers, after 20 rounds test accuracy 9...%, 0.04 MB sent per peer
+    History: FedAdam, 8 peers, after 20 rounds test accuracy 9...%, 0.03 MB sent per peer
     """
 
     server_lr: float = 0.03

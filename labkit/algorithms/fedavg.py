@@ -21,7 +21,7 @@ class FedAvg(Clients):
     >>> import labkit as lk, torch
     >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
     >>> lk.train(model, digits, FedAvg(every=10, participation=0.5), peers=8, rounds=20).result()
-    History: FedAvg, 8 peers, after 20 rounds test accuracy 9...%, 0.04 MB sent per peer
+    History: FedAvg, 8 peers, after 20 rounds test accuracy 9...%, 0.03 MB sent per peer
     """
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:

@@ -24,7 +24,7 @@ class FedAvgM(Clients):
     >>> import labkit as lk, torch
     >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
     >>> lk.train(model, digits, FedAvgM(momentum=0.5, participation=0.5), peers=8, rounds=20).result()
-    History: FedAvgM, 8 peers, after 20 rounds test accuracy 9...%, 0.04 MB sent per peer
+    History: FedAvgM, 8 peers, after 20 rounds test accuracy 9...%, 0.03 MB sent per peer
     """
 
     momentum: float = 0.9

@@ -30,7 +30,7 @@ class FedDF(Clients):
     >>> import labkit as lk, torch
     >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
     >>> lk.train(model, digits, FedDF(public=2), peers=4, rounds=10, public=digits).result()
-    History: FedDF, 4 peers, after 10 rounds test accuracy 8...%, 0.08 MB sent per peer
+    History: FedDF, 4 peers, after 10 rounds test accuracy 8...%, 0.05 MB sent per peer
     """
 
     means_of: ClassVar[tuple[Kind, ...]] = (Kind.CHANGE, Kind.PREDICTIONS)

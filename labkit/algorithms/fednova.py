@@ -26,7 +26,7 @@ class FedNova(Clients):
     >>> import labkit as lk, torch
     >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
     >>> lk.train(model, digits, FedNova(epochs=1), peers=8, rounds=40, shards=lk.data.Quantity(0.5)).result()
-    History: FedNova, 8 peers, after 40 rounds test accuracy 9...%, 0.18 MB sent per peer
+    History: FedNova, 8 peers, after 40 rounds test accuracy 9...%, 0.10 MB sent per peer
     """
 
     means_of: ClassVar[tuple[Kind, ...]] = (Kind.CHANGE, Kind.NUMBER)

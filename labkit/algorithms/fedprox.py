@@ -22,7 +22,7 @@ class FedProx(Clients):
     >>> import labkit as lk, torch
     >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
     >>> lk.train(model, digits, FedProx(mu=0.1, participation=0.5), peers=8, rounds=20).result()
-    History: FedProx, 8 peers, after 20 rounds test accuracy 9...%, 0.04 MB sent per peer
+    History: FedProx, 8 peers, after 20 rounds test accuracy 9...%, 0.03 MB sent per peer
     """
 
     mu: float = 0.1

@@ -18,7 +18,7 @@ class FedYogi(FedAdam):
     >>> import labkit as lk, torch
     >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
     >>> lk.train(model, digits, FedYogi(server_lr=0.03, participation=0.5), peers=8, rounds=20).result()
-    History: FedYogi, 8 peers, after 20 rounds test accuracy 9...%, 0.04 MB sent per peer
+    History: FedYogi, 8 peers, after 20 rounds test accuracy 9...%, 0.03 MB sent per peer
     """
 
     def second_moment(self, v: Tensor, change: Tensor) -> Tensor:

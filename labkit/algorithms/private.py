@@ -32,7 +32,7 @@ class Private(Wrapper):
     >>> import labkit as lk, torch
     >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
     >>> lk.train(model, digits, Private(lk.algorithms.FedAvg(), noise=0.1), peers=8, rounds=20).result()
-    History: Private, 8 peers, after 20 rounds test accuracy 9...%, 0.09 MB sent per peer
+    History: Private, 8 peers, after 20 rounds test accuracy 9...%, 0.05 MB sent per peer
     """
 
     exact: ClassVar[bool] = True

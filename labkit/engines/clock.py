@@ -17,7 +17,7 @@ from labkit.engines.experiment import Experiment
 from labkit.engines.local_peers import LocalPeers
 from labkit.engines.peer import OnePeer, Place
 from labkit.errors import SettingError
-from labkit.exchange import Message
+from labkit.exchange import Message, Served
 from labkit.history.lanes import MOST_LANES, Bursts
 from labkit.history.rows import Interval
 from labkit.tasks.sync import BSP, Timeline
@@ -53,8 +53,8 @@ class Clock:
     def begin(self, local: LocalPeers) -> None:
         """Those of the peers who are present begin a round."""
 
-    def meet(self, message: Message) -> list[Interval]:
-        """They compute up to the message, of which this is one peer's, and then it takes its time; what that was."""
+    def meet(self, cost: Message | Served) -> list[Interval]:
+        """They compute up to the message, which has this cost, and then it takes its time; what that was."""
         return []
 
     def end(self) -> list[Interval]:
@@ -96,8 +96,8 @@ class VirtualClock(Clock):
         if len(self._present) < len(self._times):  # when the last round has ended, a server has sent them its model
             self._times[self._present] = self._times.max()
 
-    def meet(self, message: Message) -> list[Interval]:
-        return self._advance(message)
+    def meet(self, cost: Message | Served) -> list[Interval]:
+        return self._advance(cost)
 
     def end(self) -> list[Interval]:
         return self._advance(None) if (self._local.work > self._counted).any() else []
@@ -112,7 +112,7 @@ class VirtualClock(Clock):
     def _keeps(self) -> bool:
         return len(self._times) * len(self._starts) < _MOST_INTERVALS
 
-    def _advance(self, message: Message | None) -> list[Interval]:
+    def _advance(self, message: Message | Served | None) -> list[Interval]:
         """Those present take the steps that were not counted yet, and exchange a message, if there is one."""
         present, times, work = self._present, self._times, self._local.work
         steps, self._counted = work - self._counted, work

@@ -24,7 +24,7 @@ from labkit.engines.peer import Exchanged, OnePeer, Peers, Place
 from labkit.engines.round_checks import started
 from labkit.engines.stacked.peers import StackedPeers
 from labkit.engines.stacked.stacks import Stacks
-from labkit.exchange import Message
+from labkit.exchange import Message, Served
 from labkit.history.rows import Event
 from labkit.tree import Tree
 
@@ -124,6 +124,11 @@ class LocalPeers:
     def first(self, messages: Sequence[Message]) -> Message:
         """One peer's message, of those that the blocks meet with."""
         return messages[0].row() if self._blocks[0].peers.lead else messages[0]
+
+    def cost(self, messages: Sequence[Message]) -> Message | Served:
+        """What tells the cost of what the blocks meet with, among all peers or between a server and its clients."""
+        message = self.first(messages)
+        return Served(message) if self._experiment.served else message
 
     def joined(self, answer: Callable[[Message], Tree]) -> Answer:
         """Let a function of one stacked message answer those of all blocks, their rows in the order of the peers."""

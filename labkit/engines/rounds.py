@@ -117,9 +117,9 @@ class InProcess:
         self.clock.begin(self._local)
 
     def answer(self, messages: list[Message]) -> Sequence[Tree]:
-        message, present = self._local.first(messages), len(self._local.present)
-        self.sent += message.bytes(present) * present
-        self._tell(self.clock.meet(message))
+        cost, present = self._local.cost(messages), len(self._local.present)
+        self.sent += cost.bytes(present) * present
+        self._tell(self.clock.meet(cost))
         return self._answer(messages)
 
     def end(self) -> None:

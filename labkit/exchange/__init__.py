@@ -8,7 +8,7 @@ from labkit.exchange.compression import QSGD, Coded, Compressor, Half, RandomK, 
 from labkit.exchange.gather import Gather
 from labkit.exchange.linear import AllGather, AllToAll, Copy, Linear, ReduceScatter, Shift, Sum
 from labkit.exchange.mean import HalfMean, Kind, Mean
-from labkit.exchange.message import Message, Transfer
+from labkit.exchange.message import Message, Served, Transfer
 from labkit.exchange.mix import Mix
 from labkit.exchange.permute import Permute, pairs, shift
 from labkit.exchange.requests import Pair, Push, Request, Server
@@ -44,6 +44,7 @@ __all__ = [
     "Request",
     "RobustMean",
     "Rule",
+    "Served",
     "Server",
     "Shift",
     "Sign",

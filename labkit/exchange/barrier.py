@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from labkit import tree
-from labkit.exchange.message import Message, Transfer
+from labkit.exchange.message import Message, Served, Transfer
 from labkit.plots import network
 from labkit.plots.panel import Picture
 from labkit.text import amount, some
@@ -70,9 +70,15 @@ class Barrier:
 
     @classmethod
     def of(
-        cls, round: int, number: int, peers: Sequence[int], messages: Sequence[Message], replies: Sequence[Tree]
+        cls,
+        round: int,
+        number: int,
+        peers: Sequence[int],
+        messages: Sequence[Message],
+        replies: Sequence[Tree],
+        served: bool = False,
     ) -> Self:
-        """The barrier at which `peers` met with these messages and got these replies.
+        """The barrier at which `peers`, or a server's clients, met with these messages and got these replies.
 
         >>> from labkit.exchange import Mean
         >>> messages = [Mean(torch.tensor([1.0, 0.0])), Mean(torch.tensor([3.0, 4.0]))]
@@ -83,6 +89,7 @@ class Barrier:
           peer 1 sends ‖x‖ = 5 (3, 4), to 0 (8 B); receives ‖x‖ = 2.828 (2, 2)
         """
         first, who = messages[0], dict(enumerate(peers))
+        cost = Served(first) if served else first
         return cls(
             round,
             number,
@@ -93,7 +100,7 @@ class Barrier:
             tuple(tree.map(_copied, reply) for reply in replies),
             tuple(
                 t._replace(source=who.get(t.source, -1), target=who.get(t.target, -1))
-                for t in first.transfers(len(messages))
+                for t in cost.transfers(len(messages))
             ),
         )
 

@@ -90,7 +90,7 @@ class Coded(Gathered):
 
     Codes cannot be added on the way, so they travel in a ring all-gather, and everyone decodes all of them: each peer
     sends (n−1) · |c| bytes, where an all-reduce of the plain vector sends 2(n−1)/n · S. Coding therefore saves only
-    while |c| < 2S/n: few peers, or a strong compressor.
+    while |c| < 2S/n: few peers, or a strong compressor. A server's clients send |c| up and get S down.
 
     >>> codes = Sign().encode(torch.tensor([[3.0, -1.0], [1.0, 1.0]]))  # of two peers
     >>> Coded(codes, Code(Sign(), size=2, key=0)).stacked()
@@ -113,6 +113,10 @@ class Coded(Gathered):
         if self.weight is None:
             return self.packed
         return {**self.packed, "weight": torch.as_tensor(self.weight, dtype=torch.float32)}
+
+    def down(self, clients: int) -> float:
+        """A server decodes and sends the mean as it is, in single precision."""
+        return 4 * self.code.size
 
     @staticmethod
     def lockstep(messages: Sequence[Coded]) -> list[Tree]:

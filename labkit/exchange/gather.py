@@ -35,6 +35,9 @@ class Gathered(Message):
     def transfers(self, peers: int) -> list[Transfer]:
         return [Transfer(i, (i + 1) % peers, self.bytes(peers)) for i in range(peers) if peers > 1]
 
+    def down(self, clients: int) -> float:
+        return clients * self.up()
+
 
 @dataclass(frozen=True, eq=False)
 class Gather(Gathered):

@@ -111,6 +111,9 @@ class Mean(Message):
         traffic = form(self.form).traffic(peers, numbers)
         return [Transfer(source, target, count * itemsize) for (source, target), count in traffic.items()]
 
+    def up(self) -> float:
+        return tree.size(self.x) * self._vector()[1]
+
     def _vector(self) -> tuple[int, int]:
         """How many numbers the vector has that travels, and the bytes of each."""
         dtype = reduce(torch.promote_types, map(_real_dtype, tree.leaves(self.x)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
@@ -75,6 +75,16 @@ class Message(ABC):
         """
         return (ready.max() + self.seconds(len(ready), link)).expand(len(ready))
 
+    # -- among a server's clients
+
+    def up(self) -> float:
+        """Bytes that a client sends its server: those of its own value."""
+        return tree.nbytes(self.value)
+
+    def down(self, clients: int) -> float:
+        """Bytes that the server sends each of so many clients back: as many, unless a message says so."""
+        return self.up()
+
     @classmethod
     def join(cls, messages: Sequence[Self], order: Sequence[int] | Tensor | None = None) -> Self:
         """Several stacked messages as one, whose row i is row `order[i]` of all their rows one after the other.
@@ -126,3 +136,36 @@ class Message(ABC):
         """A copy with other fields, as it is sent: messages are dataclasses, but a base class cannot say so."""
         message: Any = self
         return cast(Self, replace(message, **dict.fromkeys(self.unsent), **fields))
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a message costs where the peers are a server's clients: its bytes up from each, and the reply's down to it.
+
+    Each client has a link of its own to the server, so that all send side by side. As everywhere, `bytes` counts what a
+    peer sends, and not what the server sends it. The weights of a mean, such as how many examples a client has, are
+    known to the server.
+
+    >>> from labkit.exchange import Mean
+    >>> cost = Served(Mean(torch.zeros(650), weight=16.0))
+    >>> cost.bytes(peers=10), cost.seconds(10, Link(latency=0.1, bandwidth=1e4))
+    (2600, 0.72)
+    """
+
+    message: Message
+
+    def bytes(self, peers: int) -> float:
+        """Bytes that one of `peers` clients sends."""
+        return self.message.up()
+
+    def seconds(self, peers: int, link: Link) -> float:
+        """Seconds from the last client's message to the reply."""
+        return link.seconds(self.message.up() + self.message.down(peers), 2)
+
+    def transfers(self, peers: int) -> list[Transfer]:
+        """What the clients send; the server comes after them, as number `peers`."""
+        return [Transfer(i, peers, self.message.up()) for i in range(peers)]
+
+    def arrivals(self, ready: Tensor, link: Link) -> Tensor:
+        """When each of m clients has its reply, [m] seconds, if they send at the moments `ready` [m]."""
+        return (ready.max() + self.seconds(len(ready), link)).expand(len(ready))

@@ -122,6 +122,10 @@ class RobustMean(Gathered):
     x: Tree
     rule: Rule
 
+    def down(self, clients: int) -> float:
+        """A server applies the rule, and sends what comes of it."""
+        return self.up()
+
     @staticmethod
     def lockstep(messages: Sequence[RobustMean]) -> list[Tree]:
         tree.require_alike([message.x for message in messages])

@@ -26,7 +26,8 @@ class History:
     `staleness` [n, rounds], of asynchronous peers, is how many of the server's updates each push had not seen, or how
     often others had changed a peer's own parameters since its round began.
     `clock` says whose seconds these are ("wall", measured; or "virtual", computed from link and speeds), `ledger`
-    whether the bytes were counted on the wire ("measured") or by the messages' formula ("formula").
+    whether the bytes were counted on the wire ("measured") or by the messages' formula ("formula"), as those of a
+    server's clients are on every engine.
     `events` are what happened to it on the way: the learning rate was changed, a worker was lost.
     `settings` are what the run was asked to do, as plain data from which it can be done again with the same models and
     data, and `versions` those of what computed.

@@ -15,12 +15,12 @@ from labkit.text import some
 class Row:
     """One round: each peer's mean training loss, what tests told where it was evaluated, and what it cost so far.
 
-    `bytes` is what one peer has sent since the start, on average, `seconds` how long the run has trained since then:
-    evaluations, pauses and a reader's idle time between two steps do not count. `peers` are the numbers of those whose
-    losses these are, where not all took part. `learning_rate` is that of the first of them as the round ended. `steps`
-    are the gradient steps that one peer has taken since the start, on average; of a server's asynchronous peers, the
-    gradients that it has pushed. `logged` has what `peer.log(name, number)` said of each of those whose losses these
-    are, NaN for who said nothing.
+    `bytes` is what one peer has sent since the start, on average, of a server's client what it sent up; `seconds`
+    is how long the run has trained since then: evaluations, pauses and a reader's idle time between two steps do
+    not count. `peers` are the numbers of those whose losses these are, where not all took part. `learning_rate` is
+    that of the first of them as the round ended. `steps` are the gradient steps that one peer has taken since the
+    start, on average; of a server's asynchronous peers, the gradients that it has pushed. `logged` has what
+    `peer.log(name, number)` said of each of those whose losses these are, NaN for who said nothing.
 
     `test_losses` are the loss over the whole test set, in evaluation mode, `accuracies` the share of its targets that
     is right, where these are classes, and `metrics` what the user's own functions gave, by name: of each peer, or one

@@ -183,7 +183,8 @@ class Run(Background):
 def blank(engine: Engine, experiment: Experiment) -> History:
     """The history of an experiment before its first round."""
     algorithm = ", ".join(dict.fromkeys(type(it).__name__ for it in experiment.algorithms))
-    history = History(algorithm, engine.name, experiment.peers, engine.clock, engine.ledger)
+    ledger = "formula" if experiment.served else engine.ledger
+    history = History(algorithm, engine.name, experiment.peers, engine.clock, ledger)
     history.settings, history.versions = as_data(engine, experiment), dict(versions())
     return history
 

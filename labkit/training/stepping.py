@@ -58,7 +58,7 @@ class StepThrough(Iterator[Barrier], AbstractContextManager["StepThrough"]):
     def __init__(self, experiment: Experiment, history: History) -> None:
         self.history = history
         self.barrier: Barrier | None = None
-        self._rounds = experiment.rounds
+        self._rounds, self._served = experiment.rounds, experiment.served
         self._random: torch.Tensor | None = None  # torch's random state, which is the notebook's own in between
         self._walk: Generator[Meeting, None, Outcome] = Lockstep().walk(experiment, history.take, Control())
 
@@ -74,7 +74,7 @@ class StepThrough(Iterator[Barrier], AbstractContextManager["StepThrough"]):
                 raise
             finally:
                 self._random = torch.get_rng_state()
-        self.barrier = Barrier.of(*met)
+        self.barrier = Barrier.of(*met, served=self._served)
         return self.barrier
 
     def close(self) -> None:

@@ -113,7 +113,11 @@ class OnRank:
             named = {"": value} if isinstance(value, Tensor) else value
             shapes = ", ".join(f"{name} {list(leaf.shape)}".strip() for name, leaf in named.items())
             _compare(f"{type(messages[0]).__name__} of {shapes}")
-        return self._answer(messages)
+        sent, present = self.group.sent, len(self.local.present)
+        replies = self._answer(messages)
+        if self.experiment.served:  # the workers stand for clients, who would send their server other bytes than these
+            self.group.sent = sent + self.local.cost(messages).bytes(present) * present
+        return replies
 
     def end(self) -> None:
         self.watch.end(self.local.exchanged)

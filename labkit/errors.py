@@ -23,6 +23,30 @@ from __future__ import annotations
 
 import traceback
 
+__all__ = [
+    "CheckFailed",
+    "ClusterError",
+    "ConnectError",
+    "DataError",
+    "DivergenceError",
+    "ExchangeError",
+    "GangError",
+    "LabClosed",
+    "LabkitError",
+    "MissingPackage",
+    "ModelError",
+    "PartitionError",
+    "ScheduleError",
+    "SettingError",
+    "Stopped",
+    "TaskError",
+    "WorkerLost",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class LabkitError(Exception):
     """The root of all errors that labkit raises on purpose."""

@@ -85,6 +85,9 @@ class Formulas(Mapping[str, Card]):
     def __len__(self) -> int:
         return len(self._cards)
 
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self._cards)
+
     def __repr__(self) -> str:
         return "\n".join(f"{card.key:<8}{card.plain:<28}{card.name.en} · {card.name.zh}" for card in self.values())
 

@@ -43,3 +43,7 @@ __all__ = [
     "states",
     "training_flops",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -58,3 +58,7 @@ __all__ = [
     "topologies",
     "walk",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -61,17 +61,13 @@ class Comparison(Background):
         self.repeats: dict[str, list[History]] = {
             name: [blank(it.engine, it.experiment) for it in each] for name, each in entries.items()
         }
+        self.histories = {name: each[0] for name, each in self.repeats.items()}
         self.errors: dict[str, BaseException] = {}
         self._entries = {name: list(each) for name, each in entries.items()}
         self._now = next(iter(entries)), 0
         self._step_seconds: dict[tuple[Any, ...], float] = {}
         super().__init__(_PARTS * sum(map(len, self._entries.values())))
         self._start()
-
-    @property
-    def histories(self) -> dict[str, History]:
-        """Each entry's History by name, of its first seed."""
-        return {name: each[0] for name, each in self.repeats.items()}
 
     def result(self, timeout: float | None = None) -> Comparison:
         """Wait for the end and return the comparison itself, or raise TimeoutError after `timeout` s.
@@ -179,6 +175,7 @@ class Comparison(Background):
         left = self._left()
         for name, k in left:
             self.repeats[name][k] = blank(self._entries[name][k].engine, self._entries[name][k].experiment)
+            self.histories[name] = self.repeats[name][0]
         self._since, self._before = monotonic(), self.progress
         self._train(left)
         if self.errors:

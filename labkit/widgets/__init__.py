@@ -12,3 +12,7 @@ from labkit.widgets.synchronization import synchronize
 from labkit.widgets.traffic import communication
 
 __all__ = ["communication", "failure", "schedule", "split", "staleness", "step_through", "synchronize"]
+
+
+def __dir__() -> list[str]:
+    return __all__

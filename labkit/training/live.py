@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import ctypes
-import sys
 import threading
 from abc import ABC, abstractmethod
 from base64 import b64encode
@@ -16,6 +15,7 @@ from typing import Any
 from labkit.engines.control import Control, Wish
 from labkit.errors import SettingError
 from labkit.plots.panel import Picture
+from labkit.training.status_line import StatusLine
 
 _TICK = 0.1  # seconds between two redraws while a cell waits for the result
 _LAST_ROUND = 2.0  # seconds for which the end of Python waits for the round under way
@@ -141,12 +141,10 @@ class Background(ABC):
     def _wait(self, timeout: float | None) -> None:
         """Wait for the end, redrawing; raise what went wrong, or TimeoutError. An interrupt stops the work too."""
         limit = None if timeout is None else monotonic() + timeout
-        terminal, shown = sys.stderr.isatty(), False  # a script in a terminal shows one line; a notebook shows the view
+        line = StatusLine(self)
         try:
             while not self._ended.wait(_TICK):
-                if terminal:
-                    shown = True
-                    self._show_line()
+                line.show()
                 self._refresh()
                 if limit is not None and monotonic() > limit:
                     raise TimeoutError(f"The run is not finished after {timeout} s: wait longer, or stop() it.")
@@ -155,15 +153,10 @@ class Background(ABC):
             self._ended.wait(10 * _TICK)
             raise
         finally:
-            if shown:
-                self._show_line("\n")
+            line.finish()
             self._refresh()
         if self._error is not None:
             raise self._error
-
-    def _show_line(self, end: str = "") -> None:
-        sys.stderr.write(f"\r\x1b[K{self.still} {self.status}{end}")
-        sys.stderr.flush()
 
     def _notify(self) -> None:
         for view in list(self._views):

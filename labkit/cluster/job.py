@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import importlib.util
+import re
 import sys
 import time
+import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from types import TracebackType
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -19,7 +21,8 @@ from labkit.cluster import deadlines
 from labkit.cluster.channels import Inbox
 from labkit.cluster.display import NotebookBar, TerminalBar, in_notebook, make_bar, widget_view
 from labkit.cluster.gang.diagnosis import with_remedy
-from labkit.cluster.shipping import BIG, Call, ItemResult, no_graph_warning, pack, share, submit_alone
+from labkit.cluster.map_task import Call, ItemFailed, ItemResult, Unsent, free
+from labkit.cluster.shipping import BIG, no_graph_warning, pack, share, submit_alone
 from labkit.cluster.workers import WorkerPool
 from labkit.errors import LabClosed, LabkitError, SettingError, Stopped, TaskError, WorkerLost
 from labkit.tasks.schedule import Schedule
@@ -60,14 +63,19 @@ class Job:
         self._schedule: Schedule | None = None
         self._computed = 0  # items, once the job has ended
         self._inbox = Inbox(lab.client)
+        self._cancelled = asyncio.Event()
+        self._freeing: asyncio.Future[None] | None = None
         self._futures, self._shared = self._submit(fn)
         self._end = asyncio.run_coroutine_threadsafe(self._collect(), lab.client.loop.asyncio_loop)
         lab.track(self)
 
     def _submit(self, fn: Callable[[Any], Any]) -> tuple[list[Future[Any]], list[Future[Any]]]:
         client = self._lab.client
-        payload = pack(fn)
-        items, shared = share(client, self._items)
+        payload = pack(fn, settings=self._lab.settings)
+        try:
+            items, shared = share(client, self._items)
+        except Exception as error:
+            raise self._unsendable(error) from error
         extra: dict[str, Any] = {}
         if len(payload) > BIG:  # a model in a closure, say
             extra["payload"] = submit_alone(client, payload)
@@ -77,9 +85,12 @@ class Job:
             return [], []
         try:
             with no_graph_warning():
-                return client.map(call, items, key=self.label, pure=False, **extra), shared
+                # Dask counts tasks by the letters that their keys begin with, and for ever
+                name = f"{re.sub('[^A-Za-z]+', '_', self.label).strip('_') or 'map'}-{uuid.uuid4().hex}"
+                keys = [f"{name}-{number}" for number in range(len(items))]
+                return client.map(call, items, key=keys, pure=False, **extra), shared
         except Exception as error:
-            raise SettingError(f"{self._culprit()} cannot be sent to the workers ({error}).") from error
+            raise self._unsendable(error) from error
 
     # -- what the user asks for
 
@@ -128,9 +139,12 @@ class Job:
         return Progress(self._computed if self.done else self._count(), len(self._items))
 
     def cancel(self) -> None:
-        """Take the items that are not computed yet off the workers; harmless when the job is done."""
+        """Take the items that are not computed yet off the workers; harmless when the job is done.
+
+        Those under way are interrupted; a worker that does not leave its item within seconds is restarted.
+        """
         if not self.done and self._lab.client.status == "running":
-            self._lab.client.cancel(self._futures)
+            self._lab.client.loop.add_callback(self._cancelled.set)
             concurrent.futures.wait([self._end], timeout=deadlines.NO_WORKERS)
 
     # -- how it ends
@@ -143,13 +157,12 @@ class Job:
             await self._until_done_or_deserted(gathering)
             results: list[ItemResult] = gathering.result()
             self._computed = len(results)
-            return results
+            return _unsent(results, self._items) or results
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  kept for result(), which raises it
             self._computed = self._count()
-            failure = self._explain(error)
+            failure = await self._explain(error)
             if client.status == "running":
-                await client.cancel(self._futures, asynchronous=True)
-                await asyncio.wait({gathering})  # it ends now that its futures are cancelled
+                await self._take_off(gathering)
             return failure
         finally:
             gathering.cancel()
@@ -158,26 +171,67 @@ class Job:
             self._futures, self._shared = [], []  # the workers may forget what is here now
 
     async def _until_done_or_deserted(self, gathering: asyncio.Future[Any]) -> None:
-        """Raises WorkerLost once the cluster has been without workers for longer than a restart takes."""
-        since = time.monotonic()
-        while not (await asyncio.wait({gathering}, timeout=deadlines.NO_WORKERS / 10))[0]:
-            identity = await self._lab.client.scheduler.identity(n_workers=0)
-            if identity["n_workers"]:
-                since = time.monotonic()
-            elif time.monotonic() - since > deadlines.NO_WORKERS:
-                raise WorkerLost("all workers of this lab are gone: connect again.")
+        """Raises CancelledError after `cancel`, WorkerLost once there were no workers for longer than a restart."""
+        since, cancelled = time.monotonic(), asyncio.ensure_future(self._cancelled.wait())
+        waited = {gathering, cancelled}
+        try:
+            while not (await asyncio.wait(waited, timeout=deadlines.NO_WORKERS / 10, return_when="FIRST_COMPLETED"))[0]:
+                identity = await self._lab.client.scheduler.identity(n_workers=0)
+                if identity["n_workers"]:
+                    since = time.monotonic()
+                elif time.monotonic() - since > (deadlines.BACK_AGAIN if self._lab.revives else deadlines.NO_WORKERS):
+                    raise WorkerLost("all workers of this lab are gone: connect again.")
+        finally:
+            cancelled.cancel()
+        if not gathering.done():
+            raise asyncio.CancelledError
 
-    def _explain(self, error: BaseException) -> JobFailure:
+    async def _take_off(self, gathering: asyncio.Future[Any]) -> None:
+        """Cancel the futures, and let the workers that are inside of an item go on with something else."""
+        client, keys = self._lab.client, {future.key for future in self._futures}
+        with suppress(OSError):
+            processing: dict[str, Any] = await client.scheduler.processing(workers=None)
+            holders = {worker for worker, own in processing.items() if keys.intersection(own)}
+            await client.cancel(self._futures, asynchronous=True)
+            await asyncio.wait({gathering})  # it ends now that its futures are cancelled
+            self._freeing = asyncio.ensure_future(free(client, self._inbox.address, holders))
+            await asyncio.wait({self._freeing}, timeout=deadlines.TICK)  # an interrupt is enough, mostly
+
+    async def _explain(self, error: BaseException) -> JobFailure:
         """The first failed item is the one to name, for items start in their order."""
         failed = next((i for i, future in enumerate(self._futures) if future.status == "error"), None)
-        if failed is not None:
-            return _item_failure(error, failed, self._items[failed])
         if isinstance(error, WorkerLost):
             return JobFailure(WorkerLost, str(error))
+        if failed is not None and not self._cancelled.is_set():
+            try:
+                await self._lab.client.gather([self._futures[failed]], asynchronous=True)
+            except Exception as own:  # noqa: BLE001  the item's, which is not always the one that was heard of first
+                error = own
+            if isinstance(error, KilledWorker):
+                return await self._killed(failed, error.allowed_failures + 1)
+            return _item_failure(error, failed, self._items[failed], at_home=self._lab.revives)
         if self._lab.closed or isinstance(error, OSError):
             sentence = "the lab was closed, or its scheduler lost, while the job ran: connect and map again."
             return JobFailure(LabClosed, sentence)
         return JobFailure(Stopped, f"the job was cancelled after {self.progress} items: map again for a result.")
+
+    async def _killed(self, suspect: int, times: int) -> JobFailure:
+        """Dask suspects all items that lay on a worker that died; which ones had begun, its nanny knows."""
+        indices = {future.key: index for index, future in enumerate(self._futures)}
+        limit = time.monotonic() + deadlines.SETTLE
+        while True:
+            deaths = Counter(indices[key] for key in self._lab.ended_with() if key in indices)
+            if deaths.total() >= times or not self._lab.revives or time.monotonic() > limit:
+                break
+            await asyncio.sleep(deadlines.END_POLL)  # the scheduler hears of the last death before the nanny does
+        if deaths:
+            ((suspect, times),) = deaths.most_common(1)
+        return JobFailure(
+            WorkerLost,
+            f"{_named(suspect, self._items[suspect])} ended {some(times, 'worker')} one after the other, most likely "
+            "for want of memory, by a crash in compiled code, or because it ends its own process: try it alone, or "
+            "give the workers more memory.",
+        )
 
     def _results(self, timeout: float | None) -> list[ItemResult]:
         """Wait in steps, so that the bar moves and Ctrl-C arrives."""
@@ -205,14 +259,16 @@ class Job:
     def _count(self) -> int:
         return sum(future.status == "finished" for future in self._futures)
 
-    def _culprit(self) -> str:
-        """The first item that cannot be pickled."""
+    def _unsendable(self, error: Exception) -> SettingError:
+        """Names the first item that cannot be pickled."""
+        culprit = "an item"
         for index, item in enumerate(self._items):
             try:
                 cloudpickle.dumps(item)
             except Exception:  # noqa: BLE001  whatever its pickling raises, it is the one
-                return f"item {index} ({short(item)})"
-        return "an item"
+                culprit = _named(index, item)
+                break
+        return SettingError(f"{culprit} cannot be sent to the workers ({error}).")
 
     # -- how it looks
 
@@ -271,8 +327,6 @@ def _names(lab: WorkerPool) -> list[str]:
 
 # -- what the failure of one item means
 
-_CALL_FILE = str(Path("labkit", "cluster", "shipping.py"))  # also as another machine spells it
-
 
 class JobFailure(NamedTuple):
     """Why a job has no result; a fresh exception is raised from it each time the result is asked for."""
@@ -282,16 +336,28 @@ class JobFailure(NamedTuple):
     cause: BaseException | None = None
 
 
-def _item_failure(error: BaseException, index: int, item: Any) -> JobFailure:
-    """Why item number `index` failed: `error` is what Dask says of it, or what the user's function raised."""
-    named = f"item {index} ({short(item)})"
-    if isinstance(error, KilledWorker):
-        times = error.allowed_failures + 1
-        return JobFailure(
-            WorkerLost,
-            f"{named} ended {times} workers one after the other, most likely for want of memory or by a crash "
-            "in compiled code: try it alone, or give the workers more memory.",
-        )
+def _named(index: int, item: Any) -> str:
+    return f"item {index} ({short(item)})"
+
+
+def _unsent(results: list[ItemResult], items: list[Any]) -> JobFailure | None:
+    """Why the first value that did not come did not."""
+    for index, (result, item) in enumerate(zip(results, items, strict=True)):
+        if isinstance(unsent := result.value, Unsent):
+            article = "an" if unsent.kind[0] in "aeiouAEIOU" else "a"
+            what = unsent.kind if unsent.there else f"{article} {unsent.kind}"
+            where = "read here" if unsent.there else "sent"
+            remedy = "return a list" if unsent.kind == "generator" else "return numbers, arrays, CPU tensors or lists"
+            sentence = f"{_named(index, item)} returned {what}, which cannot be {where} ({unsent.why}): {remedy}."
+            return JobFailure(TaskError, sentence)
+    return None
+
+
+def _item_failure(error: BaseException, index: int, item: Any, at_home: bool) -> JobFailure:
+    """Why item number `index` failed: `error` is what Dask says of it, or the report of what the function raised."""
+    place = "its worker"
+    if isinstance(error, ItemFailed):
+        place, error = f"worker {error.worker}", error.failure.original()
     module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if module and (module in sys.modules or importlib.util.find_spec(module)):
         return JobFailure(
@@ -300,17 +366,8 @@ def _item_failure(error: BaseException, index: int, item: Any) -> JobFailure:
             f'with lab.client.upload_file("{module}.py").',
             error,
         )
-    place = f"worker {error.labkit_worker}" if hasattr(error, "labkit_worker") else "its worker"
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    sentence = with_remedy(f"{named} failed on {place} with {what}", str(error))
-    return JobFailure(TaskError, sentence, error.with_traceback(_users_frames(error)))
-
-
-def _users_frames(error: BaseException) -> TracebackType | None:
-    """The traceback from the user's function on: how Dask got there says nothing about the failure."""
-    frame = error.__traceback__
-    while frame is not None:
-        if frame.tb_frame.f_code.co_name == "__call__" and frame.tb_frame.f_code.co_filename.endswith(_CALL_FILE):
-            return frame.tb_next
-        frame = frame.tb_next
-    return error.__traceback__
+    sentence = with_remedy(f"{_named(index, item)} failed on {place} with {what}", str(error))
+    if isinstance(error, FileNotFoundError) and not at_home:
+        sentence += ": the workers have not this kernel's files: copy it there, or read it here and send what it holds."
+    return JobFailure(TaskError, sentence, error)

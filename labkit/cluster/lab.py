@@ -15,6 +15,7 @@ from labkit.checks import number
 from labkit.cluster.display import lab_page, widget_view
 from labkit.cluster.gang.launch import Gang
 from labkit.cluster.job import Job
+from labkit.cluster.kernel_settings import KernelSettings, SettingsWatch
 from labkit.cluster.preparation import leave_random_alone
 from labkit.cluster.sabotage import MOST, Brake, process_of
 from labkit.cluster.workers import Handle, WorkerInfo, Workers, gpu_memory_now, probe
@@ -58,9 +59,24 @@ class Lab:
         self._identity: dict[str, Any] = {"workers": {}}  # the scheduler's last answer
         self._probes: dict[str, dict[str, Any]] = {}
         self._brakes: dict[int, Brake] = {}  # by process
+        self._watch = SettingsWatch(local=False)
         leave_random_alone()
 
     # -- the workers
+
+    @property
+    def settings(self) -> KernelSettings:
+        """What the kernel has set that its workers are to heed: torch's default dtype."""
+        return self._watch.now()
+
+    @property
+    def revives(self) -> bool:
+        """Whether nannies of this kernel bring back workers that die."""
+        return False
+
+    def ended_with(self) -> Iterable[str]:
+        """The keys of the tasks that were under way in workers as these died; nobody knows of other kernels' ones."""
+        return ()
 
     @property
     def workers(self) -> Workers:

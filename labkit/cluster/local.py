@@ -16,10 +16,11 @@ import logging
 import multiprocessing
 import multiprocessing.forkserver
 import os
-import random
 import secrets
 import sys
 import time
+import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
@@ -34,8 +35,10 @@ from distributed.utils import get_mp_context
 
 from labkit.cluster import deadlines
 from labkit.cluster.certificates import temporary_security
+from labkit.cluster.kernel_settings import SettingsWatch
 from labkit.cluster.lab import Lab
 from labkit.cluster.machine import usable_cores, usable_memory, visible_gpus
+from labkit.cluster.map_task import RECORD, recorded
 from labkit.cluster.preparation import Preparation
 from labkit.cluster.workers import WorkerRequest
 from labkit.errors import ConnectError, SettingError
@@ -106,6 +109,16 @@ class LocalLab(Lab):
     def __init__(self, client: Client, *, memory: int | None, **rest: Any) -> None:
         super().__init__(client, **rest)
         self._memory = memory  # bytes per worker as the user wished; None for an even share
+        self._watch = SettingsWatch(local=True)
+
+    @property
+    def revives(self) -> bool:
+        """Whether nannies of this kernel bring back workers that die."""
+        return bool(self.cluster.worker_spec)
+
+    def ended_with(self) -> Iterable[str]:
+        """The keys of the tasks that were under way in workers as these died, of late."""
+        return [key for nanny in self.cluster.workers.values() for key in nanny.ended_with]
 
     def _threads(self) -> list[int]:
         # A worker that died counts: it is back in a second.
@@ -205,6 +218,11 @@ class OwnCluster(SpecCluster):
         scheduler: Any = self.scheduler
         return f"http://{LOOPBACK}:{scheduler.http_server.port}/{scheduler.secret}/status"
 
+    def wants(self, nanny: Nanny) -> bool:
+        """Whether this nanny is to have a worker, also after one that left in an orderly way."""
+        known = self.status is Status.running and self.workers.get(nanny.name) is nanny
+        return known and nanny.name in self.worker_spec
+
     def _update_worker_status(self, op: str, msg: Any) -> None:
         # Fifteen seconds after a worker's death SpecCluster looks whether it is back, and gives its nanny up if not.
         # Should it have died a second time just then, it would never come back.
@@ -238,6 +256,12 @@ class LocalNanny(Nanny):
         self.pre_spawn_env.pop("MALLOC_TRIM_THRESHOLD_", None)  # preparation.py says why
         self._wished = {**self.env, **self.pre_spawn_env}
         self._wished.pop("MALLOC_TRIM_THRESHOLD_", None)
+        self.ended_with: deque[str] = deque(maxlen=1000)  # the keys of the tasks in which workers died
+        self._items: int | None = None
+        if sys.platform == "linux":  # a file without a name, in which the worker notes them
+            self._items = os.memfd_create("labkit-items")
+            weakref.finalize(self, os.close, self._items)
+            self._wished[RECORD] = f"/proc/{os.getpid()}/fd/{self._items}"
 
     async def instantiate(self) -> Any:
         method = "spawn" if "CUDA_VISIBLE_DEVICES" in self._wished else start_method(_counts(self.nthreads))
@@ -245,6 +269,16 @@ class LocalNanny(Nanny):
         self.env = {**(os.environ if method == "forkserver" else {}), **self._wished}
         with _borrowed(self.pre_spawn_env, method):
             return await super().instantiate()
+
+    def _on_worker_exit_sync(self, exitcode: Any) -> None:
+        if self._items is not None:
+            self.ended_with.extend(recorded(self._items))
+        super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
+
+    def close_gracefully(self, reason: str = "nanny-close-gracefully") -> None:
+        # Called as its worker closes by itself: a task may have told it to, and the lab would be without it for good.
+        if not any(isinstance(it, OwnCluster) and it.wants(self) for it in SpecCluster._instances):
+            super().close_gracefully(reason)
 
     async def close(self, timeout: float | None = 10.0, reason: str = "nanny-close") -> Any:
         # A worker in the middle of a task would wait for its end; whoever closes a lab wants it closed.
@@ -345,15 +379,3 @@ def _of_script() -> list[str]:
     """What takes long to import and stands at the top of a script: every process that it starts imports that again."""
     script = hasattr(sys.modules["__main__"], "__file__")
     return [name for name in _OF_SCRIPTS if script and name in sys.modules]
-
-
-def _draw_differently() -> None:
-    """Give a new worker random numbers of its own: numpy's state was copied with the template."""
-    if os.getppid() == _template and "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()
-        random.seed()
-
-
-_template = os.getpid()
-if multiprocessing.forkserver.get_inherited_fds() is None and multiprocessing.parent_process() is None:
-    os.register_at_fork(after_in_child=_draw_differently)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import random
 import signal
+import sys
 import threading
 from importlib import import_module
 from random import Random
@@ -34,6 +36,7 @@ class Preparation(WorkerPlugin):
     def setup(self, worker: Worker) -> None:
         """Called by Dask on the worker's event loop, so it must not take long."""
         keep_memory()
+        draw_differently()
         if not self.interruptible and threading.current_thread() is threading.main_thread():
             # "Interrupt kernel" and Ctrl-C signal the whole process group; they are meant for the cell alone.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -84,6 +87,14 @@ _DRAW = (
     "distributed.utils_comm",
     "distributed.worker",
 )
+
+
+def draw_differently() -> None:
+    """Give this process random numbers of its own: a forked one has those of its template, as all of them do."""
+    random.seed()
+    for name in ("numpy.random", "torch"):
+        if name in sys.modules:  # else it begins with numbers of its own, once it is imported
+            sys.modules[name].seed()
 
 
 def leave_random_alone() -> None:

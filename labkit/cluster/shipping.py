@@ -6,161 +6,97 @@ is faster for small items, and lets the kernel say at once what cannot travel.
 
 from __future__ import annotations
 
-import copyreg
+import io
+import pickle
 import sys
-import sysconfig
-import time
 import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache, partial
-from importlib import import_module
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
-import cloudpickle
 import dask.config
 from dask.sizeof import sizeof
-from distributed import Client, Future, get_worker
+from distributed import Client, Future
 
-from labkit.cluster.channels import capture_prints
-from labkit.cluster.preparation import wait_for_torch
+from labkit.cluster.kernel_settings import KernelSettings
+from labkit.cluster.user_modules import by_value, is_users
 from labkit.errors import SettingError
 from labkit.text import amount
 
 BIG = 100_000  # bytes from which an object travels on its own
 HEAVY = 256 << 20  # bytes of items from which the kernel warns
-_PLAIN = (int, float, str, bool, complex, type(None))
-# A worker's clock is corrected by Dask's estimate only when it is plainly wrong: set clocks agree better than that.
-_CLOCK_ERROR = 0.1
+PLAIN = (int, float, str, bool, complex, type(None))
 
 
-class ItemResult(NamedTuple):
-    """What comes back for one item; times are seconds of the scheduler's clock."""
+def pack(fn: Callable[..., Any], name: str = "", settings: KernelSettings | None = None) -> bytes:
+    """The kernel's settings and fn as bytes; raises SettingError, with its own or this name, where fn cannot travel.
 
-    value: Any
-    worker: str
-    start: float
-    finish: float
-
-
-class Call:
-    """fn as it runs on a worker: prints are sent home, and the value comes back with the times of its computation."""
-
-    def __init__(self, payload: bytes | None, inbox: str) -> None:
-        self.payload = payload
-        self.inbox = inbox
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Call, (self.payload, self.inbox)
-
-    def __call__(self, item: Any, payload: bytes | None = None) -> ItemResult:
-        """Compute fn(item); a failure carries the worker's name."""
-        worker = get_worker()
-        wait_for_torch()  # before the function is unpickled, which may import it too
-        name = str(worker.name)
-        delay = worker.scheduler_delay if abs(worker.scheduler_delay) > _CLOCK_ERROR else 0.0
-        try:
-            fn = _unpack(payload or self.payload)
-            with capture_prints(self.inbox, f"[worker {name}]"):
-                start, tick = time.time() + delay, time.perf_counter()
-                value = fn(item)
-                finish = start + time.perf_counter() - tick
-        except SystemExit as error:  # it would end the worker
-            raise _signed(RuntimeError(f"the function called sys.exit({error.code})"), name) from error
-        except BaseException as error:
-            _signed(error, name)
-            raise
-        return ItemResult(value, name, start, finish)
-
-
-def _signed(error: BaseException, name: str) -> BaseException:
-    error.labkit_worker = name  # type: ignore[attr-defined]  # travels with the pickled exception
-    return error
-
-
-@lru_cache(maxsize=16)
-def _unpack(payload: bytes) -> Callable[[Any], Any]:
-    fn: Callable[[Any], Any] = cloudpickle.loads(payload)
-    return fn
-
-
-def pack(fn: Callable[..., Any], name: str = "") -> bytes:
-    """fn as bytes; raises SettingError, with its own name or this one, when it cannot be pickled.
-
-    A function of a module that lies in a folder of the user's travels by value, with what it uses of that module:
-    the workers may not find the module, and after an edit and `importlib.reload` they would run its old text.
+    Whatever it reaches of modules that lie in folders of the user's travels by value: the workers may not find these
+    modules, and after an edit and `importlib.reload` they would run their old text.
     """
-    _torchs_by_name()
+    head = pickle.dumps(settings or KernelSettings())
     try:
-        with _by_value(fn):
-            payload: bytes = cloudpickle.dumps(fn)
+        return head + by_value(fn)
     except Exception as error:
         name = name or getattr(fn, "__name__", type(fn).__name__)
         raise SettingError(
             f"{name} cannot be sent to the workers ({error}): open files, locks and the lab itself "
             "have to be made inside the function."
         ) from error
-    return payload
 
 
-def _torchs_by_name() -> None:
-    """Let pickle name torch's modules that are objects of a class of their own, which it cannot take apart.
+def unpack(payload: bytes) -> tuple[Callable[..., Any], KernelSettings]:
+    """The function that was packed, and the kernel's settings, which this process has from now on."""
+    stream = io.BytesIO(payload)
+    settings: KernelSettings = pickle.load(stream)
+    settings.apply()  # before: the function's modules may be found by them only
+    fn: Callable[..., Any] = pickle.load(stream)
+    return fn, settings
 
-    cloudpickle finds them in any function that knows `torch` and reads an attribute called `classes` of something.
+
+class Packed(NamedTuple):
+    """An item of a class of the user's own modules, on its way: the class goes along as it is now.
+
+    The scheduler, which unpickles items and pickles them anew, leaves it alone.
     """
-    for name in ("torch.classes", "torch.ops"):
-        if name in sys.modules:
-            copyreg.pickle(type(sys.modules[name]), _named)
+
+    data: bytes
 
 
-def _named(module: ModuleType) -> tuple[Any, ...]:
-    return import_module, (module.__name__,)
-
-
-@contextmanager
-def _by_value(fn: Any) -> Iterator[None]:
-    while isinstance(fn, partial):
-        fn = fn.func
-    module = sys.modules.get(getattr(fn, "__module__", None) or "")
-    if module is None or not _is_users(module) or module.__name__ in cloudpickle.list_registry_pickle_by_value():
-        yield
-        return
-    cloudpickle.register_pickle_by_value(module)
-    try:
-        yield
-    finally:
-        cloudpickle.unregister_pickle_by_value(module)
-
-
-def _is_users(module: ModuleType) -> bool:
-    """Whether a module is a file of the user's own, neither Python's, nor installed, nor labkit's."""
-    file = getattr(module, "__file__", None)
-    if file is None or module.__name__ == "__main__" or module.__name__.partition(".")[0] == "labkit":
-        return False
-    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return not any(Path(file).is_relative_to(folder) for folder in installed)
+def opened(item: Any) -> Any:
+    """An item as it was before `share` packed it, or parts of it."""
+    if type(item) is Packed:
+        return pickle.loads(item.data)
+    parts = list(_parts(item))
+    if any(type(part) is Packed for part in parts):
+        return _replaced(item, {id(part): opened(part) for part in parts})
+    return item
 
 
 def share(client: Client, items: list[Any]) -> tuple[list[Any], list[Future[Any]]]:
     """The items with every big object that several of them hold replaced by one future, and those futures.
+
+    Objects of classes of the user's own modules take their classes along.
 
     Objects are looked for as items and directly inside tuples, lists and dictionaries. They are tasks and no
     scattered data, since a task is computed again when its worker dies.
     """
     found: dict[int, Any] = {}
     count: Counter[int] = Counter()
+    own: dict[int, Any] = {}
     for item in items:
-        if type(item) in _PLAIN:
+        if type(item) in PLAIN:
             continue
         for part in _parts(item):
-            if type(part) not in _PLAIN and _nbytes(part) > BIG:
+            if type(part) in PLAIN:
+                continue
+            if id(part) not in own and is_users(sys.modules.get(type(part).__module__)):
+                own[id(part)] = Packed(by_value(part))
+            if _nbytes(part) > BIG:
                 found[id(part)] = part
                 count[id(part)] += 1
-    futures = {key: submit_alone(client, found[key]) for key, times in count.items() if times > 1}
+    futures = {key: submit_alone(client, own.get(key, found[key])) for key, times in count.items() if times > 1}
     heavy = sum(_nbytes(part) for part in found.values())
     if heavy > HEAVY:
         warnings.warn(
@@ -169,9 +105,9 @@ def share(client: Client, items: list[Any]) -> tuple[list[Any], list[Future[Any]
             UserWarning,
             stacklevel=5,
         )
-    if not futures:
-        return items, []
-    return [_replaced(item, futures) for item in items], list(futures.values())
+    if replaced := own | futures:
+        items = [_replaced(item, replaced) for item in items]
+    return items, list(futures.values())
 
 
 def _parts(item: Any) -> Iterator[Any]:
@@ -183,7 +119,7 @@ def _parts(item: Any) -> Iterator[Any]:
         yield item
 
 
-def _replaced(item: Any, futures: dict[int, Future[Any]]) -> Any:
+def _replaced(item: Any, futures: dict[int, Any]) -> Any:
     if type(item) in (tuple, list):
         return type(item)(futures.get(id(part), part) for part in item)
     if type(item) is dict:

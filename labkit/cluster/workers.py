@@ -13,6 +13,7 @@ from distributed import Security
 
 from labkit.checks import number, whole
 from labkit.cluster.certificates import temporary_security
+from labkit.cluster.kernel_settings import KernelSettings
 from labkit.cluster.machine import gpu_memory, visible_gpus
 from labkit.errors import SettingError
 from labkit.text import Table, amount
@@ -88,6 +89,17 @@ class WorkerPool(Protocol):
     @property
     def closed(self) -> bool:
         """Whether the workers are out of reach for good."""
+
+    @property
+    def settings(self) -> KernelSettings:
+        """What the kernel has set that its workers are to heed."""
+
+    @property
+    def revives(self) -> bool:
+        """Whether nannies of this kernel bring back workers that die."""
+
+    def ended_with(self) -> Iterable[str]:
+        """The keys of the tasks that were under way in workers as these died, of late; as far as is known."""
 
     def track(self, work: Handle) -> None:
         """Cancel this work when the lab closes."""

@@ -7,9 +7,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from textwrap import dedent
+from types import ModuleType
 from typing import Any
 
 import cloudpickle
@@ -18,7 +20,8 @@ import pytest
 import torch
 
 from labkit.cluster.lab import Lab
-from labkit.cluster.shipping import pack
+from labkit.cluster.shipping import pack, unpack
+from labkit.cluster.user_modules import by_value, is_users
 from labkit.errors import SettingError, TaskError
 
 
@@ -56,14 +59,99 @@ def test_a_function_of_the_users_own_module_travels_as_it_is_now(lab: Lab, own_m
     assert lab.map(partial(module.scaled), [1, 2]).result() == [30, 60]
 
 
-def test_a_module_that_the_workers_lack_is_named(lab: Lab, own_module: Path) -> None:
+def test_a_module_that_is_imported_inside_is_found_where_the_kernel_finds_it(lab: Lab, own_module: Path) -> None:
     def indirect(x: int) -> Any:
         import my_helpers
 
         return my_helpers.scaled(x)
 
-    with pytest.raises(TaskError, match=r"no module 'my_helpers'.*upload_file\(\"my_helpers\.py\"\)"):
+    importlib.import_module("my_helpers")
+    assert lab.map(indirect, [1, 1, 1]).result() == [2, 2, 2]
+    own_module.write_text(own_module.read_text().replace("FACTOR = 2", "FACTOR = 30"))
+    assert lab.map(indirect, [1, 1, 1]).result() == [30, 30, 30]
+
+
+def test_a_module_that_the_workers_lack_is_named(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "made_here", ModuleType("made_here"))  # by no file
+
+    def indirect(x: int) -> Any:
+        import made_here  # type: ignore[import-not-found]
+
+        return made_here.x
+
+    with pytest.raises(TaskError, match=r"no module 'made_here'.*upload_file\(\"made_here\.py\"\)"):
         lab.map(indirect, [1]).result()
+
+
+TWO_MODULES = {
+    "my_scales.py": "import threading\nlock = threading.Lock()\nSCALE = {scale}\n\ndef scale():\n    return SCALE\n",
+    "my_nets.py": """
+        from dataclasses import dataclass
+        import my_scales
+
+        @dataclass
+        class Point:
+            x: float
+
+            def scaled(self):
+                return self.x * my_scales.scale()
+        """,
+}
+
+
+@pytest.fixture
+def two_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], Any]]:
+    """Writes and imports, or loads again, a module of the user's that uses another one."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # its name is a whole second
+
+    def edited(scale: float) -> Any:
+        for name, text in TWO_MODULES.items():
+            (tmp_path / name).write_text(dedent(text).replace("{scale}", str(scale)))
+        importlib.invalidate_caches()
+        for name in ("my_scales", "my_nets"):
+            importlib.reload(sys.modules[name]) if name in sys.modules else importlib.import_module(name)
+        return sys.modules["my_nets"]
+
+    yield edited
+    for name in ("my_scales", "my_nets"):
+        sys.modules.pop(name, None)
+
+
+def of_an_item(item: Any) -> Any:
+    return item.scaled()
+
+
+def used(lab: Lab, nets: Any, way: str) -> float:
+    point = nets.Point(1.5)
+    match way:
+        case "items":
+            value = lab.map(of_an_item, [point, point]).result()[1]
+        case "closure":
+            value = lab.map(lambda x: nets.Point(x).scaled(), [1.5]).result()[0]
+        case "method":
+            value = lab.map(nets.Point.scaled, [point]).result()[0]
+        case _:
+            value = lab.launch(lambda: nets.Point(1.5).scaled(), ranks=1).result()[0]
+    return float(value)
+
+
+@pytest.mark.parametrize("way", ["items", "closure", "method", "launch"])
+def test_whatever_a_call_reaches_of_edited_modules_travels_as_it_is_now(
+    lab: Lab, two_modules: Callable[[float], Any], way: str
+) -> None:
+    assert used(lab, two_modules(2.0), way) == 3.0
+    nets = two_modules(30.0)
+    assert used(lab, nets, way) == 45.0
+    assert lab.map(lambda x: nets.Point(x), [1.0]).result() == [nets.Point(1.0)]  # of the class that is here
+
+
+def test_installed_modules_and_labkit_travel_by_their_names() -> None:
+    import labkit.tree
+
+    assert not any(map(is_users, (np, pytest, cloudpickle, importlib, labkit.tree, sys.modules["__main__"])))
+    assert is_users(sys.modules[__name__])
+    assert len(by_value(cloudpickle.dumps)) < 200 and len(by_value(labkit.tree.map)) < 200
 
 
 class Counted:
@@ -123,4 +211,5 @@ def test_an_attribute_that_is_called_like_a_module_of_torchs_travels(attribute: 
     made = type("Made", (), {attribute: 3, "__module__": "__main__"})()
     scope: dict[str, Any] = {"torch": torch, "made": made, "__name__": "__main__"}
     exec(f"def size(): return torch.zeros(made.{attribute}).numel()", scope)
-    assert cloudpickle.loads(pack(scope["size"]))() == 3
+    fn, _ = unpack(pack(scope["size"]))
+    assert fn() == 3

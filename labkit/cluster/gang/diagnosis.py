@@ -93,6 +93,8 @@ class RankFailure:
         while trace is not None and trace.tb_frame.f_code.co_filename == hide:
             trace = trace.tb_next
         error.__traceback__ = trace  # a learner's traceback starts at the learner's own function
+        for each in _causes(error):
+            _shorten(each.__traceback__)
         text = "".join(traceback.format_exception(error))
         summary, *more = "".join(traceback.format_exception_only(error)).strip().splitlines()
         kind, packed = _kind(error), _pack(error, trace)
@@ -149,6 +151,19 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         yield error
         seen.append(error)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+_FRAMES = 20  # at either end of a traceback: a recursion has hundreds, all of which pickle would go down
+
+
+def _shorten(trace: TracebackType | None) -> None:
+    """Leave out the middle of a long traceback."""
+    frames = []
+    while trace is not None:
+        frames.append(trace)
+        trace = trace.tb_next
+    if len(frames) > 2 * _FRAMES:
+        frames[_FRAMES - 1].tb_next = frames[-_FRAMES]
 
 
 def _pack(error: BaseException, trace: TracebackType | None) -> bytes | None:

@@ -90,7 +90,7 @@ class Gang:
         self.ranks = ranks or self._workers
         self.events = Mailbox()
         self._name = getattr(fn, "__name__", type(fn).__name__)
-        self._payload: Any = pack(partial(fn, *args, **kwargs), self._name)
+        self._payload: Any = pack(partial(fn, *args, **kwargs), self._name, lab.settings)
         self._gpus = {worker.address: worker.gpus[0] for worker in workers if worker.gpus}
         self._inbox = Inbox(lab.client, self._receive)
         self._address = self._inbox.address  # which names the gang

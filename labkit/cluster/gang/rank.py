@@ -10,7 +10,6 @@ import asyncio
 import ctypes
 import gc
 import os
-import pickle
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -27,6 +26,8 @@ from labkit.cluster.gang.diagnosis import RankFailure, RankGone, RankReport
 from labkit.cluster.gang.gang_queue import ask
 from labkit.cluster.gang.group import GangSpec, ProcessGroup, host_of, listen
 from labkit.cluster.preparation import leave_random_alone
+from labkit.cluster.shipping import unpack
+from labkit.cluster.user_modules import note_imported
 from labkit.errors import GangError, SettingError
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Rank:
         finally:
             with self._lock:
                 self._inside = False
-                _interrupt(self._thread, None)
+                interrupt(self._thread, None)
 
     def end(self, reason: str) -> None:
         """Break this rank's connections and raise `Ended` in its own code; called on the worker's event loop."""
@@ -121,7 +122,7 @@ class Rank:
                 return
             self.ended = reason
             if self._inside:
-                _interrupt(self._thread, Ended)
+                interrupt(self._thread, Ended)
             self._group.cut()
 
     async def watch(self) -> None:
@@ -169,7 +170,8 @@ def _work(here: Rank, payload: bytes) -> bytes:
 
     # `import torch.distributed` as the first of all would lock in another order than a thread that imports torch at
     # the same time; Python then lets one of them see a half-made torch, which aborts the process.
-    call = pickle.loads(payload)
+    call, _ = unpack(payload)
+    note_imported()
     here.stage = "start"
     here.meet()
     here.stage = "run"
@@ -187,7 +189,7 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _interrupt(thread: int, error: type[BaseException] | None) -> None:
+def interrupt(thread: int, error: type[BaseException] | None) -> None:
     """Have `error` raised at the thread's next bytecode, or withdraw what was not raised yet."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error and ctypes.py_object(error))
 

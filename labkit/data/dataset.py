@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from labkit.checks import whole
@@ -38,6 +40,10 @@ class Dataset(ABC):
     @abstractmethod
     def trial(self) -> tuple[Tensor, Tensor]:
         """Two training examples [2, …], to try a model on; the largest class number is among them if it is known."""
+
+    @abstractmethod
+    def examples(self, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """The training examples of these numbers."""
 
     @property
     def shape(self) -> torch.Size:

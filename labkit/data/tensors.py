@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from labkit.checks import generator, number, one_of, whole
@@ -56,6 +58,9 @@ class Tensors(Dataset):
         if self.source is not None:
             return self.source, ()
         return Tensors, (self.name, self.x, self.y, self.test_x, self.test_y, self.classes, None, self.names)
+
+    def examples(self, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        return self.x[torch.from_numpy(numbers)], self.y[torch.from_numpy(numbers)]
 
     @property
     def shape(self) -> torch.Size:

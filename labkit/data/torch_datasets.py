@@ -207,6 +207,10 @@ class MapStyle(TorchDataset):
         except Exception as error:  # noqa: BLE001  whatever the dataset raises
             raise failed(f"Item {k} of {self.name}", error, "correct the dataset's __getitem__") from None
 
+    def examples(self, numbers: Indices) -> Batch:
+        with Randomness(0):
+            return collated([self.item(k) for k in numbers.tolist()], self.name)
+
     def first_two(self) -> list[Any]:
         y = self.targets
         largest = 0 if y is None or y.dim() != 1 or y.is_floating_point() else int(y.argmax())
@@ -322,6 +326,9 @@ class IterableStyle(TorchDataset):
         if how is not None:
             return [StreamShard(0, 1, total)] * peers
         return [StreamShard(k, peers, total) for k in range(peers)]
+
+    def examples(self, numbers: Indices) -> NoReturn:
+        self._refuse("examples by number")
 
     def shards(self, peers: int, how: Any = None, seed: int = 0) -> NoReturn:
         """A stream's items have no numbers that could be dealt."""

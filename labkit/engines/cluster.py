@@ -27,7 +27,7 @@ from labkit.engines.distributed.recovery import Recovery, ranks_on
 from labkit.engines.distributed.reporting import Result, Rows
 from labkit.engines.distributed.steering import follow
 from labkit.engines.distributed.train_rank import RankSettings
-from labkit.engines.evaluation import trained
+from labkit.engines.evaluation import rebuilt, trained
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.errors import DataError, GangError, LabkitError, SettingError, Stopped
 from labkit.history.rows import Reporter
@@ -127,7 +127,7 @@ def _train_asynchronously(on: Cluster, experiment: Experiment, report: Reporter,
     given = ServerRank if experiment.traits.central else PairRank, experiment, blocks
     how = on.timeout, on.report_every, on.device
     gang = on.lab.launch(train_asynchronously, *given, *how, ranks=len(blocks), timeout=on.timeout)
-    rows = Rows(len(blocks), experiment.peers, experiment.traits.predict is not None, meet=False)
+    rows = Rows(len(blocks), experiment.peers, meet=False)
 
     def take(told: list[dict[str, Any]]) -> None:
         for news in rows.complete(told):
@@ -142,7 +142,8 @@ def _train_asynchronously(on: Cluster, experiment: Experiment, report: Reporter,
 def _outcome(experiment: Experiment, blocks: list[range], results: list[Result]) -> Outcome:
     states = [state for result in results for state in result.states]
     models = experiment.models_of(partial(_model, experiment, states))
-    return Outcome(models, _timeline(experiment, blocks, results), _staleness(results))
+    best = rebuilt(experiment, [state for result in results for state in result.best or ()])
+    return Outcome(models, _timeline(experiment, blocks, results), _staleness(results), best)
 
 
 def _model(experiment: Experiment, states: list[dict[str, Any]], peer: int) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Protocol, TypeVar, overload
@@ -26,6 +26,7 @@ from labkit.text import some
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 Schedule = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 Loss = Callable[[Tensor, Tensor], Tensor]
+Metric = Callable[[Tensor, Tensor], Any]  # of the outputs and targets of all test examples: a number
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # that autocast may compute in
 T = TypeVar("T")
 _PUBLIC = 1 << 40  # the public examples' stream, as if it were the one of a peer that nobody is
@@ -58,6 +59,9 @@ class Experiment:
     schedule: Schedule | None = None  # made with each optimiser, and stepped after each of its steps
     precision: str | None = None  # "bf16" or "fp16", of the forward pass and the loss
     clip: float | None = None  # the largest norm of a peer's gradient
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    keeps_best: bool = False  # whether of each peer the model that scored best is kept
+    client_tests: Sequence[Indices] = ()  # each peer's own test examples, among those for training
     epochs: int | None = None  # how often each peer goes through its whole shard; None: batches never end
     budget: Budget | None = None  # ends the run between two rounds, at the latest after the last of `rounds`
 
@@ -202,7 +206,7 @@ class Experiment:
         With a budget and no `evaluate_every` it decides when they are `due`, besides.
         """
         due = due or round == self.rounds or round % (self.evaluate_every or SELDOM) == 0
-        return due and len(self.dataset.test_x) > 0
+        return due and (bool(self.client_tests) or len(self.dataset.test_y) > 0)
 
     def ended(self, rows: Sequence[Row]) -> bool:
         """Whether a run with these rows has come to its end, and was not stopped before."""
@@ -249,12 +253,14 @@ class Models(Sequence[nn.Module]):
 class Outcome:
     """What an engine has besides the rows: the trained models, and a Timeline of the peers' work where one was kept.
 
-    `staleness` [n, rounds] is, of asynchronous peers, how many changes each request had not seen.
+    `best` are the models as they scored best on the tests, where these were to be kept. `staleness` [n, rounds] is, of
+    asynchronous peers, how many changes each request had not seen.
     """
 
     models: Sequence[nn.Module] = field(default_factory=list)
     timeline: Any = None
     staleness: Any = None
+    best: Sequence[nn.Module] = field(default_factory=list)
 
 
 class Engine(Protocol):

@@ -18,7 +18,7 @@ from labkit.data.batches import Batches
 from labkit.engines.barriers import Answer, Meeting, barriers, exhaust
 from labkit.engines.batches import Examples, StackedStream, Stream
 from labkit.engines.checkpoint import Part, kept, moved, restore
-from labkit.engines.evaluation import AT_ONCE, accuracies, classes, trained
+from labkit.engines.evaluation import AT_ONCE, NOTHING, Best, Evaluation, Scores, trained
 from labkit.engines.experiment import Experiment, require_finite
 from labkit.engines.peer import Exchanged, OnePeer, Peers, Place
 from labkit.engines.round_checks import started
@@ -75,6 +75,7 @@ class LocalPeers:
         self._streams: dict[int, Batches] = {}  # by client: its batches, unless these are sampled
         self._stand_in = False
         self.taken = 0.0  # steps of all members since the start
+        self.best = Best()
         self.present: Sequence[int] = members
         self._blocks: list[Block] = []
         if parts:
@@ -161,6 +162,7 @@ class LocalPeers:
             "streams": self._dealt if self._experiment.served else self._positions(),
             "rate": [self._place.rate.version, self._place.rate.value],
             "taken": self.taken,
+            "best": self.best.kept,
         }
 
     def _go_on(self, parts: Sequence[Part]) -> None:
@@ -170,6 +172,7 @@ class LocalPeers:
         for part in parts:
             self.taken += part["taken"] * (part["members"][0] in self.members)
             self._dealt |= {k: dealt for k, dealt in part["streams"].items() if k in self.members}
+            self.best.kept |= {k: own for k, own in part["best"].items() if k in self.members}
             if self._place.archive is not None:
                 archive = moved(part["archive"], self._place.device)
                 self._place.archive.update({k: own for k, own in archive.items() if k in self.members})
@@ -228,20 +231,39 @@ class LocalPeers:
             for name in names
         }
 
-    def accuracies(self, answer: Answer) -> tuple[float, ...] | None:
-        """The share of test examples that each peer gets right, or the one of all together.
+    def scores(self, answer: Answer) -> Scores:
+        """What each peer scores, or all together, which is told where peer 0 is.
 
-        A server's clients have one model, which is tested where peer 0 is, and None elsewhere; an algorithm with a
-        `predict` generator lets the peers talk about the examples.
+        A server's clients have one model; an algorithm with a `predict` generator lets the peers talk about the test
+        examples. Where peers have test examples of their own, each one's model is tested on them too.
         """
-        inputs, targets = self._test
-        if self._experiment.served:
-            return (
-                accuracies(classes(self._server_model(), inputs).unsqueeze(0), targets) if 0 in self.members else None
-            )
+        found = self._test_scores(answer)
+        if self._experiment.keeps_best and found.losses is not None:
+            self.best.note(found, self.members[: 1 if self._experiment.served else None], self._copy)
+        if self._experiment.traits.predict is not None and 0 not in self.members:
+            found = NOTHING
+        return found._replace(metrics=found.metrics | self._evaluation.clients(self._copy, self.members))
+
+    def _test_scores(self, answer: Answer) -> Scores:
+        evaluation = self._evaluation
+        if not len(evaluation.targets) or (self._experiment.served and 0 not in self.members):
+            return NOTHING
         if self._experiment.traits.predict is not None:
-            return accuracies(self._agreed(inputs, answer), targets)
-        return accuracies(self._in_order([block.peers.predicted(inputs) for block in self._blocks]), targets)
+            return evaluation.agreed(self._agreed(evaluation.inputs, answer))
+        if self._experiment.served:
+            return evaluation.alone(self._server_model(), 0)
+        return Scores.joined([block.peers.scores(evaluation) for block in self._blocks], self._order)
+
+    def _copy(self, peer: int) -> nn.Module:
+        """The model of a member as it is now, or its server's, to be looked at."""
+        if self._experiment.served:
+            return self._server_model()
+        block = next(block for block in self._blocks if peer in block.peers.members)
+        return block.peers.copy(block.peers.members.index(peer))
+
+    @cached_property
+    def _evaluation(self) -> Evaluation:
+        return Evaluation(self._experiment, self._place.device)
 
     def model(self, peer: int) -> nn.Module:
         """The trained model of a member, or the one that its server has."""
@@ -250,13 +272,8 @@ class LocalPeers:
         block = next(block for block in self._blocks if peer in block.peers.members)
         return block.peers.model(block.peers.members.index(peer))
 
-    @cached_property
-    def _test(self) -> tuple[Tensor, Tensor]:
-        dataset, device = self._experiment.dataset, self._place.device
-        return dataset.test_x.to(device), dataset.test_y.to(device)
-
     def _agreed(self, inputs: Tensor, answer: Answer) -> Tensor:
-        """The classes [1, N] that the peers give inputs [N, …] once they have talked about them."""
+        """The outputs [N, …] that the peers give inputs [N, …] once they have talked about them."""
         predict, lead = self._experiment.traits.predict, self._blocks[0].peers.lead
         assert predict is not None
         pieces = []
@@ -266,8 +283,8 @@ class LocalPeers:
                     stack.enter_context(block.peers.evaluating())
                 talks = [predict(block.peers, x.expand(*(1,) * lead, *x.shape)) for block in self._blocks]
                 logits = exhaust(barriers(talks, answer))[0]  # of one block: what they agree on is the same for all
-            pieces.append(logits.argmax(-1).reshape(-1, *logits.shape[lead:-1])[:1])
-        return torch.cat(pieces, dim=1)
+            pieces.append(logits[0] if lead else logits)
+        return torch.cat(pieces)
 
     def _server_model(self) -> nn.Module:
         """The model that a server's clients share."""

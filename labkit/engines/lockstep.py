@@ -13,6 +13,7 @@ from labkit.engines.asynchronous.simulate import simulate
 from labkit.engines.barriers import Meeting, exhaust
 from labkit.engines.clock import Clock, Timed
 from labkit.engines.control import Control
+from labkit.engines.evaluation import rebuilt
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.engines.local_peers import LocalPeers
 from labkit.engines.peer import OnePeer
@@ -51,7 +52,8 @@ class Lockstep(Timed):
         for meeting in train(experiment, local, runtime):
             with runtime.clock.stopped():
                 yield meeting
-        return Outcome(experiment.models_of(local.model), runtime.clock.timeline())
+        best = rebuilt(experiment, local.best.states)
+        return Outcome(experiment.models_of(local.model), runtime.clock.timeline(), best=best)
 
 
 def _answer(messages: list[Message]) -> Sequence[Tree]:

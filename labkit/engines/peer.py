@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from labkit.algorithms.base import Batch
-from labkit.engines.evaluation import classes, trained
+from labkit.engines.evaluation import AT_ONCE, Evaluation, Scores, trained
 from labkit.engines.experiment import PRECISIONS, Experiment, Loss
 from labkit.engines.optimizer_step import LearningRate, OptimizerStep
 from labkit.engines.round_checks import logged, require_shapes
@@ -240,9 +240,27 @@ class Peers(ABC):
         finally:
             self.net.train()
 
+    def scores(self, evaluation: Evaluation) -> Scores:
+        """What each peer's model scores on the test set, in evaluation mode."""
+        with self.evaluating():
+            return evaluation.score(self, self.members[0], self._tested_at_once(evaluation))
+
+    def _tested_at_once(self, evaluation: Evaluation) -> int:
+        """How many test examples one forward pass takes."""
+        return AT_ONCE
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """Those of inputs [B, …] that are the same for all: [B, …] or [K, B, …]."""
+        return self.logits(inputs.unsqueeze(0) if self.lead else inputs)
+
+    def test_loss(self, targets: Tensor, outputs: Tensor) -> Tensor:
+        """The loss, [] or [K], of outputs that are not recorded."""
+        each = targets.expand(len(outputs), *targets.shape) if self.lead else targets
+        return self._compared(self._mean_loss, (outputs, each), outputs)
+
     @abstractmethod
-    def predicted(self, inputs: Tensor) -> Tensor:
-        """The classes that each peer's model gives inputs [N, …] in evaluation mode: [K, N], of sequences [K, N, T]."""
+    def copy(self, k: int) -> nn.Module:
+        """A copy of the model of the k-th peer here."""
 
     @abstractmethod
     def model(self, k: int) -> nn.Module:
@@ -292,9 +310,10 @@ class OnePeer(Peers):
         self._losses.clear()
         return (mean,)
 
-    def predicted(self, inputs: Tensor) -> Tensor:
-        with self.evaluating():
-            return classes(self.net, inputs).unsqueeze(0)
+    def copy(self, k: int = 0) -> nn.Module:
+        model = self._experiment.fresh_model(self.members[0])
+        model.load_state_dict(self.net.state_dict())
+        return model
 
     def model(self, k: int = 0) -> nn.Module:
         return trained(self.net)

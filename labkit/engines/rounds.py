@@ -13,6 +13,7 @@ from labkit.engines.barriers import Answer, Meeting
 from labkit.engines.budget import Spending
 from labkit.engines.clock import Clock
 from labkit.engines.control import Control
+from labkit.engines.evaluation import NOTHING
 from labkit.engines.experiment import Experiment
 from labkit.engines.local_peers import LocalPeers
 from labkit.exchange import Message
@@ -47,13 +48,14 @@ def train(
         measured = local.measured()  # which raises for one that is not finite
         local.end()
         over, due = (False, False) if spending is None else spending.after_round()
-        accuracies = None
+        found = NOTHING
         if experiment.evaluates(number, due):
             with runtime.clock.stopped():
-                accuracies = local.accuracies(runtime.predict)
+                found = local.scores(runtime.predict)
         sent, seconds = runtime.sent / peers, runtime.clock.seconds
-        row = Row(number, measured.losses, accuracies, sent, seconds, local.sampled, local.learning_rate)
-        runtime.report(replace(row, steps=local.taken / peers, logged=measured.logged))
+        row = Row(number, measured.losses, None, sent, seconds, local.sampled, local.learning_rate)
+        row = replace(row, steps=local.taken / peers, logged=measured.logged)
+        runtime.report(found.put_into(row))
         runtime.checkpoint(number)
         if over:
             break

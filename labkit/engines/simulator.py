@@ -15,6 +15,7 @@ from labkit.engines.asynchronous.simulate import simulate
 from labkit.engines.barriers import exhaust
 from labkit.engines.clock import Clock, Timed
 from labkit.engines.control import Control
+from labkit.engines.evaluation import rebuilt
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.engines.local_peers import LocalPeers
 from labkit.engines.peer import OnePeer
@@ -59,4 +60,5 @@ class Simulator(Timed):
         with torch.random.fork_rng():
             torch.manual_seed(experiment.seed)
             exhaust(train(experiment, local, runtime))
-        return Outcome(experiment.models_of(local.model), runtime.clock.timeline())
+        best = rebuilt(experiment, local.best.states)
+        return Outcome(experiment.models_of(local.model), runtime.clock.timeline(), best=best)

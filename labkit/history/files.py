@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from labkit.errors import DataError
+from labkit.history.measures import mean_of, values_of
 from labkit.history.rows import Event, Row
 
 _FORMAT = "labkit history 1"
@@ -60,11 +61,11 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def write_csv(path: str | Path, rows: Sequence[Row], peers: int) -> None:
-    """Write a line for each round: means, then each peer's loss and accuracy; empty where nothing was measured."""
-    tested = any(len(row.accuracies or ()) == peers > 1 for row in rows)
+    """Write a line for each round: means, then what each peer measured; empty where nothing was."""
+    tested = [it for it in ("accuracy", "test loss", *metrics_of(rows)) if _each_has(rows, it, peers)]
     logged = list(dict.fromkeys(name for row in rows for name in row.logged))
-    head = [*_MEANS, *logged, *(f"loss_{k}" for k in range(peers))]
-    head += [f"accuracy_{k}" for k in range(peers) if tested]
+    head = [*_MEANS, *metrics_of(rows), *logged, *(f"loss_{k}" for k in range(peers))]
+    head += [f"{name.replace(' ', '_')}_{k}" for name in tested for k in range(peers)]
     head += [f"{name}_{k}" for name in logged for k in range(peers)]
     lines = []
     for row in rows:
@@ -74,8 +75,8 @@ def write_csv(path: str | Path, rows: Sequence[Row], peers: int) -> None:
         for line, values in zip(spread, each, strict=True):
             for k, value in zip(present, values, strict=True):
                 line[k] = value
-        shares = row.accuracies or (None,) * peers if tested else ()
-        lines.append([*_means(row, logged), *spread[0], *shares, *chain.from_iterable(spread[1:])])
+        scores = chain.from_iterable(values_of(row, it) or (None,) * peers for it in tested)
+        lines.append([*_means(row, metrics_of(rows), logged), *spread[0], *scores, *chain.from_iterable(spread[1:])])
     _write_table(path, head, lines)
 
 
@@ -83,9 +84,10 @@ def write_all_csv(path: str | Path, histories: Mapping[str, Sequence[Any]]) -> N
     """Write a line for each round of several histories by name, and of several by that name: its means."""
     every = [(name, k, row) for name, each in histories.items() for k, it in enumerate(each) for row in it.rows]
     logged = list(dict.fromkeys(name for *_, row in every for name in row.logged))
+    metrics = metrics_of([row for *_, row in every])
     seeds = {(name, k): it.settings.get("seed") for name, each in histories.items() for k, it in enumerate(each)}
-    lines = [[name, seeds[name, k], *_means(row, logged)] for name, k, row in every]
-    _write_table(path, ["entry", "seed", *_MEANS, *logged], lines)
+    lines = [[name, seeds[name, k], *_means(row, metrics, logged)] for name, k, row in every]
+    _write_table(path, ["entry", "seed", *_MEANS, *metrics, *logged], lines)
 
 
 def write_all_json(path: str | Path, known: Mapping[str, Any], histories: Mapping[str, Sequence[Any]]) -> None:
@@ -94,12 +96,23 @@ def write_all_json(path: str | Path, known: Mapping[str, Any], histories: Mappin
     _write(path, _json({"format": "labkit comparison 1", **known, "histories": each}))
 
 
-_MEANS = ("round", "seconds", "bytes", "learning_rate", "loss", "accuracy", "steps")
+_MEANS = ("round", "seconds", "bytes", "learning_rate", "loss", "accuracy", "test_loss", "steps")
 
 
-def _means(row: Row, logged: Sequence[str]) -> list[Any]:
-    known = {name: [it for it in row.logged.get(name, ()) if not isnan(it)] for name in logged}
-    return [*(getattr(row, name) for name in _MEANS), *(fmean(each) if each else None for each in known.values())]
+def _means(row: Row, metrics: Sequence[str], logged: Sequence[str]) -> list[Any]:
+    known = [[it for it in row.logged.get(name, ()) if not isnan(it)] for name in logged]
+    scores = [mean_of(row, name) for name in metrics]
+    return [*(getattr(row, name) for name in _MEANS), *scores, *(fmean(each) if each else None for each in known)]
+
+
+def metrics_of(rows: Sequence[Row]) -> list[str]:
+    """The names of the metrics that these rows have."""
+    return list(dict.fromkeys(name for row in rows for name in row.metrics))
+
+
+def _each_has(rows: Sequence[Row], measure: str, peers: int) -> bool:
+    """Whether each of several peers has a value of its own."""
+    return any(len(values_of(row, measure) or ()) == peers > 1 for row in rows)
 
 
 def _write_table(path: str | Path, head: Sequence[str], lines: Sequence[Sequence[Any]]) -> None:

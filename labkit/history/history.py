@@ -10,17 +10,19 @@ from typing import Any
 
 from labkit.errors import Stopped
 from labkit.history import files
+from labkit.history.measures import in_words, mean_of, measures_of, spread_in_words, values_of
 from labkit.history.rows import Event as Event, Row as Row, Update
 from labkit.history.tensorboard import TensorBoardWriter
 from labkit.plots.curves import learning_curves
 from labkit.plots.panel import Picture
-from labkit.text import Table, amount, percent
+from labkit.text import Table, amount
 
 
 @dataclass
 class History:
     """The rows of a run as they came in, and at its end the trained models: one per peer, or the server's only one.
 
+    `best` are the models of the round in which each of them scored best on the tests, with `keep="best"`.
     `timeline` is a Timeline of the peers' work between messages where one was kept: predicted by the virtual clock, or
     measured on real workers.
     `staleness` [n, rounds], of asynchronous peers, is how many of the server's updates each push had not seen, or how
@@ -47,6 +49,7 @@ class History:
     models: Sequence[Any] = field(default_factory=list, repr=False)
     timeline: Any = field(default=None, repr=False)
     staleness: Any = field(default=None, repr=False)
+    best: Sequence[Any] = field(default_factory=list, repr=False)
     stopped: bool = False
     events: list[Event] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -80,21 +83,26 @@ class History:
         return self.rows[-1].seconds if self.rows else 0.0
 
     def curve(self, what: str) -> tuple[list[int], list[tuple[float, ...]]]:
-        """Rounds, and each peer's "losses" or "accuracies" in them, where they were measured.
+        """Rounds, and in them each peer's "losses", "accuracies", "test_losses" or a metric, where they were measured.
 
         Where others take part in every round, it is their mean alone.
         """
-        known = [(row.round, getattr(row, what)) for row in self.rows]
+        known = [(row.round, getattr(row, what, None) or row.metrics.get(what)) for row in self.rows]
         if any(row.peers is not None for row in self.rows):
             known = [(at, values if values is None else (fmean(values),)) for at, values in known]
         return [at for at, values in known if values is not None], [v for _, v in known if v is not None]
 
     def table(self) -> Table:
-        """The rounds that were evaluated (all where none was): loss, accuracy, bytes, seconds, learning rate."""
+        """The rounds that were evaluated (all where none was): loss, accuracy, metrics, bytes, seconds, learning rate.
+
+        Where there are no classes there is the test loss instead of an accuracy; of clients' own test examples there
+        are mean, standard deviation and the worst client.
+        """
         rows = [row for row in self.rows if row.evaluated] or self.rows
         changes = len({row.learning_rate for row in self.rows}) > 1
-        head = ["round", "loss", "accuracy", "sent per peer", "seconds", *["learning rate"] * changes]
-        return Table(head, [_words(row)[: len(head)] for row in rows])
+        tested = measures_of(rows) or ["accuracy"]
+        head = ["round", "loss", *tested, "sent per peer", "seconds", *["learning rate"] * changes]
+        return Table(head, [_words(row, tested)[: len(head)] for row in rows])
 
     def to_csv(self, path: str | Path) -> None:
         """Write a line for each round: the means, then each peer's loss and accuracy; empty where not measured.
@@ -123,20 +131,19 @@ class History:
         tensorboard_writer(folder, self).close()
 
     def plot(self) -> Picture:
-        """Training loss and test accuracy over the rounds: each peer's, and their mean."""
+        """Training loss, test accuracy (or test loss) and metrics over the rounds: each peer's, and their mean."""
         return self.picture(title=f"{self.algorithm}, {self.peers} peers, {self.engine} engine")
 
     def picture(self, rounds: int | None = None, title: str = "") -> Picture:
         """The learning curves so far, on an axis of `rounds` rounds."""
-        return learning_curves(
-            self.curve("losses"), self.curve("accuracies"), rounds=rounds, title=title, note="measured"
-        )
+        names = {"accuracy": "accuracies", "test loss": "test_losses"}
+        tests = {it: self.curve(names.get(it, it)) for it in measures_of(self.rows) or ["accuracy"]}
+        return learning_curves(self.curve("losses"), tests, rounds=rounds, title=title, note="measured")
 
     def __repr__(self) -> str:
         if not self.rows:
             return f"History: {self.algorithm}, {self.peers} peers, no round finished yet"
-        accuracy = self.final.accuracy
-        reached = "not evaluated" if accuracy is None else f"test accuracy {accuracy:.1%}"
+        reached = _tested(self.final) or "not evaluated"
         ended = "stopped after" if self.stopped else "after"
         return (
             f"History: {self.algorithm}, {self.peers} peers, {ended} {len(self.rows)} rounds {reached}, "
@@ -144,9 +151,16 @@ class History:
         )
 
 
-def _words(row: Row) -> list[str]:
+def _tested(row: Row) -> str:
+    """What tests told first of all, in words."""
+    measure = next(iter(measures_of([row])), "")
+    return f"test {measure.removeprefix('test ')} {in_words(measure, mean_of(row, measure))}" if measure else ""
+
+
+def _words(row: Row, tested: list[str]) -> list[str]:
     rate = "–" if row.learning_rate is None else f"{row.learning_rate:.4g}"
-    return [str(row.round), f"{row.loss:.4f}", percent(row.accuracy), amount(row.bytes), f"{row.seconds:.3f}", rate]
+    scores = [spread_in_words(it, values_of(row, it)) for it in tested]
+    return [str(row.round), f"{row.loss:.4f}", *scores, amount(row.bytes), f"{row.seconds:.3f}", rate]
 
 
 def tensorboard_writer(folder: str | Path, history: History) -> TensorBoardWriter:

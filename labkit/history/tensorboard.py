@@ -11,6 +11,7 @@ from time import time
 from typing import Any
 
 from labkit.errors import MissingPackage
+from labkit.history.measures import values_of
 from labkit.history.rows import Event, Row, Update
 
 _EACH = 16  # peers whose own curves are written
@@ -41,13 +42,14 @@ class TensorBoardWriter:
             self.take(update)
 
     def take(self, update: Update) -> None:
-        """Write a row's losses, accuracies, bytes, learning rate and what its peers logged, or an event's words."""
+        """Write a row's losses, scores, bytes, learning rate and what its peers logged, or an event's words."""
         if isinstance(update, Event):
             self._text("events", update.text, update.round, update.seconds)
         elif isinstance(update, Row):
             self._curves("loss", update.loss, update.losses if update.peers is None else (), update)
-            if update.accuracy is not None and update.accuracies is not None:
-                self._curves("accuracy", update.accuracy, update.accuracies, update)
+            for measure in ("accuracy", "test loss", *update.metrics):
+                if values := values_of(update, measure):
+                    self._curves(measure, fmean(values), values, update)
             self._curves("bytes sent per peer", update.bytes, (), update)
             for name, values in update.logged.items():
                 known = [it for it in values if not isnan(it)]

@@ -14,6 +14,8 @@ from labkit.plots.style import CYCLE, PLAIN, TITLED
 Floats = NDArray[np.float64]
 RoundValues = tuple[Sequence[int], Sequence[Sequence[float]]]  # rounds [R], and one value per peer [R][n]
 _MOST_POINTS, _MOST_LINES = 300, 16
+_MOST_TESTS = 4  # panels besides the training loss
+_TESTS = ("accuracy", "test loss")  # on the test set
 _TALL, _LEFT = 1.6, 0.62  # inches: the learning curves' height, and what is left of each
 
 
@@ -47,33 +49,62 @@ def curves(
 
 
 def learning_curves(
-    loss: RoundValues, accuracy: RoundValues, *, rounds: int | None = None, title: str = "", note: str = ""
+    loss: RoundValues,
+    tests: Mapping[str, RoundValues],
+    *,
+    rounds: int | None = None,
+    title: str = "",
+    note: str = "",
 ) -> Picture:
-    """Draw loss and accuracy over the rounds; a live picture's axis is `rounds` halved until the curve fills half."""
-    last = max([1, *loss[0], *accuracy[0]])
+    """Draw the training loss and what tests told, by name, over the rounds, side by side.
+
+    Of "client …", tested on data of their own, a band reaches from the lowest to the highest. A live picture's axis is
+    `rounds` halved until the curve fills half.
+    """
+    last = max([1, *loss[0], *(at for rounds_tested, _ in tests.values() for at in rounds_tested)])
     end = float(rounds or last)
     while end / 2 >= last:
         end /= 2
-    losses, shares = _thin(loss), _thin(accuracy)
-    top = 1.05 * max(losses[1][np.isfinite(losses[1])], default=1.0)
-    low = float(np.floor(10 * shares[1].min()) / 10) if shares[1].size else 0.0
-    left, right = axes(_TALL, TITLED if title else PLAIN, 0.48, _LEFT, columns=2)
-    first = Panel(_TALL, (0, end), (0, top or 1.0), title=title, left=_LEFT, ax=left)
-    second = Panel(_TALL, (0, end), (min(low, 0.9), 1.0), ax=right)
-    _draw_peers(first, losses, CYCLE[0], "training loss")
-    _draw_peers(second, shares, CYCLE[2], "test accuracy")
-    second.legend([], note)
-    first.finish("")
-    return second.finish(f"Training loss and test accuracy{f' of {title}' if title else ''} ({note})")
+    shown = dict(list(tests.items())[:_MOST_TESTS])
+    left, *others = axes(_TALL, TITLED if title else PLAIN, 0.48, _LEFT, columns=1 + len(shown))
+    losses = _thin(loss)
+    panels = [Panel(_TALL, (0, end), (0, _top(losses[1])), title=title, left=_LEFT, ax=left)]
+    _draw_peers(panels[0], losses, CYCLE[0], "training loss")
+    names = ["training loss"]
+    for k, (name, curve) in enumerate(shown.items()):
+        values = _thin(curve)
+        names.append(f"test {name.removeprefix('test ')}" if name in _TESTS else name)
+        panels.append(Panel(_TALL, (0, end), _limits(name, values[1]), ax=others[k]))
+        _draw_peers(panels[-1], values, CYCLE[(2 + k) % len(CYCLE)], names[-1], band=name.startswith("client "))
+    panels[-1].legend([], note)
+    for panel in panels[:-1]:
+        panel.finish("")
+    said = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+    return panels[-1].finish(f"{said.capitalize()}{f' of {title}' if title else ''} ({note})")
 
 
-def _draw_peers(panel: Panel, curve: tuple[Floats, Floats], colour: str, label: str) -> None:
+def _top(values: Floats) -> float:
+    return 1.05 * max(values[np.isfinite(values)], default=1.0) or 1.0
+
+
+def _limits(name: str, values: Floats) -> tuple[float, float]:
+    """From where to where the axis of a measure goes: shares up to one, all else around what there is."""
+    if name.endswith("accuracy"):
+        low = float(np.floor(10 * np.nanmin(values)) / 10) if np.isfinite(values).any() else 0.0
+        return min(low, 0.9), 1.0
+    low, high = _range([values.reshape(-1)])
+    return (0.0, _top(values)) if low >= 0 else (low - 0.05 * (high - low), high + 0.05 * (high - low))
+
+
+def _draw_peers(panel: Panel, curve: tuple[Floats, Floats], colour: str, label: str, band: bool = False) -> None:
     """Each peer's curve, their mean, and a dot at its end."""
     panel.y_axis(label)
     panel.x_axis("round")
     at, values = curve
     if not len(at):
         return
+    if band:
+        panel.ax.fill_between(at, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.15, linewidth=0)
     if 1 < values.shape[1] <= _MOST_LINES:
         each = [np.stack([at, peer], axis=1) for peer in values.T]
         panel.lines(each, colors=colour, linewidths=0.7, alpha=0.35, zorder=2)

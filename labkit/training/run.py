@@ -16,6 +16,7 @@ from labkit.engines.experiment import Engine, Experiment
 from labkit.errors import LabkitError, SettingError, let_go
 from labkit.history.history import History, tensorboard_writer
 from labkit.history.lanes import MOST_LANES, Lanes
+from labkit.history.measures import in_words, mean_of, measures_of
 from labkit.history.rows import Interval, Reporter, Row, Update
 from labkit.history.tensorboard import TensorBoardWriter
 from labkit.plots.panel import Picture
@@ -142,8 +143,8 @@ class Run(Background):
             said.append(remaining((self.rounds - last) / rate))
         if rows:
             said.append(f"loss {rows[-1].loss:.3f}")
-            if (accuracy := self.history.final.accuracy) is not None:
-                said.append(f"accuracy {accuracy:.1%}")
+            final = self.history.final
+            said += [f"{it} {in_words(it, mean_of(final, it))}" for it in measures_of([final])]
             if rate is not None:
                 said.append(f"{rate * self._samples:,.0f} samples/s")
             said.append(f"{amount(rows[-1].bytes)} sent per peer")
@@ -198,6 +199,7 @@ def carry_out(engine: Engine, experiment: Experiment, history: History, report: 
             let_go(error)
         raise
     history.models, history.timeline, history.staleness = outcome.models, outcome.timeline, outcome.staleness
+    history.best = outcome.best
     history.stopped = not experiment.ended(history.rows)
 
 

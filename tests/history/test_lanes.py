@@ -65,7 +65,7 @@ def told(rank, intervals=(), parts=(), events=()):
 
 
 def test_ranks_have_met_when_the_last_one_arrived():
-    rows = Rows(ranks=2, peers=2, together=False)
+    rows = Rows(ranks=2, peers=2)
     assert rows.complete([told(0, [Interval(0, 0, 0.0, 1.0, None, 3.5), Interval(0, 1, 3.5, 4.0, None, 5.0)])]) == []
     first, second = rows.complete([told(1, [Interval(1, 0, 0.1, 3.0, None, 3.4)])])
     assert first == Interval(0, 0, 0.0, 1.0, 3.0, 3.5)  # waited for two seconds
@@ -73,18 +73,18 @@ def test_ranks_have_met_when_the_last_one_arrived():
 
 
 def test_where_ranks_do_not_meet_each_stretch_stands_for_itself():
-    rows = Rows(ranks=2, peers=2, together=False, meet=False)
+    rows = Rows(ranks=2, peers=2, meet=False)
     assert rows.complete([told(1, [Interval(1, 4, 0.0, 1.0, None, 2.0)])]) == [Interval(1, 4, 0.0, 1.0, None, 2.0)]
 
 
 def test_intervals_that_some_rank_did_not_keep_are_forgotten():
-    rows = Rows(ranks=2, peers=2, together=False)
+    rows = Rows(ranks=2, peers=2)
     rows.complete([told(0, [Interval(0, k, k, k, None, k) for k in range(10_000)])])
     assert len(rows._unmet) < 1000
 
 
 def test_events_of_the_first_rank_come_before_the_rows_of_their_round():
-    rows = Rows(ranks=2, peers=2, together=False)
+    rows = Rows(ranks=2, peers=2)
     event, part = (3, 0.5, "learning rate", {"rate": 0.01}), Row(3, (1.0,), None, 8.0, 0.6, None, 0.01)
     rows.complete([told(1, parts=[part], events=[event])])
     happened, row = rows.complete([told(0, parts=[part], events=[event])])

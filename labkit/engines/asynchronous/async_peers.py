@@ -12,7 +12,7 @@ from torch import Tensor
 from labkit import tree
 from labkit.engines.asynchronous.request_handlers import Params, RequestHandler, loaded
 from labkit.engines.batches import Examples, StackedStream, Stream
-from labkit.engines.evaluation import classes
+from labkit.engines.evaluation import Evaluation, Scores
 from labkit.engines.experiment import Experiment
 from labkit.engines.optimizer_step import LearningRate
 from labkit.engines.peer import OnePeer, Peers, Place
@@ -62,8 +62,8 @@ class AsyncPeers(Protocol):
     def answer(self, peer: int, reply: Params) -> None:
         """Its round ends with the reply."""
 
-    def classes(self, params: list[Params], inputs: Tensor) -> Tensor:
-        """The classes [n, N] that the peers' models give inputs [N, …] with these parameters."""
+    def scores(self, params: list[Params], evaluation: Evaluation) -> Scores:
+        """What the peers' models score with these parameters."""
 
 
 class AsyncSingles:
@@ -91,10 +91,9 @@ class AsyncSingles:
         one, reply = self._peers[peer], tree.map(torch.clone, reply)
         finish_round(self._generators.pop(peer), reply, one, self._experiment.algorithm_of(peer))
 
-    def classes(self, params: list[Params], inputs: Tensor) -> Tensor:
-        device, fresh = inputs.device, self._experiment.fresh_model
-        models = [loaded(fresh(k), own).to(device).eval() for k, own in enumerate(params)]
-        return torch.stack([classes(model, inputs) for model in models])
+    def scores(self, params: list[Params], evaluation: Evaluation) -> Scores:
+        fresh = self._experiment.fresh_model
+        return Scores.joined([evaluation.alone(loaded(fresh(k), own), k) for k, own in enumerate(params)])
 
 
 class AsyncStacks:
@@ -134,13 +133,14 @@ class AsyncStacks:
         for name, rows in self._rows.items():
             rows[peer].copy_(reply[name])
 
-    def classes(self, params: list[Params], inputs: Tensor) -> Tensor:
-        found: dict[int, Tensor] = {}
+    def scores(self, params: list[Params], evaluation: Evaluation) -> Scores:
+        found, order = [], []
         for ids in self._stacks(list(range(len(params)))):
             stack = self._made.stack(ids)
             stack.params = {name: torch.stack([params[k][name] for k in ids]) for name in self._rows}
-            found |= zip(ids, stack.predicted(inputs), strict=True)
-        return torch.stack([found[k] for k in range(len(params))])
+            found.append(stack.scores(evaluation))
+            order += ids
+        return Scores.joined(found, torch.tensor(order).argsort())
 
     # -- inside
 

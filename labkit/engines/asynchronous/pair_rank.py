@@ -116,8 +116,8 @@ class PairRank(AsyncRank):
 
     def _tested(self, part: Row) -> Row:
         seconds, tested = self.clock.seconds, self.experiment.evaluates(part.round)
-        each = tuple(self.accuracy(k, self._mine[k]) for k in self.members) if tested else None
-        return replace(part, accuracies=each, bytes=self._sent, seconds=seconds)
+        part = replace(part, bytes=self._sent, seconds=seconds)
+        return self.scores(self.members, self._mine, self.members).put_into(part) if tested else part
 
     @property
     def _sent(self) -> float:

@@ -136,5 +136,8 @@ class ServerRank(AsyncRank):
             except Empty:
                 return
             if round in self._parts:  # else this rank has stopped before
-                tested = None if weights is None else (self.accuracy(0, weights),)
-                yield replace(self._parts.pop(round), accuracies=tested, bytes=sent, seconds=seconds)
+                part = replace(self._parts.pop(round), bytes=sent, seconds=seconds)
+                if weights is not None:
+                    everybody = range(self.experiment.peers)
+                    part = self.scores([0], dict.fromkeys(everybody, weights), everybody).put_into(part)
+                yield part

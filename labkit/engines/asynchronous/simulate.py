@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from labkit.engines.asynchronous.async_peers import AsyncPeers, Told
-from labkit.engines.asynchronous.request_handlers import ServerHandler, StalenessGate, builder, loaded, request_handler
+from labkit.engines.asynchronous.request_handlers import ServerHandler, StalenessGate, builder, request_handler
 from labkit.engines.budget import Spending
 from labkit.engines.clock import Clock, VirtualClock
 from labkit.engines.control import Control
-from labkit.engines.evaluation import accuracies, classes
+from labkit.engines.evaluation import NOTHING, Best, Evaluation, Scores, rebuilt
 from labkit.engines.experiment import Experiment, Outcome, require_finite
 from labkit.exchange import Request
 from labkit.history.lanes import MOST_LANES, Bursts
@@ -48,7 +48,7 @@ class AsyncSimulation:
         self._handler = request_handler(experiment, device)
         self._peers = peers(experiment, self._handler, device)
         self._gate = StalenessGate(everybody, experiment.traits.policy.bound)
-        self._test = experiment.dataset.test_x.to(device), experiment.dataset.test_y.to(device)
+        self._evaluation, self._best = Evaluation(experiment, device), Best()
         self._seconds = [
             experiment.local_steps(k) * each
             for k, each in zip(everybody, self._clock.seconds_per_step.tolist(), strict=True)
@@ -76,7 +76,8 @@ class AsyncSimulation:
             else:
                 self._arrive(k, now, request)
         models = self._experiment.models_of(builder(self._experiment, self._handler.params))
-        return Outcome(models, self._timeline(), self._measured(self._staleness))
+        best = rebuilt(self._experiment, self._best.states)
+        return Outcome(models, self._timeline(), self._measured(self._staleness), best)
 
     def _proceeds(self, control: Control) -> bool:
         with self._wall.stopped():
@@ -128,23 +129,30 @@ class AsyncSimulation:
         self._spent = self._steps, sent, seconds
         self._over, due = (False, False) if self._spending is None else self._spending.after_round()
         with self._wall.stopped():
-            tested = self._accuracies() if self._experiment.evaluates(number, due) else None
+            found = self._scores() if self._experiment.evaluates(number, due) else NOTHING
         names = dict.fromkeys(name for told in each for name in told.logged)
         logged = {name: tuple(told.logged.get(name, nan) for told in each) for name in names}
         losses = tuple(told.loss for told in each)
-        self._report(Row(number, losses, tested, sent, seconds, steps=self._steps, logged=logged))
+        self._report(found.put_into(Row(number, losses, None, sent, seconds, steps=self._steps, logged=logged)))
 
     def _now(self, virtual: float) -> float:
         """The run's seconds at this moment of virtual time."""
         return virtual if self._virtual else self._wall.seconds
 
-    def _accuracies(self) -> tuple[float, ...]:
-        inputs, targets = self._test
-        if isinstance(self._handler, ServerHandler):
-            model = loaded(self._experiment.fresh_model(), self._handler.params(0)).to(inputs.device).eval()
-            return accuracies(classes(model, inputs).unsqueeze(0), targets)
-        each = [self._handler.params(k) for k in range(self._experiment.peers)]
-        return accuracies(self._peers.classes(each, inputs), targets)
+    def _scores(self) -> Scores:
+        """What the server's model, or those of the peers score."""
+        everybody, central = range(self._experiment.peers), isinstance(self._handler, ServerHandler)
+        build = builder(self._experiment, self._handler.params)
+        found = NOTHING
+        if not len(self._evaluation.targets):
+            pass
+        elif central:
+            found = self._evaluation.alone(build(0), 0)
+        else:
+            found = self._peers.scores([self._handler.params(k) for k in everybody], self._evaluation)
+        if self._experiment.keeps_best and found.losses is not None:
+            self._best.note(found, everybody[: 1 if central else None], build)
+        return found._replace(metrics=found.metrics | self._evaluation.clients(build, everybody))
 
     def _measured(self, each: list[list[int]]) -> np.ndarray:
         """Of each peer, the rounds that everybody has finished, [n, rounds]."""

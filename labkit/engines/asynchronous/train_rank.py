@@ -7,8 +7,9 @@ to the machines and not to the seed, so that two runs differ, unless all wait fo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from time import monotonic, perf_counter, sleep
 from typing import Any
 
@@ -20,7 +21,7 @@ from labkit.cluster import deadlines
 from labkit.data.loading import loaders_closed
 from labkit.engines.asynchronous.async_peers import require_request
 from labkit.engines.asynchronous.connections import Address, RankConnection, Service, require_patience
-from labkit.engines.asynchronous.request_handlers import Params, loaded
+from labkit.engines.asynchronous.request_handlers import Params, builder
 from labkit.engines.barriers import exhaust
 from labkit.engines.clock import Clock
 from labkit.engines.control import Wish
@@ -33,7 +34,7 @@ from labkit.engines.distributed.reporting import (
     wish,
     wished_rates,
 )
-from labkit.engines.evaluation import accuracies, classes
+from labkit.engines.evaluation import NOTHING, Best, Evaluation, Scores
 from labkit.engines.experiment import Experiment
 from labkit.engines.local_peers import LocalPeers
 from labkit.engines.peer import OnePeer
@@ -53,7 +54,7 @@ class AsyncRank(ABC):
 
     def __init__(self, experiment: Experiment, blocks: Sequence[range], patience: float, device: torch.device) -> None:
         self.experiment, self.blocks, self.patience, self.device = experiment, blocks, patience, device
-        self.rank = dist.get_rank()
+        self.rank, self.best = dist.get_rank(), Best()
         self.members, self.taken = blocks[self.rank], 0.0
 
     # -- what ranks with and without a server do each in its own way
@@ -116,13 +117,20 @@ class AsyncRank(ABC):
         require_patience(monotonic() - self.service.heard, self.patience)
         return over
 
-    def accuracy(self, peer: int, params: Params) -> float:
-        """The share of the test set that the peer's model gets right with these parameters."""
+    def scores(self, peers: Sequence[int], params: Mapping[int, Params], clients: Iterable[int]) -> Scores:
+        """What the models of these peers score with these parameters, and on their own test examples the clients'."""
         with self.clock.stopped():
-            model = loaded(self.experiment.fresh_model(peer), params).to(self.device).eval()
-            data = self.experiment.dataset
-            predicted = classes(model, data.test_x.to(self.device)).unsqueeze(0)
-            return accuracies(predicted, data.test_y.to(self.device))[0]
+            build, evaluation = builder(self.experiment, params.__getitem__), self._evaluation
+            found = NOTHING
+            if len(evaluation.targets):
+                found = Scores.joined([evaluation.alone(build(k), k) for k in peers])
+                if self.experiment.keeps_best:
+                    self.best.note(found, peers, build)
+            return found._replace(metrics=found.metrics | evaluation.clients(build, clients))
+
+    @cached_property
+    def _evaluation(self) -> Evaluation:
+        return Evaluation(self.experiment, self.device)
 
     def rounds(self, local: LocalPeers, watch: Stopwatch) -> Iterator[Row | Event]:
         """All rounds of this rank's peers, until the last of the others has finished too."""
@@ -196,4 +204,4 @@ def train_asynchronously(
             raise
         reports.flush()
         states, staleness = rank.result()
-        return Result(states, watch.intervals[:MOST_INTERVALS], staleness)
+        return Result(states, watch.intervals[:MOST_INTERVALS], staleness, rank.best.states)

@@ -105,7 +105,7 @@ class Recovery:
             self.report(news)
 
     def _rows(self, ranks: int) -> Rows:
-        return Rows(ranks, self.experiment.peers, self.experiment.traits.predict is not None)
+        return Rows(ranks, self.experiment.peers)
 
     @property
     def _seconds(self) -> float:

@@ -38,6 +38,7 @@ class Result(NamedTuple):
     states: list[dict[str, Tensor]]
     intervals: list[tuple[float, float]]  # seconds since all ranks began together
     staleness: list[list[int]] | None = None  # of asynchronous peers, what `labkit.history.history.History` says
+    best: list[dict[str, Tensor]] | None = None  # its peers' parameters when they scored best
 
 
 # -- a rank's side
@@ -202,7 +203,6 @@ class Rows:
 
     ranks: int
     peers: int
-    together: bool  # whether the peers are tested as one
     meet: bool = True  # whether the ranks meet at barriers
     _parts: dict[int, dict[int, Row]] = field(default_factory=dict)
     _unmet: dict[int, dict[int, Interval]] = field(default_factory=dict)
@@ -221,13 +221,13 @@ class Rows:
         return Row(
             parts[0].round,
             tuple(loss for part in parts for loss in part.losses),
-            self._tested([part.accuracies for part in parts]),
+            _joined([part.accuracies for part in parts]),
             sum(part.bytes for part in parts) / self.peers,
             max(part.seconds for part in parts),
             None if parts[0].peers is None else tuple(peer for part in parts for peer in part.peers or ()),
             parts[0].learning_rate,
-            self._tested([part.test_losses for part in parts]),
-            {name: self._tested([part.metrics.get(name) for part in parts]) or () for name in parts[0].metrics},
+            _joined([part.test_losses for part in parts]),
+            {name: _joined([part.metrics.get(name) for part in parts]) or () for name in parts[0].metrics},
             sum(part.steps for part in parts) / self.peers,
             {name: self._logged(name, parts) for part in parts for name in part.logged},
         )
@@ -235,13 +235,6 @@ class Rows:
     def _logged(self, name: str, parts: list[Row]) -> tuple[float, ...]:
         """What the peers of all ranks have logged; NaN for who has not."""
         return tuple(value for part in parts for value in part.logged.get(name, (nan,) * len(part.losses)))
-
-    def _tested(self, each: list[tuple[float, ...] | None]) -> tuple[float, ...] | None:
-        """What tests told of the peers of every rank; None where nothing was tested."""
-        if each[0] is None:
-            return None
-        values = tuple(value for own in each for value in own or ())
-        return values[:1] if self.together else values
 
     def _intervals(self, told: list[dict[str, Any]]) -> list[Interval]:
         """Everyone's intervals up to the same message: they have met when the last one has arrived."""
@@ -255,6 +248,11 @@ class Rows:
         for number in sorted(self._unmet)[:-_UNMATCHED]:  # some rank has not kept these
             del self._unmet[number]
         return [interval for each in found for interval in each]
+
+
+def _joined(each: list[tuple[float, ...] | None]) -> tuple[float, ...] | None:
+    """What tests told of the peers of every rank; None where nothing was tested."""
+    return None if each[0] is None else tuple(value for own in each for value in own or ())
 
 
 def _met(intervals: dict[int, Interval]) -> list[Interval]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from labkit.algorithms.base import Batch
-from labkit.engines.evaluation import trained
+from labkit.engines.evaluation import Evaluation, trained
 from labkit.engines.experiment import Experiment
 from labkit.engines.peer import Peers, Place
 from labkit.engines.stacked.backward import one_node, way_back
@@ -203,18 +203,19 @@ class StackedPeers(Peers):
 
     # -- results
 
-    def predicted(self, inputs: Tensor) -> Tensor:
-        size = max(1, _EVALUATED_AT_ONCE // (len(self) * max(1, inputs[0].numel())))
-        with self.evaluating():
-            return torch.cat([self.logits(x.unsqueeze(0)).argmax(-1) for x in torch.split(inputs, size)], dim=1)
+    def _tested_at_once(self, evaluation: Evaluation) -> int:
+        return max(1, _EVALUATED_AT_ONCE // (len(self) * max(1, evaluation.inputs[0].numel())))
 
-    def model(self, k: int = 0) -> nn.Module:
+    def copy(self, k: int = 0) -> nn.Module:
         model = self._experiment.fresh_model(self.members[k])
         named = dict(model.named_parameters()) | dict(model.named_buffers())
         with torch.no_grad():
             for name, stack in (self._named | self._buffers).items():
                 named[name].copy_(stack[k])
-        return trained(model)
+        return model
+
+    def model(self, k: int = 0) -> nn.Module:
+        return trained(self.copy(k))
 
 
 def _start(experiment: Experiment, ids: Sequence[int], place: Place) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ def write_json(path: str | Path, history: Mapping[str, Any]) -> None:
 def _history_out(history: Mapping[str, Any]) -> dict[str, Any]:
     known = {"format": _FORMAT, **{name: history[name] for name in _PLAIN}}
     known["events"] = [event._asdict() for event in history["events"]]
-    known["rows"] = [_row_out(row) for row in history["rows"]]
+    known["rows"] = [row_out(row) for row in history["rows"]]
     known["staleness"] = None if history["staleness"] is None else np.asarray(history["staleness"]).tolist()
     return known
 
@@ -50,8 +50,8 @@ def read_json(path: str | Path) -> dict[str, Any]:
         if known["format"] != _FORMAT:
             raise ValueError(known["format"])
         fields = {name: known[name] for name in _PLAIN}
-        fields["events"] = [_event_in(event) for event in known["events"]]
-        fields["rows"] = [_row_in(row) for row in known["rows"]]
+        fields["events"] = [event_in(event) for event in known["events"]]
+        fields["rows"] = [row_in(row) for row in known["rows"]]
         fields["staleness"] = None if known["staleness"] is None else np.array(known["staleness"])
     except FileNotFoundError as error:
         raise DataError(f"There is no file {path}: give the path that a history was saved to by to_json.") from error
@@ -136,7 +136,8 @@ def _write(path: str | Path, text: str) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _event_in(known: dict[str, Any]) -> Event:
+def event_in(known: dict[str, Any]) -> Event:
+    """An event as JSON had it; raises ValueError, KeyError or TypeError where that is none."""
     if "text" in known:  # as versions wrote it that knew no kinds
         known = {"round": known["round"], "seconds": known["seconds"], "kind": "note", "data": {"text": known["text"]}}
     event = Event(**known)
@@ -145,7 +146,8 @@ def _event_in(known: dict[str, Any]) -> Event:
     return event
 
 
-def _row_out(row: Row) -> dict[str, Any]:
+def row_out(row: Row) -> dict[str, Any]:
+    """A row as JSON can have it."""
     known = dict(vars(row))
     known |= {name: None if known[name] is None else _numbers_out(known[name]) for name in _MEASURED}
     known |= {key: {name: _numbers_out(it) for name, it in known[key].items()} for key in _NAMED}
@@ -156,7 +158,8 @@ def _numbers_out(values: Sequence[float]) -> list[Any]:
     return [it if isfinite(it) else None if isnan(it) else str(it) for it in values]
 
 
-def _row_in(known: dict[str, Any]) -> Row:
+def row_in(known: dict[str, Any]) -> Row:
+    """A row as JSON had it; raises ValueError, KeyError or TypeError where that is none."""
     for name in _MEASURED:
         if known.get(name) is not None:
             known[name] = _numbers_in(known[name])

@@ -22,6 +22,7 @@ from labkit.engines.experiment import Experiment
 from labkit.engines.fingerprint import difference, fingerprint, in_words
 from labkit.engines.local_peers import LocalPeers
 from labkit.errors import SettingError
+from labkit.history.journal import Journal
 from labkit.text import some
 
 _SHARE = 0.01  # of the time they may take at most, by themselves
@@ -120,6 +121,11 @@ class Store:
         gang.signal({"checkpoint": number})
 
     # -- in a rank
+
+    @property
+    def journal(self) -> Journal | None:
+        """That of the run's rows and events, beside its checkpoints in the folder."""
+        return None if self._files is None else Journal(self._files.folder / "rows.jsonl")
 
     @property
     def in_files(self) -> bool:

@@ -44,12 +44,23 @@ class Recovery:
         self._began: float | None = None  # by this clock; what ranks tell is a little old when it arrives
         self._reported = 0  # the last round that was
         self._interrupted = self.store.number > 0  # and has not yet gone on
+        self._journal = self.store.journal
+        self._earlier = self._journal.until(self.store.number) if self._journal and self._interrupted else []
+        if rows := [it for it in self._earlier if isinstance(it, Row)]:
+            self._began = time.monotonic() - rows[-1].seconds
 
     def run(self) -> tuple[list[range], list[Result]] | None:
         """The peers and the results of the last gang's ranks; None if the run was stopped before they had any.
 
         Raises WorkerLost when workers are lost again and again, or one does not come back.
         """
+        try:
+            return self._run()
+        finally:
+            if self._journal is not None:
+                self._journal.close()
+
+    def _run(self) -> tuple[list[range], list[Result]] | None:
         without, known = 0, 0  # losses since the last new checkpoint, and which that is
         while True:
             blocks = blocks_of(self.experiment.peers, self.ranks)
@@ -76,7 +87,9 @@ class Recovery:
         self.store.follow(gang)
 
         def take(told: list[dict[str, Any]]) -> None:
-            for kind, data in self.store.hear(told):
+            events = self.store.hear(told)
+            self._recall()
+            for kind, data in events:
                 self._tell(kind, **data)
             for note in told:
                 if "recalled" in note:  # rows that the last gang could not tell, which had other ranks perhaps
@@ -91,7 +104,7 @@ class Recovery:
     def _pass_on(self, news: Update, ranks: int) -> None:
         """Report what is new, and nothing of rounds that are done again."""
         if not isinstance(news, Row):
-            self.report(news)
+            self._report(news)
             return
         self._began = time.monotonic() - news.seconds  # later with each pause and evaluation, which do not count
         if self._interrupted:
@@ -102,7 +115,27 @@ class Recovery:
     def _report_once(self, news: Update) -> None:
         if isinstance(news, Row) and news.round > self._reported:
             self._reported = news.round
-            self.report(news)
+            self._report(news)
+
+    def _report(self, news: Update) -> None:
+        """Tell the user, and whoever goes on with this run later."""
+        self.report(news)
+        if self._journal is None or not isinstance(news, Row | Event):
+            return
+        try:
+            self._journal.add(news)
+        except OSError as error:
+            self._journal = None
+            self._tell("note", text=f"the rows are not kept for a run that goes on later ({error})")
+
+    def _recall(self) -> None:
+        """A run that goes on from the checkpoint of an earlier one reports what that one did up to there."""
+        earlier, began = self._earlier, self.store.began
+        if earlier and began:
+            self._earlier = []
+            for news in (it for it in earlier if it.round <= began):
+                self.report(news)
+            self._reported = began
 
     def _rows(self, ranks: int) -> Rows:
         return Rows(ranks, self.experiment.peers)
@@ -113,7 +146,7 @@ class Recovery:
         return 0.0 if self._began is None else max(0.0, time.monotonic() - self._began)
 
     def _tell(self, kind: str, **data: Any) -> None:
-        self.report(Event(self._reported + 1, self._seconds, kind, data))
+        self._report(Event(self._reported + 1, self._seconds, kind, data))
 
     def _next_ranks(self, gang: Gang, error: WorkerLost, without: int) -> int:
         """How many ranks the next gang has: on the survivors, or as many as before once the worker is back."""

@@ -204,9 +204,13 @@ def test_a_run_goes_on_from_its_folder_when_its_kernel_has_died(lab, tmp_path):
     undisturbed = start(lab, AllReduce()).result(60)
     start(on, AllReduce(), rounds=45).result(60)
     again = lk.Cluster(lab, checkpoint_every=10, checkpoint_to=tmp_path, resume=True)
-    history = start(again, AllReduce()).result(60)
-    assert [row.round for row in history.rows] == list(range(41, ROUNDS + 1))
-    assert difference(history, lk.History("", "", 2, rows=undisturbed.rows[40:], models=undisturbed.models)) == 0
+    run = start(again, AllReduce())
+    history = run.result(60)
+    assert [row.round for row in history.rows] == list(range(1, ROUNDS + 1))  # those of the earlier run, too
+    assert difference(history, undisturbed) == 0 and history.bytes == undisturbed.bytes
+    assert run.state == "finished" and not history.stopped and "stopped" not in repr(history)
+    assert [row.seconds for row in history.rows] == sorted(row.seconds for row in history.rows)
+    assert history.events[-1].kind == "resumed" and history.events[-1].data["first"] == 41
     with pytest.raises(SettingError, match=r"seed 3, on digits.*and this run is.*seed 4.*resume=True away"):
         start(again, AllReduce(), seed=4).result(60)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from labkit.engines.experiment import Experiment, Metric, Models
+from labkit.engines.modules import give_originals
 from labkit.engines.task import Right, right_of
 from labkit.errors import ModelError
 from labkit.history.rows import Row
@@ -265,6 +266,6 @@ def rebuilt(experiment: Experiment, states: Sequence[dict[str, Any]]) -> Models:
 
 def trained(model: nn.Module) -> nn.Module:
     """A trained model as it is handed to the user: on the CPU, in evaluation mode, without gradients."""
-    model = model.cpu().eval()
+    model = give_originals(model).cpu().eval()
     model.zero_grad(set_to_none=True)
     return model

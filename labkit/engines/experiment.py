@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from labkit.data import Dataset, batches
 from labkit.data.batches import Batches, Epochs, Indices, StreamBatches, StreamShard
 from labkit.engines.budget import SELDOM, Budget
 from labkit.engines.control import Control
+from labkit.engines.modules import copied, give_copies
 from labkit.errors import DataError, DivergenceError
 from labkit.history.rows import Reporter, Row
 from labkit.text import some
@@ -31,6 +31,20 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # that autocast ma
 T = TypeVar("T")
 _PUBLIC = 1 << 40  # the public examples' stream, as if it were the one of a peer that nobody is
 _ELECTION = 1 << 41  # the choice of those who take part
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a trial of models, loss and optimisers found out: how they have to be treated.
+
+    `unstacked` says why peers are computed one by one although the engine would stack them. `unused` are parameters
+    without a part in the loss.
+    """
+
+    unstacked: str = ""
+    changes_inputs: bool = False  # a model changes its inputs in place
+    changes_targets: bool = False  # the loss changes its targets in place
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,7 @@ class Experiment:
     client_tests: Sequence[Indices] = ()  # each peer's own test examples, among those for training
     epochs: int | None = None  # how often each peer goes through its whole shard; None: batches never end
     budget: Budget | None = None  # ends the run between two rounds, at the latest after the last of `rounds`
+    found: Findings = Findings()
 
     @property
     def peers(self) -> int:
@@ -80,13 +95,19 @@ class Experiment:
     def optimizer_of(self, peer: int) -> OptimizerFactory:
         return _own(self.optimizers, peer)
 
+    def optimizer_like(self, peer: int = 0) -> torch.optim.Optimizer:
+        """An optimiser as the peer's, of tensors of the same shapes that hold nothing but zero."""
+        own = (p for p in self.model_of(peer).parameters() if p.requires_grad)
+        return self.optimizer_of(peer)([torch.zeros((), dtype=p.dtype).expand(p.shape).requires_grad_() for p in own])
+
     def model_of(self, peer: int) -> nn.Module:
         """The module that peer `peer` starts from; not to be trained itself."""
         return _own(self.models, peer)
 
     def fresh_model(self, peer: int = 0) -> nn.Module:
         """A copy of the peer's model as it stands before the first round."""
-        return copy.deepcopy(self.model_of(peer))
+        model = copied(self.model_of(peer))
+        return give_copies(model) if self.found.changes_inputs else model
 
     @property
     def alike(self) -> bool:
@@ -103,7 +124,7 @@ class Experiment:
 
     def training_key(self, peer: int) -> tuple[Hashable, Hashable]:
         """The peer's optimiser and loss as what they do, for each run of a notebook cell makes them anew."""
-        made = self.optimizer_of(peer)([torch.zeros(1, requires_grad=True)])
+        made = self.optimizer_like(peer)
         return (type(made), repr(made.defaults)), getattr(self.loss, "__code__", self.loss)
 
     @property
@@ -111,9 +132,9 @@ class Experiment:
         """Whether peers of one kind can be computed as one, stacked.
 
         Not where batches have different sizes, as at the end of an epoch, or are loaded one after the other, nor where
-        each peer may leave out steps of its own, as loss scaling does.
+        each peer may leave out steps of its own, as loss scaling does, nor where a trial found that it goes wrong.
         """
-        return self.epochs is None and self.precision != "fp16" and self.dataset.stackable
+        return not self.found.unstacked and self.epochs is None and self.precision != "fp16" and self.dataset.stackable
 
     # -- who takes part
 

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from labkit.engines.experiment import Experiment
+from labkit.engines.experiment import Experiment, OptimizerFactory
+from labkit.errors import ModelError
 from labkit.history.rows import Event
+from labkit.text import in_words
 
 _MORE = ("momentum", "weight_decay", "maximize", "differentiable")  # settings with which SGD does more than x − η ∇
 _GLOBAL_HOOKS = _global_optimizer_pre_hooks, _global_optimizer_post_hooks
@@ -25,7 +27,8 @@ class OptimizerStep:
     """
 
     def __init__(self, experiment: Experiment, peer: int, params: Sequence[Tensor], lead: int) -> None:
-        self.optimizer = experiment.optimizer_of(peer)(list(params))
+        make_optimizer = experiment.optimizer_of(peer)
+        self.optimizer = _stacked(make_optimizer, params) if lead else make_optimizer(list(params))
         make = experiment.schedule
         self.schedule: LRScheduler | None = None if make is None else make(self.optimizer)
         fp16, device = experiment.precision == "fp16", params[0].device.type
@@ -61,7 +64,7 @@ class OptimizerStep:
         if self._clip is not None:
             clip(self._params, self._clip, self._lead)
         if self._step() and self.schedule is not None:
-            self.schedule.step()
+            self._move_on(self.schedule)
 
     def _step(self) -> bool:
         """Whether the optimiser took the step."""
@@ -76,6 +79,15 @@ class OptimizerStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return bool(self.scaler.get_scale() >= before)  # it becomes smaller after an overflow, and never else
+
+    def _move_on(self, schedule: LRScheduler) -> None:
+        try:
+            schedule.step()
+        except Exception as error:
+            raise ModelError(
+                f"{type(schedule).__name__} has no learning rate for step {schedule.last_epoch} ({in_words(error)}): "
+                "let it last as many steps as each peer takes."
+            ) from error
 
     @torch.no_grad()
     def _descend(self, rate: float) -> None:
@@ -108,6 +120,42 @@ class OptimizerStep:
     def _parts(self) -> dict[str, Any]:
         parts = {"optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
         return {name: part for name, part in parts.items() if part is not None}
+
+
+def _stacked(make: OptimizerFactory, params: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """The optimiser of K stacked peers, whose groups and settings are those that are made of one peer's parameters.
+
+    So an optimizer function that looks at shapes, as for no weight decay of biases, sees those of the model.
+    """
+    alone = [p.detach()[0].requires_grad_() for p in params]
+    optimizer = make(alone)
+    try:
+        together = make(list(params))
+    except Exception:  # noqa: BLE001  it is not made for such shapes, whatever it says
+        together = None
+    if together is not None and _groups(together, params) == _groups(optimizer, alone):
+        return together
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in alone):
+        raise ModelError("The optimizer function puts hooks on the parameters, which stacked peers have not: leave it.")
+    stack_of = dict(zip(map(id, alone), params, strict=True))
+    for group in optimizer.param_groups:
+        group["params"] = [stack_of[id(p)] for p in group["params"]]
+    for p in [p for p in alone if p in optimizer.state]:  # some make their state at once, as Adagrad does
+        stack, state = stack_of[id(p)], optimizer.state.pop(p)
+        optimizer.state[stack] = {
+            name: it.expand_as(stack).clone() if isinstance(it, Tensor) and it.dim() and it.shape == p.shape else it
+            for name, it in state.items()
+        }
+    return optimizer
+
+
+def _groups(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> list[tuple[list[int], str]]:
+    """Which parameters an optimiser's groups hold, and with which settings."""
+    number = {id(p): k for k, p in enumerate(params)}
+    return [
+        ([number[id(p)] for p in group["params"]], repr({name: it for name, it in group.items() if name != "params"}))
+        for group in optimizer.param_groups
+    ]
 
 
 def clip(params: Sequence[Tensor], most: float, lead: int) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
+from torch.utils._pytree import tree_map_only
 
 from labkit.algorithms.base import Batch
-from labkit.engines.evaluation import AT_ONCE, Evaluation, Scores, trained
+from labkit.engines.evaluation import AT_ONCE, Evaluation, Scores, outputs_of, trained
 from labkit.engines.experiment import PRECISIONS, Experiment, Loss
+from labkit.engines.modules import called, evaluation_mode, training_mode
 from labkit.engines.optimizer_step import LearningRate, OptimizerStep
 from labkit.engines.round_checks import logged, require_shapes
 from labkit.engines.shared_state import SharedState, SharedView, State
@@ -66,12 +68,15 @@ class Peers(ABC):
         self.epochs = experiment.epochs
         self.number, self.rated, self._counted = 0, 0, 0
         self._experiment, self._place = experiment, place
-        self._named = named
+        self.named = named
         self.optimizer_step = OptimizerStep(experiment, ids[0], list(named.values()), self.lead)
         self._dtype = None if experiment.precision is None else PRECISIONS[experiment.precision]
         self._losses: list[Tensor] = []
         self._taken: Any = 0  # optimiser steps in this round: of all, or where these differ each peer's [K]
         self.logged: dict[str, Tensor] = {}
+        self._returned: tuple[Tensor, Any] | None = None  # logits, and what forward returned with them around
+        self._used: set[str] | None = None  # the parameters that have a part in the loss; None: all, as far as is known
+        self._applied = True  # gradients were asked for no more since the last step
         self._public: Iterator[Tensor] | None = None
         self.state = State(self.lead, self.members, place.archive)
 
@@ -104,19 +109,19 @@ class Peers(ABC):
 
     @property
     def params(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self._named.items()}
+        return {name: p.detach() for name, p in self.named.items()}
 
     @params.setter
     def params(self, values: dict[str, Tensor]) -> None:
-        require_shapes("peer.params", values, self._named, self.lead)
+        require_shapes("peer.params", values, self.named, self.lead)
         with torch.no_grad():
-            for name, p in self._named.items():
+            for name, p in self.named.items():
                 p.copy_(values[name])
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes in the model: trainable parameters and buffers, by name."""
-        return self._named | dict(self.net.named_buffers())
+        return self.named | dict(self.net.named_buffers())
 
     # -- forward
 
@@ -136,8 +141,10 @@ class Peers(ABC):
 
     def _compared(self, loss: Loss, batch: Batch, logits: Tensor | None) -> Tensor:
         inputs, targets = batch
-        outputs = self.logits(inputs) if logits is None else logits
-        with self._casting():
+        logits = self.logits(inputs) if logits is None else logits
+        returned, self._returned = self._returned, None
+        outputs = logits if returned is None or returned[0] is not logits else returned[1]
+        with self.casting():
             return loss(outputs, targets)
 
     def _record(self, losses: Tensor) -> None:
@@ -150,46 +157,63 @@ class Peers(ABC):
             self._public = (x.unsqueeze(0) for x in batches) if self.lead else batches
         return self._public
 
-    def _casting(self) -> AbstractContextManager[Any]:
+    def casting(self) -> AbstractContextManager[Any]:
         """While a model trains, its forward pass and its loss are in the precision that was asked for."""
         if self._dtype is None or not self.net.training:
             return nullcontext()
         return torch.autocast(self._place.device.type, self._dtype)
 
-    def _wide(self, outputs: Tensor) -> Tensor:
-        """What came out in half precision as float32: losses want more digits."""
-        return outputs.float() if outputs.dtype is self._dtype else outputs
+    def _logits_in(self, out: Any) -> Tensor:
+        """The logits in what forward returned, which the loss of this batch receives as it is.
+
+        What came out in half precision becomes float32: losses want more digits.
+        """
+        if self._dtype is not None:
+            out = tree_map_only(Tensor, lambda it: it.float() if it.dtype is self._dtype else it, out)
+        logits = outputs_of(out)
+        self._returned = None if logits is out else (logits, out)
+        return logits
 
     # -- backward
 
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
         """∇loss by parameter name; zero where a parameter had no part in it."""
-        named = self._named
+        named = self.named
         scaled = self.optimizer_step.scaled(loss.sum())
-        found = torch.autograd.grad(scaled, list(named.values()), allow_unused=True, materialize_grads=True)
-        return dict(zip(named, self.optimizer_step.unscaled(found), strict=True))
+        found = torch.autograd.grad(scaled, list(named.values()), allow_unused=True)
+        self._note_used({name for name, gradient in zip(named, found, strict=True) if gradient is not None})
+        each = [torch.zeros_like(p) if g is None else g for p, g in zip(named.values(), found, strict=True)]
+        return dict(zip(named, self.optimizer_step.unscaled(each), strict=True))
+
+    def _note_used(self, names: set[str]) -> None:
+        """These parameters have a part in the loss, besides those of other losses since the last step."""
+        self._used = names if self._applied or self._used is None else self._used | names
+        self._applied = False
 
     def apply(self, gradients: dict[str, Tensor]) -> None:
-        if not isinstance(gradients, dict) or gradients.keys() != self._named.keys():
-            require_shapes("peer.apply", gradients, self._named, self.lead)
-        for name, p in self._named.items():
+        """One step with these gradients; a parameter without a part in anybody's loss has none, as in `step`."""
+        if not isinstance(gradients, dict) or gradients.keys() != self.named.keys():
+            require_shapes("peer.apply", gradients, self.named, self.lead)
+        for name, p in self.named.items():
             gradient = gradients[name]
             if getattr(gradient, "shape", None) != p.shape:
-                require_shapes("peer.apply", gradients, self._named, self.lead)
+                require_shapes("peer.apply", gradients, self.named, self.lead)
                 gradient = gradient.expand_as(p).contiguous()
-            p.grad = self.optimizer_step.scaled(gradient)
-        self._update()
+            unused = self._used is not None and name not in self._used and not gradient.any()
+            p.grad = None if unused else self.optimizer_step.scaled(gradient)
+        self._applied = True
+        self.update()
 
     def step(self, loss: Tensor) -> None:
-        for p in self._named.values():
+        for p in self.named.values():
             p.grad = None  # as zero_grad() does, with less ceremony
-        self._backward(loss)
-        self._update()
+        self.backward(loss)
+        self.update()
 
-    def _backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor) -> None:
         self.optimizer_step.scaled(loss.sum()).backward()  # type: ignore[no-untyped-call]
 
-    def _update(self) -> None:
+    def update(self) -> None:
         self.optimizer_step.step()
         self._taken += 1
 
@@ -233,12 +257,8 @@ class Peers(ABC):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode and no gradients, for as long as the context lasts."""
-        self.net.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.net.train()
+        with evaluation_mode(self.net), torch.no_grad():
+            yield
 
     def scores(self, evaluation: Evaluation) -> Scores:
         """What each peer's model scores on the test set, in evaluation mode."""
@@ -276,7 +296,7 @@ class OnePeer(Peers):
     lead = 0
 
     def __init__(self, experiment: Experiment, peer: int, place: Place) -> None:
-        self.net = experiment.fresh_model(peer).to(place.device).train()
+        self.net = training_mode(experiment.fresh_model(peer).to(place.device))
         self.ids = torch.tensor(peer)
         trainable: dict[str, Tensor] = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
         super().__init__(experiment, [peer], place, trainable)
@@ -287,13 +307,12 @@ class OnePeer(Peers):
         return float(self._experiment.examples(self.members[0]))
 
     def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
-        with self._casting():
-            out = self._outputs(inputs) if params is None else functional_call(self.net, params, (inputs,))
-        return self._wide(out)
+        with self.casting():
+            out = self._outputs(inputs) if params is None else called(self.net, params, inputs)[0]
+        return self._logits_in(out)
 
-    def _outputs(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self.net(inputs)
-        return out
+    def _outputs(self, inputs: Tensor) -> Any:
+        return self.net(inputs)
 
     def local(self, batches: Any, every: int, epochs: int | None = None) -> Iterator[Batch]:
         return islice(batches, every if epochs is None else epochs * batches.per_epoch)
@@ -321,4 +340,6 @@ class OnePeer(Peers):
 
 def _each(loss: Loss) -> Loss:
     """The loss of each example, as that of a batch of one."""
-    return lambda outputs, targets: vmap(loss)(outputs.unsqueeze(1), targets.unsqueeze(1))
+    return lambda outputs, targets: vmap(loss)(
+        tree_map_only(Tensor, lambda it: it.unsqueeze(1), outputs), targets.unsqueeze(1)
+    )

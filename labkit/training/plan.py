@@ -23,19 +23,22 @@ from labkit.engines.budget import EVALUATIONS, SELDOM, Budget
 from labkit.engines.cluster import Cluster
 from labkit.engines.experiment import Engine, Experiment
 from labkit.engines.simulator import Simulator
-from labkit.errors import DataError, ModelError, SettingError
+from labkit.errors import DataError, LabkitError, ModelError, SettingError
 from labkit.tasks.split import Partition
+from labkit.text import in_words
 from labkit.training.requirements import (
     require_apart,
     require_clip,
-    require_fit,
-    require_no_statistics,
+    require_module,
+    require_one_model,
+    require_optimizers,
     require_precision,
     require_schedule,
     require_trainable,
     rounds_of,
 )
 from labkit.training.settings import Model, Settings
+from labkit.training.trial import initialised, is_lazy, tried
 
 _APART = 1_000_003  # between the seeds of two peers that start apart, so that runs of neighbouring seeds share none
 
@@ -64,15 +67,10 @@ def plan(settings: Settings, budget: Budget | None = None) -> tuple[Engine, Expe
     shards = _shards(dataset, peers, dealing, seed, batch_size, counts=epochs is not None or traits.counts)
     rounds = rounds_of(rounds, epochs, algorithms, traits.every, shards, batch_size)
     optimizers = tuple(_each(settings.optimizer or partial(torch.optim.SGD, lr=0.1)))
-    models, kinds = _built(_each(settings.model), peers, seed, apart=traits.starts_apart)
+    models, kinds = _built(_each(settings.model), peers, seed, dataset, apart=traits.starts_apart)
     if traits.starts_apart:
         require_apart(models, algorithms[0])
-    require_trainable(models, optimizers, stacked=isinstance(engine, Simulator))
-    require_schedule(settings.schedule, optimizers, algorithms[0], traits)
-    if traits.participation is not None or traits.asynchronous:
-        require_no_statistics(models)
-    for first in dict(zip(reversed(kinds or (0,)), reversed(models), strict=False)).values():
-        require_fit(first, dataset, settings.loss)
+    require_trainable(models, settings.loss)
     experiment = Experiment(
         models=models,
         dataset=dataset,
@@ -94,6 +92,10 @@ def plan(settings: Settings, budget: Budget | None = None) -> tuple[Engine, Expe
         clip=require_clip(settings.clip, algorithms[0], traits),
         epochs=epochs,
     )
+    require_optimizers(experiment)
+    require_one_model(experiment)
+    require_schedule(experiment)
+    experiment = tried(engine, experiment)
     return engine, experiment if budget is None else _budgeted(engine, experiment, budget, settings)
 
 
@@ -204,7 +206,7 @@ def _algorithm(algorithm: Algorithm | None) -> Algorithm:
 
 
 def _built(
-    models: Sequence[Model], peers: int, seed: int, apart: bool
+    models: Sequence[Model], peers: int, seed: int, dataset: Dataset, apart: bool
 ) -> tuple[tuple[nn.Module, ...], tuple[int, ...]]:
     """The modules to start from, one for all peers or one for each, and the number of each peer's architecture.
 
@@ -214,22 +216,28 @@ def _built(
         models = [models[0]] * peers
     kinds = tuple(next(k for k, other in enumerate(models) if other is mine) for mine in models)
     if len(set(kinds)) == 1 and not apart:
-        return (_module(models[0], seed),), ()
-    return tuple(_module(mine, seed + _APART * k * apart) for k, mine in enumerate(models)), kinds
+        return (_module(models[0], seed, dataset),), ()
+    return tuple(_module(mine, seed + _APART * k * apart, dataset) for k, mine in enumerate(models)), kinds
 
 
-def _module(model: Model, seed: int) -> nn.Module:
-    """One module: as it was given, or made by its function with the seed."""
-    if isinstance(model, nn.Module):
-        return model
+def _module(model: Model, seed: int, dataset: Dataset) -> nn.Module:
+    """One module: as given, or made by its function with the seed; lazy layers take their shapes from the data."""
     if not callable(model):
         raise ModelError(f"{type(model).__name__} is not a torch module: give an nn.Module, or a function making one.")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module = model()
-    if not isinstance(module, nn.Module):
-        raise ModelError(f"The model function returned {type(module).__name__}: let it return an nn.Module.")
-    return module
+        try:
+            module = model if isinstance(model, nn.Module) else model()
+        except LabkitError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"The model function fails ({in_words(error)}): let it make an nn.Module without arguments."
+            ) from error
+        if not isinstance(module, nn.Module):
+            raise ModelError(f"The model function returned {type(module).__name__}: let it return an nn.Module.")
+        require_module(module)
+        return initialised(module, dataset) if is_lazy(module) else module
 
 
 # -- which training examples each peer has

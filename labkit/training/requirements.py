@@ -2,51 +2,76 @@
 
 from __future__ import annotations
 
-import copy
+import inspect
 import math
+import warnings
 from collections.abc import Sequence, Sized
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from labkit.algorithms import Algorithm, AllReduce
 from labkit.algorithms.traits import Traits
 from labkit.algorithms.wrapper import Wrapper
 from labkit.checks import number
-from labkit.data import Dataset
-from labkit.engines.experiment import PRECISIONS, Loss, OptimizerFactory, Schedule
-from labkit.engines.stacked.peers import require_elementwise
+from labkit.engines.experiment import PRECISIONS, Experiment, Loss
 from labkit.errors import ModelError, SettingError
-from labkit.text import in_words
+from labkit.text import in_words, some
 
 _ROUNDS = 50  # of a run that says neither how many nor how often it goes through the data
 
 
-def require_schedule(
-    schedule: Schedule | None, optimizers: Sequence[OptimizerFactory], algorithm: Algorithm, traits: Traits
-) -> None:
-    """Raise ModelError or SettingError unless the function makes what moves on step by step."""
+def require_schedule(experiment: Experiment) -> None:
+    """Raise ModelError or SettingError unless the function makes what moves on step by step, as often as peers step."""
+    schedule, name = experiment.schedule, type(experiment.algorithm).__name__
     if schedule is None:
         return
-    if traits.asynchronous:
+    if experiment.traits.asynchronous:
         raise SettingError(
-            f"{type(algorithm).__name__} is asynchronous, and each of its steps may be a different peer's: leave "
+            f"{name} is asynchronous, and each of its steps may be a different peer's: leave "
             "schedule away, or take an algorithm with barriers such as AllReduce()."
         )
-    for optimizer in optimizers:
-        made = schedule(optimizer([torch.zeros(1, requires_grad=True)])) if callable(schedule) else schedule
-        if not isinstance(made, torch.optim.lr_scheduler.LRScheduler):
+    for peer in range(len(experiment.optimizers)):
+        made = schedule(experiment.optimizer_like(peer)) if callable(schedule) else schedule
+        if not isinstance(made, LRScheduler):
             what = f"made a {type(made).__name__}" if callable(schedule) else f"is a {type(schedule).__name__}"
             raise ModelError(
                 f"schedule {what}: give a function of the optimiser that makes a torch schedule, for example "
                 "functools.partial(torch.optim.lr_scheduler.StepLR, step_size=100)."
             )
-        if isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        if isinstance(made, ReduceLROnPlateau):
             raise ModelError(
                 "schedule makes a ReduceLROnPlateau, which wants to be told how well it goes: give one that only "
                 "counts steps, such as CosineAnnealingLR or StepLR."
             )
+        _require_lasting(made, _steps(experiment, peer))
+
+
+def _require_lasting(schedule: LRScheduler, steps: int) -> None:
+    """Raise ModelError where a schedule ends before so many steps; it is used up."""
+    schedule.last_epoch = steps - 1
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that no optimiser has stepped before
+            schedule.step()
+    except Exception as error:
+        raise ModelError(
+            f"{type(schedule).__name__} ends before the {some(steps, 'step')} that each peer takes with it "
+            f"({in_words(error)}): let it last as long, or give fewer rounds."
+        ) from error
+
+
+def _steps(experiment: Experiment, peer: int) -> int:
+    """How many steps the peer takes with one optimiser, at the least."""
+    algorithm = _innermost(experiment.algorithm_of(peer))
+    if not type(algorithm).__module__.startswith("labkit."):  # who knows when it steps
+        return 1
+    each = 1 if isinstance(algorithm, AllReduce) else experiment.local_steps(peer)
+    return each if experiment.served else each * experiment.rounds
 
 
 def require_precision(precision: Any, algorithms: Sequence[Algorithm], traits: Traits) -> str | None:
@@ -103,36 +128,95 @@ def rounds_of(
     return math.ceil(most / every)
 
 
-def require_trainable(models: Sequence[nn.Module], optimizers: Sequence[OptimizerFactory], stacked: bool) -> None:
-    """Every model has something to train, and every optimiser takes it."""
+_WRAPPED = {
+    "DistributedDataParallel": "the peers average what the algorithm says",
+    "FullyShardedDataParallel": "every peer has the whole of it",
+    "OptimizedModule": "torch.compile cannot be copied for each peer; on a lab, lk.DDP(compile=True) compiles it there",
+}
+
+
+_SCRIPTED = "copies of it cannot be trained"
+
+
+def require_module(model: nn.Module) -> None:
+    """Raise ModelError for a module without numbers, or that is wrapped in what peers do themselves."""
+    for module in model.modules():
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        if reason := _SCRIPTED if scripted else _WRAPPED.get(type(module).__name__):
+            raise ModelError(f"The model is wrapped in {type(module).__name__}, and {reason}: give the module inside.")
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta:
+            raise ModelError(
+                f"{name!r} of {type(model).__name__} is on the meta device and has no numbers: make the model on the "
+                "CPU, or fill it with model.to_empty(device='cpu') and weights of your own."
+            )
+
+
+def require_trainable(models: Sequence[nn.Module], loss: Loss) -> None:
+    """Every model has something to train, and there is a loss, which has nothing."""
     for module in models:
         if not any(p.requires_grad for p in module.parameters()):
             raise ModelError(
                 f"{type(module).__name__} has no parameters to train: add a layer that has weights, or set "
                 "requires_grad=True on those you froze."
             )
-    some = next(p for p in models[0].parameters() if p.requires_grad)
-    for optimizer in optimizers:
-        tried = optimizer([torch.zeros_like(some, requires_grad=True)]) if callable(optimizer) else None
-        if not isinstance(tried, torch.optim.Optimizer):
-            made = f"made a {type(tried).__name__}" if callable(optimizer) else f"is a {type(optimizer).__name__}"
+    if not callable(loss) or isinstance(loss, type):
+        what = f"the class {loss.__name__}" if isinstance(loss, type) else f"a {type(loss).__name__}"
+        raise ModelError(f"loss is {what}: give a function of outputs and targets.")
+    if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
+        raise ModelError(
+            f"{type(loss).__name__} has parameters of its own, which no peer trains: let the model hold them, and its "
+            "forward return what the loss needs of them."
+        )
+
+
+def require_optimizers(experiment: Experiment) -> None:
+    """Raise ModelError unless each function makes a torch optimiser that steps the parameters from their gradients."""
+    for peer, make in enumerate(experiment.optimizers):
+        model, made = type(experiment.model_of(peer)).__name__, None
+        try:
+            made = experiment.optimizer_like(peer) if callable(make) else None
+        except Exception as error:
             raise ModelError(
-                f"optimizer {made}: give a function of the parameters that makes a torch "
+                f"The optimizer function fails on the parameters of {model} ({in_words(error)}): let it make a torch "
+                "optimiser of all of them."
+            ) from error
+        if not isinstance(made, Optimizer):
+            what = f"made a {type(made).__name__}" if callable(make) else f"is a {type(make).__name__}"
+            raise ModelError(
+                f"optimizer {what}: give a function of the parameters that makes a torch "
                 "optimiser, for example functools.partial(torch.optim.SGD, lr=0.1)."
             )
-        if stacked:
-            require_elementwise(tried)
+        closure = inspect.signature(type(made).step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise ModelError(
+                f"{type(made).__name__} wants a closure that computes the loss again and again, and a peer steps from "
+                "its gradients: take an optimiser such as SGD or Adam."
+            )
+        if any(p.numel() and p.stride() != (0,) * p.dim() for group in made.param_groups for p in group["params"]):
+            raise ModelError(
+                "The optimizer function makes its groups of other tensors than those it is given, so that no peer "
+                "would be trained: choose among its argument, which has the order of model.parameters()."
+            )
 
 
-def require_no_statistics(models: Sequence[nn.Module]) -> None:
-    """Raise ModelError for layers whose running statistics clients or asynchronous peers would lose between rounds."""
-    for model in models:
-        for name, layer in model.named_modules():
-            if getattr(layer, "track_running_stats", False) and hasattr(layer, "running_mean"):
-                raise ModelError(
-                    f"Layer {name!r} ({type(layer).__name__}) keeps running statistics, which a server's clients and "
-                    "asynchronous peers lose between two rounds: use GroupNorm or LayerNorm."
-                )
+def require_one_model(experiment: Experiment) -> None:
+    """Raise ModelError where AllReduce's peers, who average gradients, would not stay one model."""
+    if not any(isinstance(_innermost(it), AllReduce) for it in experiment.algorithms):
+        return
+    kinds = {experiment.training_key(k)[0] for k in range(len(experiment.optimizers))}
+    shapes = {tuple((n, p.shape) for n, p in model.named_parameters()) for model in experiment.models}
+    if len(kinds) > 1 or (not experiment.alike and len(shapes) == 1):  # others cannot exchange anything
+        what = "are given different optimisers" if experiment.alike else "start from different weights"
+        raise ModelError(
+            f"AllReduce's peers average gradients, which is right for equal weights alone, and they {what}: give one "
+            f"{'optimizer' if experiment.alike else 'model'} for all, or take an algorithm that averages parameters, "
+            "such as LocalSGD(1)."
+        )
+
+
+def _innermost(algorithm: Algorithm) -> Algorithm:
+    return algorithm.innermost if isinstance(algorithm, Wrapper) else algorithm
 
 
 def require_apart(models: Sequence[nn.Module], algorithm: Algorithm) -> None:
@@ -142,24 +226,3 @@ def require_apart(models: Sequence[nn.Module], algorithm: Algorithm) -> None:
             f"{type(algorithm).__name__} wants every peer to start from weights of its own, and several peers were "
             "given one module: give a function that makes one, such as lambda: nn.Linear(64, 10)."
         )
-
-
-def require_fit(model: nn.Module, dataset: Dataset, loss: Loss) -> None:
-    """Raise ModelError unless the model takes the data, and the loss what comes out of it; a copy tries an example.
-
-    It is the example with the largest class number, for which a model may have no output.
-    """
-    if not callable(loss):
-        raise ModelError(f"loss is a {type(loss).__name__}: give a function of outputs and targets.")
-    inputs, targets = dataset.trial()  # a batch of one is not for every layer
-    trial = copy.deepcopy(model).cpu().train()
-    try:
-        with torch.random.fork_rng(), torch.no_grad():
-            loss(trial(inputs), targets)
-    except (RuntimeError, IndexError, TypeError, ValueError) as error:
-        said = in_words(error).removeprefix(f"{type(error).__name__}: ")
-        numbers = "targets" if targets.is_floating_point() else f"class numbers up to {int(targets.max())}"
-        raise ModelError(
-            f"{type(model).__name__} and the loss do not fit {dataset.name} ({said}): let the model take inputs of "
-            f"shape {tuple(inputs.shape[1:])}, and the loss its outputs beside {numbers}."
-        ) from error

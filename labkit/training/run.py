@@ -8,8 +8,6 @@ from collections import deque
 from pathlib import Path
 from time import monotonic
 
-import torch
-
 from labkit.checks import number
 from labkit.engines.control import Control
 from labkit.engines.experiment import Engine, Experiment
@@ -17,7 +15,7 @@ from labkit.errors import LabkitError, SettingError, let_go
 from labkit.history.history import History, tensorboard_writer
 from labkit.history.lanes import MOST_LANES, Lanes
 from labkit.history.measures import in_words, mean_of, measures_of
-from labkit.history.rows import Interval, Reporter, Row, Update
+from labkit.history.rows import Event, Interval, Reporter, Row, Update
 from labkit.history.tensorboard import TensorBoardWriter
 from labkit.plots.panel import Picture
 from labkit.text import amount, remaining
@@ -88,7 +86,7 @@ class Run(Background):
             return self._asked
         if self.history.rows and (last := self.history.rows[-1].learning_rate) is not None:
             return last
-        optimizer = self._experiment.optimizer_of(0)([torch.zeros(1, requires_grad=True)])
+        optimizer = self._experiment.optimizer_like()
         return float(optimizer.param_groups[0]["lr"])
 
     @learning_rate.setter
@@ -192,6 +190,8 @@ def blank(engine: Engine, experiment: Experiment) -> History:
 
 def carry_out(engine: Engine, experiment: Experiment, history: History, report: Reporter, control: Control) -> None:
     """Carry out the experiment; `report` puts what is new into the history, which gets what there is at the end."""
+    if why := experiment.found.unstacked:
+        report(Event(1, 0.0, "note", {"text": f"peers are computed one by one, and not stacked, as {why}"}))
     try:
         outcome = engine.run(experiment, report, control)
     except Exception as error:

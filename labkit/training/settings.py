@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from typing import Any, ParamSpec, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from labkit.algorithms import Algorithm
@@ -97,7 +96,7 @@ def as_data(engine: Engine, experiment: Experiment) -> dict[str, Any]:
         "rounds": experiment.rounds,
         "batch_size": experiment.batch_size,
         "seed": experiment.seed,
-        "optimizer": _one_or_each([_optimizer(it) for it in experiment.optimizers]),
+        "optimizer": _one_or_each([_optimizer(experiment, k) for k in range(len(experiment.optimizers))]),
         "loss": _name(experiment.loss),
         "shards": experiment.sharding,
         "evaluate_every": experiment.evaluate_every,
@@ -107,6 +106,8 @@ def as_data(engine: Engine, experiment: Experiment) -> dict[str, Any]:
     known |= {name: _plain(value) for name, value in asked.items() if value is not None}
     if experiment.budget is not None:
         known["budget"] = {name: value for name, value in vars(experiment.budget).items() if value is not None}
+    if experiment.found.unstacked:
+        known |= {"stacked": False, "unstacked": experiment.found.unstacked}
     if experiment.public is not None:
         known["public"] = list(experiment.public.shape)
     return known
@@ -128,8 +129,8 @@ def _model(model: nn.Module) -> dict[str, Any]:
     return {"class": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}
 
 
-def _optimizer(optimizer: OptimizerFactory) -> dict[str, Any]:
-    made = optimizer([torch.zeros(1, requires_grad=True)])
+def _optimizer(experiment: Experiment, peer: int) -> dict[str, Any]:
+    made = experiment.optimizer_like(peer)
     return {"class": type(made).__name__, **{name: _plain(value) for name, value in made.defaults.items()}}
 
 

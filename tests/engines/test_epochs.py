@@ -16,6 +16,9 @@ import labkit as lk
 from labkit.algorithms import AllReduce
 from labkit.data.batches import Epochs
 from labkit.tasks.split import Partition
+from labkit.training.plan import plan
+from labkit.training.run import Run
+from labkit.training.settings import Settings
 from tests.engines.experiments import MOMENTUM, mlp, parameters, result
 
 EPOCHS, BATCH, SEED = 2, 16, 3
@@ -69,16 +72,17 @@ def test_every_example_is_trained_on_exactly_so_often():
     seen: Counter[float] = Counter()
 
     def counting(outputs, targets):
-        if torch.is_grad_enabled():  # else it is only tried
-            seen.update(targets.flatten().tolist())
+        seen.update(targets.flatten().tolist())
         return (outputs.squeeze(-1) - targets).square().mean()
 
     numbered = lk.data.from_tensors(torch.rand(115, 3), torch.arange(115.0), test_share=0.0)
     settings = SETTINGS | {"optimizer": partial(torch.optim.SGD, lr=1e-6), "loss": counting, "peers": 2}
     for on in (lk.Lockstep(), lk.Simulator()):
-        seen.clear()
-        model = nn.Linear(3, 1)
-        lk.train(model, numbered, AllReduce(accumulate=2), on=on, shards=SHARDS, **settings).result(timeout=60)
+        engine, experiment = plan(
+            Settings(nn.Linear(3, 1), numbered, AllReduce(accumulate=2), on=on, shards=SHARDS, **settings)
+        )
+        seen.clear()  # it was tried
+        Run(engine, experiment).result(timeout=60)
         assert set(seen.values()) == {EPOCHS} and len(seen) == 115
 
 

@@ -207,12 +207,12 @@ class RoundStack(StackedPeers):
     def optimizer_state(self) -> dict[str, dict[str, Any]]:
         """What the optimiser keeps, by name of the parameter: of each peer [K, …], or one number for all."""
         state = self.optimizer_step.optimizer.state
-        return {name: state[p] for name, p in self._named.items() if p in state}
+        return {name: state[p] for name, p in self.named.items() if p in state}
 
     @optimizer_state.setter
     def optimizer_state(self, kept: dict[str, dict[str, Any]]) -> None:
         for name, values in kept.items():
-            self.optimizer_step.optimizer.state[self._named[name]] = values
+            self.optimizer_step.optimizer.state[self.named[name]] = values
 
 
 class OptimizerStates:

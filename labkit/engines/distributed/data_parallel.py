@@ -58,7 +58,7 @@ def data_parallel(experiment: Experiment, blocks: Sequence[range], device: torch
     ranks the first one's weights. And a parameter that has no part in the loss has no gradient for which DDP could
     wait. Raises SettingError where this keeps DDP from doing what was asked of it.
     """
-    obstacle = _obstacle(experiment, blocks, device)
+    obstacle = _obstacle(experiment, blocks)
     asked = [f"{it.name}={getattr(ddp, it.name)!r}" for it in fields(ddp) if getattr(ddp, it.name) != it.default]
     if obstacle and asked:
         raise SettingError(f"lk.DDP({', '.join(asked)}) cannot be had here, as {obstacle}.")
@@ -70,7 +70,7 @@ def data_parallel(experiment: Experiment, blocks: Sequence[range], device: torch
     return not obstacle
 
 
-def _obstacle(experiment: Experiment, blocks: Sequence[range], device: torch.device) -> str:
+def _obstacle(experiment: Experiment, blocks: Sequence[range]) -> str:
     """What keeps DDP from doing the peers' work, and what helps; "" where nothing does."""
     if not all(isinstance(it, AllReduce) and it.form == "native" for it in experiment.algorithms):
         return f"DDP does the work of AllReduce() alone, and this is {experiment.algorithm}: leave it away"
@@ -78,18 +78,9 @@ def _obstacle(experiment: Experiment, blocks: Sequence[range], device: torch.dev
         return f"{experiment.peers} peers share {len(blocks)} workers: take as many peers as workers"
     if not experiment.alike:
         return "the peers start from different models: give one model for all of them"
-    if not _all_used(experiment, device):
+    if experiment.found.unused:
         return "some parameters have no part in the loss: set requires_grad=False for them"
     return ""
-
-
-def _all_used(experiment: Experiment, device: torch.device) -> bool:
-    """Whether every parameter has a part in the loss of the first peer's first batch."""
-    model = experiment.fresh_model().to(device).train()
-    inputs, targets = next(Stream(Examples(experiment.dataset, device), experiment.indices(0)))
-    with torch.random.fork_rng():
-        experiment.loss(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
-    return all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -142,18 +133,18 @@ class DataParallelPeer(OnePeer):
         """
         dealt = self._experiment.dealt(self.members[0], self.number)
         weight = self.peers / self._experiment.working(self.number) / max(dealt, 1)
-        for p in self._named.values():
+        for p in self.named.values():
             p.grad = None
         for k in range(dealt):
             self._last = next(batches)
             with nullcontext() if k == dealt - 1 else self._parallel.no_sync():
                 loss = self.loss(self._last)
-                self._backward(loss if weight == 1 else loss * weight)
+                self.backward(loss if weight == 1 else loss * weight)
         if not dealt:
             self._go_along()
         if self._ddp.hook is None:
             self._group.sent += self._message  # each gradient went through the ring once, in buckets
-        self._update()
+        self.update()
 
     @property
     def exchanged(self) -> Exchanged:
@@ -176,21 +167,20 @@ class DataParallelPeer(OnePeer):
             examples = Examples(self._experiment.dataset, self._place.device)
             self._last = next(Stream(examples, self._experiment.indices(self.members[0])))
         kept = [(buffer, buffer.clone()) for buffer in self.net.buffers()]
-        self._backward(self.loss(self._last) * 0.0)
+        self.backward(self.loss(self._last) * 0.0)
         self._losses.pop()
         for buffer, before in kept:
             buffer.copy_(before)
 
-    def _outputs(self, inputs: Tensor) -> Tensor:
+    def _outputs(self, inputs: Tensor) -> Any:
         if not self.net.training:
             return super()._outputs(inputs)
         with _explained(self._ddp):
-            out: Tensor = self._parallel(inputs)
-            return out
+            return self._parallel(inputs)
 
-    def _backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor) -> None:
         with _explained(self._ddp):
-            super()._backward(loss)
+            super().backward(loss)
 
 
 def _compiled(net: nn.Module, ddp: DDP) -> nn.Module:

@@ -18,7 +18,7 @@ from labkit.engines.stacked.layers import Back, Gradients, Rule, hooked, rule_of
 from labkit.engines.stacked.vmapped import vmapped
 
 
-def stacked_forward(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor, *, shared: bool = False) -> Any:
+def stacked_forward(model: nn.Module, tensors: dict[str, Tensor], inputs: Tensor, *, shared: bool = False) -> Any:
     """The outputs [K, B, …] of K peers of `model`, differentiable in `tensors`; see `StackedModel`.
 
     >>> import torch
@@ -34,8 +34,8 @@ class StackedModel:
     """The forward pass of K peers of `model`, whose parameters and buffers [K, …] have the names `stacked`.
 
     What is not there is the model's own, the same for all. Inputs are [K, B, …], or [B, …] for all peers where they are
-    `shared`. Dropout has a mask for each peer. Calling raises ModelError where the model does what cannot be stacked,
-    such as a branch that depends on the data.
+    `shared`. Dropout has a mask for each peer. Calling raises torch's error where the model does what cannot be
+    stacked, such as a branch that depends on the data; buffers that it assigns anew are put into the given tensors.
 
     `known` tells whether every layer has a rule, and computes the same each time.
     """
@@ -47,14 +47,17 @@ class StackedModel:
         self.known = all(piece.rule and not isinstance(piece.layer, nn.Dropout) for piece in self._pieces)
         self.known = self.known and any(piece.names for piece in self._pieces)
 
-    def __call__(self, tensors: Mapping[str, Tensor], inputs: Tensor, *, shared: bool = False) -> Any:
+    def __call__(self, tensors: dict[str, Tensor], inputs: Tensor, *, shared: bool = False) -> Any:
         if shared or not self._pieces:
-            return vmapped(self._model, tensors, inputs, shared)
+            out, assigned = vmapped(self._model, tensors, inputs, shared)
+            tensors.update(assigned)
+            return out
         x: Any = inputs
         for piece in self._pieces:
             passed = None if piece.rule is None else piece.rule(piece.layer, piece.prefix, tensors, x)
             if passed is None:
-                x = vmapped(piece.layer, {name: tensors[piece.prefix + name] for name in piece.names}, x)
+                x, assigned = vmapped(piece.layer, {name: tensors[piece.prefix + name] for name in piece.names}, x)
+                tensors.update({piece.prefix + name: tensor for name, tensor in assigned.items()})
             else:
                 x = passed[0]
         return x

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from labkit.engines.stacked.convolution import convolution_and_back, stacked_convolution
 
@@ -35,7 +36,7 @@ def rule_of(layer: nn.Module) -> Rule | None:
 def hooked(layer: nn.Module) -> bool:
     """Whether somebody looks at what goes in and out of the layer, or has replaced what it does."""
     looks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    return bool(looks) or "forward" in vars(layer)
+    return bool(looks) or "forward" in vars(layer) or _has_any_global_hook()  # type: ignore[no-untyped-call]
 
 
 def batch_innermost(x: Tensor) -> bool:

@@ -19,22 +19,7 @@ from labkit.engines.stacked.backward import one_node, way_back
 from labkit.engines.stacked.forward import StackedModel
 from labkit.engines.stacked.layers import Gradients
 from labkit.engines.stacked.losses import cross_entropy_and_back, stacked_loss, stacked_losses
-from labkit.errors import ModelError
 
-# Their update of one number looks at that number's own history only, so K peers stacked are K optimisers.
-ELEMENTWISE = (
-    torch.optim.SGD,
-    torch.optim.Adam,
-    torch.optim.AdamW,
-    torch.optim.NAdam,
-    torch.optim.RAdam,
-    torch.optim.Adamax,
-    torch.optim.Adagrad,
-    torch.optim.Adadelta,
-    torch.optim.RMSprop,
-    torch.optim.Rprop,
-    torch.optim.ASGD,
-)
 _EVALUATED_AT_ONCE = 1 << 22  # inputs × peers in one forward pass of an evaluation
 
 
@@ -50,14 +35,13 @@ class StackedPeers(Peers):
 
     def __init__(self, experiment: Experiment, ids: Sequence[int], place: Place, skeleton: nn.Module) -> None:
         self.net = skeleton
-        self._buffers = _kept(experiment, ids, skeleton, place.device)
+        self.buffers = _kept(experiment, ids, skeleton, place.device)
         self.ids = torch.tensor(ids)
         self.examples = torch.tensor([float(experiment.examples(k)) for k in ids], device=place.device)
         super().__init__(experiment, ids, place, _start(experiment, ids, place))
-        require_elementwise(self.optimizer_step.optimizer)
-        self._forward = StackedModel(skeleton, [*self._named, *self._buffers])
+        self._forward = StackedModel(skeleton, [*self.named, *self.buffers])
         self._mean_loss, self._each_loss = stacked_loss(experiment.loss), stacked_losses(experiment.loss)
-        self._knows_back = self._forward.known and not self._buffers and self._dtype is None
+        self._knows_back = self._forward.known and not self.buffers and self._dtype is None
         # a target that is no class is an error on the CPU, to be told by torch, and ends the process on a GPU
         self._knows_loss = self._knows_back and experiment.loss is F.cross_entropy and place.device.type == "cpu"
         self._active: NDArray[np.bool_] | None = None  # who still has local work to do in this round; None: everybody
@@ -65,24 +49,27 @@ class StackedPeers(Peers):
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        return self._named | self._buffers
+        return self.named | self.buffers
 
     # -- forward
 
     def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
         if params is None and self._goes_back(inputs):
             with torch.no_grad():
-                passed = self._forward.passed(self._named, inputs)
+                passed = self._forward.passed(self.named, inputs)
             if passed is not None:
-                return one_node(*passed, self._named, lambda params: self._forward(params, inputs))
+                return one_node(*passed, self.named, lambda params: self._forward(dict(params), inputs))
         rows = len(self)
-        if params is not None and not self._buffers:  # what is the same for all is computed once
+        if params is not None and not self.buffers:  # what is the same for all is computed once
             rows = max(len(inputs), *(len(p) for p in params.values()))
-        named = self._named if params is None else {n: p.expand(rows, *p.shape[1:]) for n, p in params.items()}
+        named = self.named if params is None else {n: p.expand(rows, *p.shape[1:]) for n, p in params.items()}
         shared = len(inputs) != rows  # one batch for all
-        with self._casting():
-            out = self._forward(named | self._buffers, inputs[0] if shared else inputs, shared=shared)
-        return self._wide(out)  # [K, B, C], or [1, B, C]
+        tensors = named | self.buffers
+        with self.casting():
+            out = self._forward(tensors, inputs[0] if shared else inputs, shared=shared)
+        for name in self.buffers:  # those that forward assigned anew
+            self.buffers[name] = tensors[name]
+        return self._logits_in(out)  # [K, B, C], or [1, B, C]
 
     def loss(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
         loss = self._loss_that_goes_back(*batch) if logits is None else None
@@ -101,7 +88,7 @@ class StackedPeers(Peers):
         if not self._knows_loss or not self._goes_back(inputs):
             return None
         with torch.no_grad():
-            passed = self._forward.passed(self._named, inputs)
+            passed = self._forward.passed(self.named, inputs)
             if passed is None or passed[0].dim() != 3 or targets.dim() != 2:  # [K, B, C] and [K, B]
                 return None
             logits, logits_back, reads = passed
@@ -115,9 +102,9 @@ class StackedPeers(Peers):
             return logits_back(loss_back(d))
 
         def again(params: Mapping[str, Tensor]) -> Tensor:
-            return self._mean_loss(self._forward(params, inputs), targets)
+            return self._mean_loss(self._forward(dict(params), inputs), targets)
 
-        return one_node(losses, back, [*reads, targets], self._named, again)
+        return one_node(losses, back, [*reads, targets], self.named, again)
 
     def _record(self, losses: Tensor) -> None:
         super()._record(losses)
@@ -126,27 +113,28 @@ class StackedPeers(Peers):
     # -- backward
 
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
-        back = way_back(loss, self._named)
+        back = way_back(loss, self.named)
         if back is None:
             return super().gradients(loss)
         with torch.no_grad():
             found = back(None)
-        return {name: found[name] for name in self._named}
+        self._note_used(set(found))
+        return {name: found[name] for name in self.named}
 
     def step(self, loss: Tensor) -> None:
-        back = way_back(loss, self._named)
+        back = way_back(loss, self.named)
         if back is None:
             super().step(loss)
             return
         with torch.no_grad():
             found = back(None)
-        for name, p in self._named.items():
+        for name, p in self.named.items():
             p.grad = found[name]
-        self._update()
+        self.update()
 
-    def _update(self) -> None:
+    def update(self) -> None:
         if self._active is None:
-            super()._update()
+            super().update()
             return
         self._taken = self._taken + self._active
         before = [(leaf, leaf.detach().clone()) for leaf in self._rows()]
@@ -158,7 +146,7 @@ class StackedPeers(Peers):
 
     def _rows(self) -> list[Tensor]:
         """Everything that an optimiser's step changes and that has a row for each peer."""
-        params = list(self._named.values())
+        params = list(self.named.values())
         kept = [value for state in self.optimizer_step.optimizer.state.values() for value in state.values()]
         return params + [it for it in kept if isinstance(it, Tensor) and it.dim() and len(it) == len(self)]
 
@@ -210,7 +198,7 @@ class StackedPeers(Peers):
         model = self._experiment.fresh_model(self.members[k])
         named = dict(model.named_parameters()) | dict(model.named_buffers())
         with torch.no_grad():
-            for name, stack in (self._named | self._buffers).items():
+            for name, stack in (self.named | self.buffers).items():
                 named[name].copy_(stack[k])
         return model
 
@@ -240,12 +228,3 @@ def _kept(experiment: Experiment, ids: Sequence[int], skeleton: nn.Module, devic
         for it in map(experiment.model_of, ids)
     ]
     return {n: torch.stack([each[n].detach() for each in own]).to(device) for n in own[0]}
-
-
-def require_elementwise(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ModelError for an optimiser that would mix stacked peers."""
-    if type(optimizer) not in ELEMENTWISE:
-        raise ModelError(
-            f"{type(optimizer).__name__} is not known to update each number by itself, so stacked peers would mix: "
-            f"use one of {', '.join(o.__name__ for o in ELEMENTWISE)}, or train with one peer per worker (on=lab)."
-        )

@@ -9,6 +9,7 @@ from torch import nn
 
 from labkit.engines.batches import Examples, StackedStream
 from labkit.engines.experiment import Experiment
+from labkit.engines.modules import training_mode
 from labkit.engines.peer import Place
 from labkit.engines.stacked.block_size import block_key, block_size
 from labkit.engines.stacked.peers import StackedPeers
@@ -27,7 +28,8 @@ class Stacks(Generic[P]):
         """These peers, who are of one kind, as one."""
         kind = self._experiment.kind(ids[0])
         if kind not in self._skeletons:
-            self._skeletons[kind] = self._experiment.fresh_model(ids[0]).to(self._place.device).train()
+            skeleton = self._experiment.fresh_model(ids[0]).to(self._place.device)
+            self._skeletons[kind] = training_mode(skeleton)
         return self._make(self._experiment, ids, self._place, self._skeletons[kind])
 
     def size(self, ids: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""Models of any kind: K peers at once by vmap(functional_call); layers that it makes slow are computed otherwise.
+"""Models of any kind: K peers at once by vmap(called); layers that it makes slow are computed otherwise.
 
 - a convolution as batched matrix products (see `convolution`) instead of a grouped convolution;
 - pooling in the layout that leaves: the batch innermost, which is torch's "channels last" once batch and channels swap;
@@ -15,39 +15,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from labkit.engines.modules import called
 from labkit.engines.stacked.convolution import stacked_convolution
 from labkit.engines.stacked.layers import batch_innermost
-from labkit.errors import ModelError
 
 _CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 _POOLINGS = {F.avg_pool1d, F.avg_pool2d, F.max_pool1d, F.max_pool2d}
 _ATTENTION = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
 
 
-def vmapped(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor, shared: bool = False) -> Any:
-    """The outputs [K, B, …] of K peers of `model`; inputs are [B, …] for all of them where they are `shared`.
+def vmapped(
+    model: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor, shared: bool = False
+) -> tuple[Any, dict[str, Tensor]]:
+    """The outputs [K, B, …] of K peers of `model`, and the buffers [K, …] that it assigned anew.
 
-    Raises ModelError where the model does what cannot be stacked.
+    Inputs are [B, …] for all of them where they are `shared`.
     """
 
     def one(tensors: dict[str, Tensor], x: Tensor) -> Any:
-        return functional_call(model, tensors, (x,))
+        return called(model, tensors, x)
 
-    try:
-        with _FasterLayers():
-            return vmap(one, in_dims=(0, None if shared else 0), randomness="different")(dict(tensors), inputs)
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in ("vmap", "atching rule")):
-            raise
-        raise ModelError(
-            f"{type(model).__name__} cannot be stacked ({str(error).split('. ')[0].splitlines()[0]}): change that in "
-            "its forward(), or train with lk.Lockstep() or one peer per worker (on=lab)."
-        ) from error
+    with _FasterLayers():
+        return vmap(one, in_dims=(0, None if shared else 0), randomness="different")(dict(tensors), inputs)  # type: ignore[no-any-return]
 
 
 class _FasterLayers(TorchFunctionMode):

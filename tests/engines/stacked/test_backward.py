@@ -195,7 +195,7 @@ def test_who_looks_at_an_optimisers_steps_sees_them_all():
         return optimizer
 
     result(lk.Simulator(), LocalSGD(every=3), peers=3, rounds=2, optimizer=watched)
-    assert seen == [[True] * 4] * 6
+    assert seen[-6:] == [[True] * 4] * 6  # before that, it was tried
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from labkit.algorithms import LocalSGD, Mutual
 from labkit.engines.stacked.convolution import stacked_convolution
 from labkit.engines.stacked.forward import stacked_forward
 from labkit.engines.stacked.losses import stacked_loss
-from labkit.errors import ModelError
 from tests.engines.experiments import difference, result
 
 K, B = 4, 6
@@ -220,17 +219,16 @@ def test_a_maximum_that_is_met_twice_gives_its_gradient_to_the_first_as_torch_do
     (lambda: nn.GRU(8, 4), SEQUENCE),
     (lambda: nn.BatchNorm1d(8, momentum=None), ROWS),
 ], ids=["LSTM", "GRU", "BatchNorm1d"])  # fmt: skip
-def test_a_layer_that_cannot_be_stacked_is_named_with_a_remedy(make, shape):
+def test_a_layer_that_cannot_be_stacked_raises_torchs_error_which_the_trial_hears(make, shape):
     _, model, parameters, buffers = peers(make)
-    with pytest.raises(ModelError, match=f"{type(model).__name__} cannot be stacked .*Lockstep"):
+    with pytest.raises(RuntimeError, match=r"vmap|atching rule"):
         stacked_forward(model, parameters | buffers, torch.randn(K, B, *shape, dtype=torch.double))
 
 
 def test_a_mistake_of_the_model_stays_torchs_error():
     _, model, parameters, _ = peers(lambda: nn.Linear(8, 4))
-    with pytest.raises(RuntimeError, match="size") as caught:
+    with pytest.raises(RuntimeError, match="size"):
         stacked_forward(model, parameters, torch.randn(K, B, 7, dtype=torch.double))
-    assert not isinstance(caught.value, ModelError)
 
 
 @pytest.mark.parametrize("trailing", [(), (7,)])

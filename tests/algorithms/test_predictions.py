@@ -218,16 +218,19 @@ def test_one_forward_pass_serves_what_is_sent_and_what_is_learnt():
         passes = 0
 
         def forward(self, x):
-            Counting.passes += self.training and torch.is_grad_enabled()  # not when train() tries the model
+            Counting.passes += self.training and torch.is_grad_enabled()
             return super().forward(x)
 
     with torch.random.fork_rng():
         torch.manual_seed(1)
         pair = [Counting(64, 10), Counting(64, 10)]
     for algorithm in (Mutual(), CoTeaching(), CoTeachingPlus(warmup=0)):
-        Counting.passes = 0
-        trained(algorithm, pair, lk.Lockstep(), rounds=3)
-        assert Counting.passes == 2 * 3
+        passes = []
+        for rounds in (1, 4):  # of which the first one is taken off, for the models are tried before it
+            Counting.passes = 0
+            trained(algorithm, pair, lk.Lockstep(), rounds=rounds)
+            passes.append(Counting.passes)
+        assert passes[1] - passes[0] == 2 * 3
 
 
 @pytest.mark.parametrize("on", [lk.Lockstep(), lk.Simulator(block=2)], ids=["lockstep", "blocks"])

@@ -37,6 +37,7 @@ CLIENT_POLL = 0.25  # at whether the client still wants a rank
 CONNECTION_POLL = 0.05  # at whether an answer is still worth waiting for
 WISHES = 0.2  # at what the user wishes of a run: all ranks agree on it
 END_POLL = 0.05  # at whether a process that was ended is gone
+PARENT_POLL = 1.0  # at whether the kernel is there that started the template of workers
 WORKER_POLL = 0.02  # at whether a lost worker is back
 REPORTS = 0.5  # at what is new, to report it, unless the user says
 CHECKPOINTS = 4.0  # at the state, to save it, where the user does not say after how many rounds

@@ -37,6 +37,7 @@ from labkit.cluster import deadlines
 from labkit.cluster.certificates import temporary_security
 from labkit.cluster.kernel_settings import SettingsWatch
 from labkit.cluster.lab import Lab
+from labkit.cluster.lifeline import LocalWorker, end_group
 from labkit.cluster.machine import usable_cores, usable_memory, visible_gpus
 from labkit.cluster.map_task import RECORD, recorded
 from labkit.cluster.preparation import Preparation
@@ -249,11 +250,12 @@ class LocalNanny(Nanny):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with dask.config.set(_QUIET):
-            super().__init__(*args, **kwargs)
+            super().__init__(*args, **{"worker_class": LocalWorker, **kwargs})
             self.config = deepcopy(self.config)  # for every worker to come: its inner dicts are still Dask's own
         own = {name: str(self.nthreads) for name in _THREAD_VARIABLES if name not in os.environ}
         self.pre_spawn_env = {**self.pre_spawn_env, **own}
         self.pre_spawn_env.pop("MALLOC_TRIM_THRESHOLD_", None)  # preparation.py says why
+        self._leader: int | None = None  # the last worker's process
         self._wished = {**self.env, **self.pre_spawn_env}
         self._wished.pop("MALLOC_TRIM_THRESHOLD_", None)
         self.ended_with: deque[str] = deque(maxlen=1000)  # the keys of the tasks in which workers died
@@ -268,9 +270,12 @@ class LocalNanny(Nanny):
         # a forked process has the variables of its template, which may be older than those of the kernel
         self.env = {**(os.environ if method == "forkserver" else {}), **self._wished}
         with _borrowed(self.pre_spawn_env, method):
-            return await super().instantiate()
+            status = await super().instantiate()
+        self._leader = self.pid or self._leader
+        return status
 
     def _on_worker_exit_sync(self, exitcode: Any) -> None:
+        end_group(self._leader)  # the processes that its tasks have started
         if self._items is not None:
             self.ended_with.extend(recorded(self._items))
         super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
@@ -339,6 +344,7 @@ def _restored(variables: Iterable[str]) -> Iterator[None]:
 
 # torch.optim imports the compiler when the first optimiser is made; and ranks of a training import labkit's engine
 _IMPORTED = (
+    "labkit.cluster.lifeline",  # first, so that the template can be ended while it imports
     "torch",
     "torch._dynamo",
     "torch.distributed.nn",

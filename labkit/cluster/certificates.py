@@ -1,4 +1,5 @@
-"""Certificates for one cluster of one kernel: whoever lacks them reaches neither its scheduler nor its workers.
+"""Certificates for one cluster of one kernel: whoever lacks them reaches neither its scheduler nor its workers,
+and whoever comes without a word is turned away.
 
 On a machine with several users every port of the loopback interface is open to all of them, and whoever reaches Dask's
 runs code as its owner. The key is made in this kernel and reaches the workers through the pipe by which they are
@@ -7,13 +8,17 @@ started, so it stands in no file, command line or environment.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import ssl
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from distributed import Security
+
+from labkit.cluster import deadlines
 
 _NAME = "labkit"
 _DAYS = 365
@@ -71,3 +76,23 @@ class OwnSecurity(Security):
         context.verify_mode, context.check_hostname = ssl.CERT_REQUIRED, False  # both sides show the one certificate
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         return context
+
+
+def turn_away_the_silent(server: Any) -> None:
+    """Hang up on whoever comes to a scheduler, nanny or worker and does not prove in time who it is.
+
+    Dask waits for ever, and so many of them would take up all file handles of the process.
+    """
+    for listener in server.listeners:
+        listener._prepare_stream = partial(_prepared, listener._prepare_stream)
+    pages = getattr(server, "http_server", None)
+    if pages is not None:
+        pages.conn_params.header_timeout = deadlines.REQUEST
+
+
+async def _prepared(prepare: Any, stream: Any, address: str) -> Any:
+    try:
+        return await asyncio.wait_for(prepare(stream, address), deadlines.HANDSHAKE)
+    except TimeoutError:
+        stream.close()
+        return None

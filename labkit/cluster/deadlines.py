@@ -14,7 +14,9 @@ BACK_AGAIN = 60.0  # the same, where nannies of this kernel start workers anew t
 UNANSWERED = 2.0  # for a worker to say what it computes; one that does not is held up by that
 ARRIVAL = 60.0  # for the workers of a remote cluster to arrive after `connect`
 PROGRAM = 30.0  # for a program of the system, such as nvidia-smi, to answer
+HANDSHAKE = 5.0  # for a new connection to prove that it may come in, or for each word of a proof
 DOOR = 5.0  # for a port of this machine to let the doctor in
+REQUEST = 60.0  # for a browser that has connected to say what it wants
 BRAKE = 5.0  # for the program that slows a worker down to let go of it
 
 # -- gangs
@@ -26,7 +28,6 @@ CLOSE_SEEN = 0.02  # for gloo to find that one of this rank's connections is at 
 CLOSE_SEEN_BY_ALL = 0.3  # for the other ranks to find that too
 
 # -- training on ranks
-HANDSHAKE = 5.0  # for each word of a new connection's proof of its key to come
 STOP = 5.0  # for a round to obey Stop before its group is closed under it
 
 # -- how often somebody looks

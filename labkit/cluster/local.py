@@ -34,7 +34,7 @@ from distributed.deploy.spec import SpecCluster
 from distributed.utils import get_mp_context
 
 from labkit.cluster import deadlines
-from labkit.cluster.certificates import temporary_security
+from labkit.cluster.certificates import temporary_security, turn_away_the_silent
 from labkit.cluster.kernel_settings import SettingsWatch
 from labkit.cluster.lab import Lab
 from labkit.cluster.lifeline import LocalWorker, end_group
@@ -206,6 +206,10 @@ class LocalScheduler(Scheduler):
 
         pages.find_handler = find_for_owner
 
+    async def listen(self, *args: Any, **options: Any) -> None:
+        await super().listen(*args, **options)  # type: ignore[no-untyped-call]
+        turn_away_the_silent(self)
+
     def identity(self, n_workers: int = -1) -> dict[str, Any]:
         return super().identity(n_workers) | {"dashboard_path": f"/{self.secret}/status"}
 
@@ -264,6 +268,10 @@ class LocalNanny(Nanny):
             self._items = os.memfd_create("labkit-items")
             weakref.finalize(self, os.close, self._items)
             self._wished[RECORD] = f"/proc/{os.getpid()}/fd/{self._items}"
+
+    async def listen(self, *args: Any, **options: Any) -> None:
+        await super().listen(*args, **options)  # type: ignore[no-untyped-call]
+        turn_away_the_silent(self)
 
     async def instantiate(self) -> Any:
         method = "spawn" if "CUDA_VISIBLE_DEVICES" in self._wished else start_method(_counts(self.nthreads))

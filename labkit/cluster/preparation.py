@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from distributed import WorkerPlugin
 
 from labkit.cluster import deadlines
+from labkit.cluster.certificates import turn_away_the_silent
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -37,6 +38,7 @@ class Preparation(WorkerPlugin):
         """Called by Dask on the worker's event loop, so it must not take long."""
         keep_memory()
         draw_differently()
+        turn_away_the_silent(worker)
         if not self.interruptible and threading.current_thread() is threading.main_thread():
             # "Interrupt kernel" and Ctrl-C signal the whole process group; they are meant for the cell alone.
             signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from labkit.cluster import deadlines
+from labkit.cluster.gang.intruders import End, close_door, strangers
 from labkit.errors import GangError
 
 _DESCRIPTORS = Path("/proc/self/fd") if Path("/proc/self/fd").is_dir() else Path("/dev/fd")
@@ -86,6 +87,7 @@ class ProcessGroup:
             "GLOO_SOCKET_IFNAME": _interface_of(host_of(spec.workers[rank])),
         }
         self._joined = True
+        before = {(local, remote) for _, local, remote in _tcp()}
         store = dist.TCPStore(  # type: ignore[attr-defined]
             host_of(spec.workers[0]),
             port,
@@ -101,13 +103,38 @@ class ProcessGroup:
         dist.distributed_c10d._world.group_count = 0
         dist.init_process_group(spec.backend, store=store, rank=rank, world_size=size, timeout=limit)
         self._world = weakref.ref(dist.group.WORLD)
+        intruders = self._put_out_strangers(before) if spec.backend == "gloo" else set()  # NCCL connects later
         # This exchange also sees to it that nobody goes, and takes the store along, before everybody has come.
         ports = [torch.zeros(2, dtype=torch.int64) for _ in spec.workers]
-        dist.all_gather(ports, torch.tensor([*self._ports(), 0][:2]))  # one for gloo, and one more for rank 0's store
+        try:
+            # one port for gloo, and one more for rank 0's store
+            dist.all_gather(ports, torch.tensor([*self._ports(), 0][:2]))
+        except RuntimeError as error:
+            if not intruders:
+                raise
+            raise GangError(
+                f"another user of this machine (uid {min(intruders)}) came between the ranks while their process group "
+                "was made, and was put out: start it again, and tell whoever runs this machine."
+            ) from error
         hosts = map(host_of, spec.workers)
         self._listeners = {
             (host, port) for host, pair in zip(hosts, ports, strict=True) for port in pair.tolist() if port
         }
+
+    def _put_out_strangers(self, before: set[tuple[End, End | None]]) -> set[int]:
+        """Hang up on other users of this machine among the connections that were not there `before`, whom it returns,
+        and let nobody in from now on.
+        """
+        ports, users, found = self._ports(), strangers(), set()
+        for it, local, remote in _tcp():
+            if remote is None:
+                if local[1] in ports:
+                    close_door(it)
+            elif (local, remote) not in before and (remote, local) in users:
+                found.add(users[remote, local])
+                with suppress(OSError):  # it has gone by itself
+                    it.shutdown(socket.SHUT_RDWR)
+        return found
 
     def cut(self) -> None:
         """End what this rank waits for in a collective, and let the other ranks know; from any thread."""
@@ -204,7 +231,7 @@ def _connections(ports: set[int], listeners: set[tuple[str, int]]) -> list[socke
     ]
 
 
-def _tcp() -> Iterator[tuple[socket.socket, tuple[str, int], tuple[str, int] | None]]:
+def _tcp() -> Iterator[tuple[socket.socket, End, End | None]]:
     """Each TCP socket of this process (a duplicate, open until the next one), and both its ends; None: it listens."""
     for entry in _DESCRIPTORS.iterdir():
         try:
@@ -220,5 +247,5 @@ def _tcp() -> Iterator[tuple[socket.socket, tuple[str, int], tuple[str, int] | N
                     yield duplicate, _end(duplicate.getsockname()), None if listens else _end(duplicate.getpeername())
 
 
-def _end(name: tuple[Any, ...]) -> tuple[str, int]:
+def _end(name: tuple[Any, ...]) -> End:
     return str(name[0]).removeprefix("::ffff:"), int(name[1])  # an IPv4 address on a socket for both kinds

@@ -1,0 +1,50 @@
+"""Intruders: other users of this machine who got into a process group while it was being made.
+
+Neither gloo nor torch's store asks who somebody is, and both listen where every user of the machine can connect. But
+the system knows whose a socket is, and tells everybody. So the ranks of one machine find out, before any of them sends
+a number, who is at the other end of each connection, and close their doors. Between machines nobody tells.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+from pathlib import Path
+
+End = tuple[str, int]
+
+_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))  # of Linux
+_SO_ATTACH_FILTER = 26
+_REFUSE_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0)  # a program of Berkeley's packet filter: "return 0"
+
+
+def strangers() -> dict[tuple[End, End], int]:
+    """The users other than this process's own by those connections of this machine that are theirs, each as both its
+    ends, their own first; {} where the system does not tell.
+    """
+    rows = [line.split() for table in _TABLES if table.exists() for line in table.read_text().splitlines()[1:]]
+    own = str(os.geteuid())
+    return {(_end(row[1]), _end(row[2])): int(row[7]) for row in rows if row[7] != own}
+
+
+def close_door(listener: socket.socket) -> None:
+    """Let nobody connect any more to a socket that listens on, without its owner's noticing; harmless off Linux."""
+    if not _TABLES[0].exists():
+        return
+    program = ctypes.create_string_buffer(_REFUSE_ALL)
+    # struct sock_fprog: how many instructions, and where
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(program)))
+
+
+def _end(text: str) -> End:
+    """An address as the table spells it: words in the byte order of this machine.
+
+    >>> _end("0100007F:1F90")
+    ('127.0.0.1', 8080)
+    """
+    host, _, port = text.partition(":")
+    packed = b"".join(struct.pack("=I", int(host[at : at + 8], 16)) for at in range(0, len(host), 8))
+    family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+    return socket.inet_ntop(family, packed).removeprefix("::ffff:"), int(port, 16)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, MutableMapping
+from collections.abc import Generator, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -78,6 +79,12 @@ class Peer(Protocol):
         Stacked, inputs and parameters that are the same for all peers may have a leading dimension of one.
         """
 
+    def evaluating(self) -> AbstractContextManager[None]:
+        """While it lasts, `logits` are those of evaluation mode, without gradients: of teachers, and on public inputs.
+
+        Neither Dropout's masks nor BatchNorm's statistics see anything of it.
+        """
+
     def loss(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
         """The mean loss of the batch, differentiable; recorded as the peer's loss of this step.
 
@@ -85,7 +92,12 @@ class Peer(Protocol):
         """
 
     def losses(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
-        """The loss of each example [B], differentiable; their mean is recorded as the peer's loss of this step."""
+        """The part that each example has in the mean loss, times B, [B]: their mean is the loss of the batch.
+
+        For a plain mean that is each example's own loss. Where the loss weighs classes it is w·ℓ over the batch's mean
+        w, and zero of an example that it leaves out, as `ignore_index` does. Differentiable; the mean is recorded as
+        the peer's loss of this step.
+        """
 
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
         """∇loss by parameter name."""
@@ -95,6 +107,10 @@ class Peer(Protocol):
 
     def step(self, loss: Tensor) -> None:
         """One step of the peer's optimiser on this loss: `apply(gradients(loss))`."""
+
+    @property
+    def optimizer_settings(self) -> Mapping[str, Any]:
+        """The settings of the peer's optimiser, such as its `lr` and `momentum`; of the first of its groups."""
 
     def count(self, steps: int) -> None:
         """Let the clock know of steps whose losses went through neither `loss` nor `losses`, such as a digest's."""

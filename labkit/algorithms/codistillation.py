@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar
 
-import torch
-
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.predictions import cross_entropy
 from labkit.checks import number, whole
@@ -22,7 +20,7 @@ class Codistillation:
     `weight` is λ; every H = `every` steps peers pass on their parameters around a ring, to one student each: with two
     peers that is the paper's setting, with more its mean over all others' predictions would cost n−1 copies. The first
     `warmup` rounds nobody teaches, for there is nothing to learn from beginners (the paper's burn-in). What is sent are
-    the trained parameters: a teacher runs on its student's frozen ones and buffers.
+    the trained parameters: a teacher runs, in evaluation mode, on its student's frozen ones and buffers.
     Raises SettingError for settings out of range.
 
     >>> import labkit as lk, torch
@@ -50,7 +48,7 @@ class Codistillation:
             logits = peer.logits(inputs)  # [B, C]
             loss = peer.loss((inputs, targets), logits)
             if teacher is not None:
-                with torch.no_grad():
+                with peer.evaluating():
                     taught = peer.logits(inputs, teacher).softmax(-1)
                 loss = loss + self.weight * cross_entropy(peer, taught, logits)
             peer.step(loss)

@@ -57,6 +57,7 @@ class CoTeaching:
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         losses = peer.losses(next(batches))  # [B]
         keep = max(1, int(self.kept(peer) * losses.shape[-1]))
-        chosen = losses.detach().topk(keep, largest=False).indices  # [R·B]
+        counted = losses.detach().masked_fill(losses == 0, float("inf"))  # what the loss leaves out is not easy
+        chosen = counted.topk(keep, largest=False).indices  # [R·B]
         theirs = yield Permute(chosen, pairs(peer.present))
         peer.step(losses.gather(-1, theirs).mean(-1))

@@ -41,7 +41,7 @@ class CoTeachingPlus(CoTeaching):
         losses = peer.losses(batch, logits)  # [B]
         mine = logits.argmax(-1).reshape(*losses.shape, -1)  # an example has one class, or one at each position
         theirs = yield Permute(mine, pairs(peer.present))
-        disagreed = (mine != theirs).any(-1)  # S, [B]
+        disagreed = (mine != theirs).any(-1) & (losses != 0)  # S, [B], without what the loss leaves out
         rank = losses.detach().masked_fill(~disagreed, float("inf")).argsort(-1).argsort(-1)  # 0 for the least loss
         keep = (self.kept(peer) * disagreed.sum(-1, keepdim=True)).ceil()
         chosen = yield Permute(rank < keep, pairs(peer.present))  # [B]

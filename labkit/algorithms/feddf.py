@@ -48,7 +48,7 @@ class FedDF(Clients):
         for batch in peer.local(batches, self.every, self.epochs):
             peer.step(peer.loss(batch))
         inputs, examples = list(islice(peer.public, self.public)), peer.ids.dim()
-        with torch.no_grad():
+        with peer.evaluating():
             logits = torch.cat([peer.logits(x) for x in inputs], dim=examples)  # [public · B, C]
         mean = yield Mean(peer.params, weight=peer.examples, start=start)
         together = yield Mean(logits, kind=Kind.PREDICTIONS)

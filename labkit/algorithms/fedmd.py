@@ -47,7 +47,7 @@ class FedMD:
         inputs = list(islice(peer.public, self.public)) if peer.number > self.warmup else []
         if inputs:
             examples = peer.ids.dim()  # the dimension of them, behind that of stacked peers
-            with torch.no_grad():
+            with peer.evaluating():
                 scores = torch.cat([peer.logits(x) for x in inputs], dim=examples)  # [public · B, C]
             consensus = yield Mean(scores, kind=Kind.PREDICTIONS)
             for x, agreed in zip(inputs, consensus.chunk(self.public, dim=examples), strict=True):

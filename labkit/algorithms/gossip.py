@@ -21,7 +21,8 @@ class Gossip:
 
     Alg. 1 takes the gradient at xᵢ and subtracts it after mixing; here peers step first and mix what they then have,
     so that on the complete graph this is AllReduce, and peers agree where a round ends. `topology` is a name such as
-    "ring", a Topology, or a doubly stochastic matrix W; with `every` they mix after so many steps.
+    "ring", a Topology, or a doubly stochastic matrix W; "pairing" and "one_peer_exponential" are another one in each
+    round. With `every` they mix after so many steps.
     Raises SettingError for settings out of range, ExchangeError for a topology of another number of peers.
 
     >>> import labkit as lk, torch
@@ -42,9 +43,9 @@ class Gossip:
 
     def check(self, peers: int) -> None:
         """Refuse a topology that does not fit so many peers."""
-        choose(self.topology, peers)
+        choose(self.topology, peers, seed=0, number=1)
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         for batch in islice(batches, self.every):
             peer.step(peer.loss(batch))
-        peer.params = yield Mix(peer.params, self.topology)
+        peer.params = yield Mix(peer.params, choose(self.topology, peer.present, peer.seed, peer.number))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 from torch.utils._pytree import tree_map_only
 
 from labkit.algorithms.base import Batch
 from labkit.engines.evaluation import AT_ONCE, Evaluation, Scores, outputs_of, trained
+from labkit.engines.example_losses import example_losses, one_after_the_other
 from labkit.engines.experiment import PRECISIONS, Experiment, Loss
 from labkit.engines.modules import called, evaluation_mode, training_mode
 from labkit.engines.optimizer_step import LearningRate, OptimizerStep
@@ -96,6 +96,10 @@ class Peers(ABC):
     @learning_rate.setter
     def learning_rate(self, rate: float) -> None:
         self.optimizer_step.set_learning_rate(rate)
+
+    @property
+    def optimizer_settings(self) -> Mapping[str, Any]:
+        return self.optimizer_step.optimizer.param_groups[0]
 
     @property
     def exchanged(self) -> Exchanged | None:
@@ -300,7 +304,7 @@ class OnePeer(Peers):
         self.ids = torch.tensor(peer)
         trainable: dict[str, Tensor] = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
         super().__init__(experiment, [peer], place, trainable)
-        self._mean_loss, self._each_loss = experiment.loss, _each(experiment.loss)
+        self._mean_loss, self._each_loss = experiment.loss, example_losses(experiment.loss, one_after_the_other)
 
     @property
     def examples(self) -> float:  # type: ignore[override]  # asked for, a stream may not know it
@@ -336,10 +340,3 @@ class OnePeer(Peers):
 
     def model(self, k: int = 0) -> nn.Module:
         return trained(self.net)
-
-
-def _each(loss: Loss) -> Loss:
-    """The loss of each example, as that of a batch of one."""
-    return lambda outputs, targets: vmap(loss)(
-        tree_map_only(Tensor, lambda it: it.unsqueeze(1), outputs), targets.unsqueeze(1)
-    )

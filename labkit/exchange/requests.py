@@ -152,7 +152,7 @@ class Pair(Request):
 
     def partner(self, peer: int, round: int, seed: int, peers: int) -> int | None:
         """j for this peer in this round: the seed decides, on every engine alike."""
-        near = choose(self.topology, peers).neighbours(peer)
+        near = choose(self.topology, peers, seed, round).neighbours(peer)
         if len(near) < 2:
             return near[0] if near else None
         return near[int(np.random.default_rng([seed, _PARTNERS, round, peer]).integers(len(near)))]
@@ -180,12 +180,12 @@ class Pair(Request):
         return mine, lent[peer][0]
 
     def bytes(self, peers: int) -> float:
-        social = int(np.count_nonzero(choose(self.topology, peers).degrees))
+        social = int(np.count_nonzero(choose(self.topology, peers, seed=0, number=1).degrees))
         return 2 * social / peers * tree.nbytes(self.x)
 
     def transfers(self, peers: int) -> list[Transfer]:
         """What is sent on average, as chance picks one of the neighbours."""
-        size, topology = tree.nbytes(self.x), choose(self.topology, peers)
+        size, topology = tree.nbytes(self.x), choose(self.topology, peers, seed=0, number=1)
         near = {i: topology.neighbours(i) for i in range(peers)}
         there = [Transfer(i, j, size / len(near[i])) for i in near for j in near[i]]
         return there + [Transfer(it.target, it.source, it.nbytes) for it in there]

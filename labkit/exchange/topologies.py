@@ -119,6 +119,20 @@ def pairing(n: int, seed: int = 0, number: int = 0) -> Topology:
     return _metropolis("pairing", n, order[: n // 2 * 2].reshape(-1, 2))
 
 
+@lru_cache(maxsize=32)
+def one_peer_exponential(n: int, number: int = 0) -> Topology:
+    """For round `number` t the half of each peer and of the one 2^(t mod τ) places ahead, τ = ⌈log₂ n⌉.
+
+    Ying et al., arXiv:2110.13363, Sec. 4: of n = 2^τ peers any τ rounds in a row make the exact mean, with one message
+    from each peer in a round.
+
+    >>> one_peer_exponential(8, number=1).neighbours(3)
+    [5]
+    """
+    hops = max(1, (whole(n, "peers") - 1).bit_length())
+    return _around("one-peer exponential graph", (n,), [(2 ** (number % hops),)])
+
+
 _BY_NAME: dict[str, Callable[[int], Topology]] = {
     "ring": ring,
     "torus": torus,
@@ -126,23 +140,37 @@ _BY_NAME: dict[str, Callable[[int], Topology]] = {
     "exponential": exponential,
     "complete": complete,
     "random_regular": random_regular,
+}
+_VARYING: dict[str, Callable[[int, int, int], Topology]] = {  # another one in each round
     "pairing": pairing,
+    "one_peer_exponential": lambda n, _, number: one_peer_exponential(n, number),
 }
 NAMES = tuple(_BY_NAME)
 
 
-def choose(topology: str | Topology | ArrayLike, n: int) -> Topology:
+def choose(
+    topology: str | Topology | ArrayLike, n: int, seed: int | None = None, number: int | None = None
+) -> Topology:
     """The topology of n peers that a setting stands for: a name, a Topology, or a matrix W [n, n].
 
-    Raises SettingError for an unknown name or a W that is not doubly stochastic, ExchangeError for one of another
-    number of peers.
+    Names that stand for another topology in each round want to know its `number` and the run's `seed`. Raises
+    SettingError for an unknown name, for one that varies without a round, or a W that is not doubly stochastic,
+    ExchangeError for one of another number of peers.
 
     >>> choose("star", 5).neighbours(3)
     [0]
     """
     if isinstance(topology, str):
+        if topology in _VARYING:
+            if seed is None or number is None:
+                raise SettingError(
+                    f"{topology!r} is another topology in each round: give that of the round, as Gossip does, which is "
+                    f"lk.exchange.topologies.choose({topology!r}, peer.present, peer.seed, peer.number)."
+                )
+            return _VARYING[topology](n, seed, number)
         if topology not in _BY_NAME:
-            raise SettingError(f"{topology!r} is no topology: give one of {', '.join(NAMES)}, or your own matrix W.")
+            known = ", ".join([*NAMES, *_VARYING])
+            raise SettingError(f"{topology!r} is no topology: give one of {known}, or your own matrix W.")
         return _BY_NAME[topology](n)
     chosen = topology if isinstance(topology, Topology) else Topology.of(topology)
     if chosen.peers != n:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -97,6 +97,32 @@ def test_co_teaching_steps_on_what_the_partner_finds_easy(on, models):
         for k, model in enumerate(models):
             step(model, losses[k][chosen[k ^ 1]].mean())
     assert keep == 8
+    require_same(history, models)
+
+
+WEIGHTS = torch.tensor([1.0] * 5 + [6.0] * 5)
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["weighted", "weighted and some left out"])
+def test_co_teaching_heeds_the_weights_of_classes_and_what_is_left_out(on, models, missing):
+    """The criterion of the chosen examples alone is Σ w ℓ over them; all have the batch's mean weight for a unit."""
+    y = SMALL.y.clone()
+    y[::3] = -100 if missing else y[::3]
+    weighted = partial(F.cross_entropy, weight=WEIGHTS)
+    settings = {"batch_size": BATCH, "seed": SEED, "optimizer": partial(torch.optim.SGD, lr=LR), "loss": weighted}
+    algorithm = CoTeaching(forget=0.5, ramp=1)
+    history = lk.train(models, replace(SMALL, y=y), algorithm, rounds=10, on=on, **settings).result(60)
+    stream = batches(range(len(SMALL)), BATCH, SEED, 0)
+    for t in range(10):
+        at = torch.from_numpy(next(stream))
+        x, labels = SMALL.x[at], y[at]
+        counts = labels >= 0
+        unit = WEIGHTS[labels[counts]].sum() / BATCH
+        losses = [weighted(model(x), labels, reduction="none") / unit for model in models]
+        keep = int((1 - 0.5 * min(t // 6, 1)) * BATCH)
+        chosen = [torch.where(counts, it.detach(), torch.inf).argsort()[:keep] for it in losses]
+        for k, model in enumerate(models):
+            step(model, losses[k][chosen[k ^ 1]].mean())
     require_same(history, models)
 
 
@@ -239,3 +265,51 @@ def test_fed_df_does_the_servers_work_alike_where_the_model_draws_random_numbers
     private, public = lk.data.load("digits").hold_out(0.3)
     run = lk.train(dropping, private, FedDF(every=2, public=2), peers=4, rounds=3, batch_size=16, public=public, on=on)
     assert len(run.result(60).rows) == 3
+
+
+# -- teachers, and predictions on public inputs, are those of evaluation mode
+
+
+def normalised():
+    return nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 10))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "steps"),
+    [
+        (Codistillation(every=5, warmup=1), 3 * 5),
+        (FedMD(every=5, public=2, warmup=1), 3 * 5 + 2 * 2),  # of which its digest is part
+        (Distillation(normalised(), every=5), 3 * 5),
+    ],
+    ids=["Codistillation", "FedMD", "Distillation"],
+)
+def test_only_what_a_peer_learns_from_enters_its_running_statistics(on, algorithm, steps):
+    history = lk.train(normalised, SMALL, algorithm, peers=2, rounds=3, on=on, batch_size=8, public=PUBLIC).result(60)
+    assert [int(model[1].num_batches_tracked) for model in history.models] == [steps] * 2
+
+
+def test_a_teacher_speaks_without_dropout_and_by_running_statistics(on):
+    """Two peers that stand still: the loss is λ CE(teacher, student) beside the labels', with both as they are."""
+
+    @dataclass(frozen=True)
+    class Spoken:
+        def round(self, peer, batches):
+            x, _ = next(batches)
+            with peer.evaluating():
+                first, second = (peer.logits(x, {n: 2 * p for n, p in peer.params.items()}) for _ in range(2))
+            peer.log("apart", (first - second).abs().flatten(peer.ids.dim()).amax(-1))
+            assert not first.requires_grad
+            yield from ()
+
+    history = lk.train(normalised, SMALL, Spoken(), peers=2, rounds=2, on=on, batch_size=8).result(60)
+    assert history.rows[-1].logged["apart"] == (0.0, 0.0)
+    assert int(history.models[0][1].num_batches_tracked) == 0
+
+
+def test_what_fed_df_teaches_is_without_dropout():
+    """All clients' models are the server's where nothing moves them, and say the same of the same inputs."""
+    dropping = nn.Sequential(nn.Linear(64, 16), nn.Dropout(0.5), nn.Linear(16, 10))
+    still = partial(torch.optim.SGD, lr=0.0)
+    settings = {"peers": 3, "rounds": 1, "public": PUBLIC, "optimizer": still, "batch_size": 8}
+    for met in lk.step_through(dropping, SMALL, FedDF(1, public=1), **settings):
+        assert met.same and all(torch.equal(met.sent[0], own) for own in met.sent if met.number == 2)

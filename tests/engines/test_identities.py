@@ -12,6 +12,7 @@ from torch import nn
 
 import labkit as lk
 from labkit.algorithms import (
+    ADPSGD,
     EASGD,
     SCAFFOLD,
     AllReduce,
@@ -165,6 +166,31 @@ def test_elastic_averaging_without_springs_is_independent():
     require_same([EASGD(every=3, alpha=0.0), Independent(every=3)])
 
 
+@pytest.mark.parametrize("on", [lk.Lockstep(), lk.Simulator()], ids=["lockstep", "stacked"])
+def test_gossip_on_the_one_peer_exponential_graph_is_the_exact_mean_after_log_n_rounds(on):
+    """Ying et al., arXiv:2110.13363, Sec. 4: of 2^τ peers, in any τ rounds in a row."""
+    models = [mlp() for _ in range(8)]
+    mean = torch.stack([nn.utils.parameters_to_vector(model.parameters()) for model in models]).mean(0)
+    still = {"optimizer": partial(torch.optim.SGD, lr=0.0), "on": on}
+    rounds = [lk.train(models, DIGITS, Gossip("one_peer_exponential"), rounds=r, **still).result(60) for r in (2, 3)]
+    assert (parameters(rounds[0]) - mean).abs().max() > 1e-3
+    torch.testing.assert_close(parameters(rounds[1]), mean.detach().expand(8, -1), atol=1e-6, rtol=0)
+    assert rounds[1].bytes == 3 * 4 * len(mean)  # to one peer a round
+
+
+@pytest.mark.parametrize("algorithm", [Gossip("pairing"), ADPSGD("pairing"), ADPSGD("one_peer_exponential")], ids=repr)
+@pytest.mark.parametrize("on", [lk.Lockstep(), lk.Simulator()], ids=["lockstep", "stacked"])
+def test_pairs_that_are_others_in_each_round_agree_in_the_end(on, algorithm):
+    models, still = [nn.Linear(64, 10) for _ in range(8)], partial(torch.optim.SGD, lr=0.0)
+    run = lk.train(models, DIGITS, algorithm, rounds=60, batch_size=16, optimizer=still, on=on).result(60)
+    assert parameters(run).std(0).max() < 1e-4 < parameters(run).abs().max()
+
+
+def test_pairs_on_workers_are_those_of_the_round(lab):
+    runs = [result(on, Gossip("pairing"), peers=6, rounds=5) for on in (lab, lk.Lockstep())]
+    assert difference(*runs) < 1e-5
+
+
 # -- a server's clients
 
 
@@ -183,6 +209,40 @@ def test_elastic_averaging_without_springs_is_independent():
 def test_at_their_limits_they_are_fed_avg(algorithm, participation, optimizer):
     both = [replace(it, participation=participation) for it in (algorithm, FedAvg(every=3))]
     require_same(both, optimizer=optimizer)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.5, "dampening": 0.5, "weight_decay": 1e-4}],
+    ids=str,
+)
+@pytest.mark.parametrize("on", [lk.Lockstep(), lk.Simulator()], ids=["lockstep", "stacked"])
+def test_fed_nova_knows_how_far_the_run_s_own_optimiser_goes(on, settings):
+    """Arithmetic by hand of τ_eff Σ p (xₖ − x)/aₖ, where aₖ is what torch's optimiser makes of a gradient of one."""
+    skew, optimizer = lk.data.Quantity(0.5, least=16), partial(torch.optim.SGD, lr=0.02, **settings)
+    meets = list(
+        lk.step_through(
+            mlp, DIGITS, FedNova(epochs=1), peers=4, rounds=1, batch_size=16, seed=3, shards=skew, optimizer=optimizer
+        )
+    )
+    steps = [len(part) // 16 for part in DIGITS.shards(4, skew, seed=3).indices]
+    lengths = []
+    for count in steps:
+        x = torch.zeros(1, requires_grad=True)
+        alone = torch.optim.SGD([x], lr=1.0, **(settings | {"weight_decay": 0.0}))
+        for _ in range(count):
+            x.grad = torch.ones(1)
+            alone.step()
+        lengths.append(-x.item())
+    assert len(set(steps)) > 2
+    assert [met["steps"].item() for met in meets[1].sent] == pytest.approx(lengths, rel=1e-5)
+    p = torch.tensor([len(part) for part in DIGITS.shards(4, skew, seed=3).indices]) / len(DIGITS)
+    far = float(p @ torch.tensor(lengths))  # τ_eff
+    start = result(None, FedAvg(1), peers=4, rounds=1, optimizer=partial(torch.optim.SGD, lr=0.0))
+    run = result(on, FedNova(epochs=1), peers=4, rounds=1, shards=skew, optimizer=optimizer)
+    for name, x in dict(start.models[0].named_parameters()).items():
+        expected = x.detach() + far * meets[0].received[0][name]
+        torch.testing.assert_close(dict(run.models[0].named_parameters())[name].detach(), expected, atol=1e-5, rtol=0)
 
 
 def test_fed_nova_is_not_fed_avg_where_clients_take_different_numbers_of_steps():

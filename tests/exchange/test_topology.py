@@ -140,6 +140,25 @@ def test_pairings_change_from_round_to_round():
     assert len({topologies.pairing(12, number=number).weights.tobytes() for number in range(5)}) == 5
 
 
+def test_a_name_that_varies_wants_to_know_the_round():
+    assert choose("pairing", 12, seed=3, number=7) is topologies.pairing(12, 3, 7)
+    assert choose("one_peer_exponential", 12, seed=3, number=6).neighbours(0) == [4]
+    for name in ("pairing", "one_peer_exponential"):
+        with pytest.raises(SettingError, match=f"{name}' is another topology in each round: give that of the round"):
+            choose(name, 12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 16])
+def test_the_one_peer_exponential_graphs_of_a_cycle_are_the_mean_where_peers_are_a_power_of_two(n):
+    hops = max(1, (n - 1).bit_length())
+    for first in (0, 5):
+        product = np.linalg.multi_dot(
+            [np.eye(n), *(topologies.one_peer_exponential(n, first + k).weights for k in range(hops))]
+        )
+        np.testing.assert_allclose(product.sum(0), 1)
+        assert np.allclose(product, 1 / n) == (n in (1, 2, 8, 16))
+
+
 def test_a_name_is_built_once():
     assert choose("ring", 77) is choose("ring", 77)
 

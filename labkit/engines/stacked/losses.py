@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional as F
 
+from labkit.engines.example_losses import example_losses, together
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 _IGNORED = -100  # targets that F.cross_entropy leaves out of its mean
 
@@ -34,22 +36,21 @@ def stacked_loss(criterion: Loss) -> Loss:
 
 
 def stacked_losses(criterion: Loss) -> Loss:
-    """What maps the outputs [K, B, …] and targets [K, B, …] of K peers to the loss [K, B] of each example.
+    """What maps the outputs [K, B, …] and targets [K, B, …] of K peers to each example's part in their losses, [K, B].
 
     >>> stacked_losses(F.cross_entropy)(torch.zeros(3, 8, 4), torch.zeros(3, 8, dtype=torch.long)).shape
     torch.Size([3, 8])
     """
-    each: Loss = vmap(vmap(criterion, randomness="different"), randomness="different")
-
-    def one_by_one(outputs: Tensor, targets: Tensor) -> Tensor:
-        return each(outputs.unsqueeze(2), targets.unsqueeze(2))  # batches of one
+    each: Loss = together(example_losses(criterion, together))
 
     def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         if targets.is_floating_point() or targets.dim() > 2:
-            return one_by_one(logits, targets)
-        return F.cross_entropy(logits.movedim(2, 1), targets, reduction="none")
+            return each(logits, targets)
+        losses = F.cross_entropy(logits.movedim(2, 1), targets, reduction="none")
+        counted = (targets != _IGNORED).sum(1, keepdim=True)
+        return losses * (targets.shape[1] / counted)
 
-    return cross_entropy if criterion is F.cross_entropy else one_by_one
+    return cross_entropy if criterion is F.cross_entropy else each
 
 
 def cross_entropy_and_back(logits: Tensor, targets: Tensor) -> tuple[Tensor, Callable[[Tensor | None], Tensor]]:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.random.mtrand import get_bit_generator, set_bit_generator
 
+from labkit.data.thread_generator import current
+
 
 class Randomness:
     """A context in which Python's, numpy's and torch's random numbers follow from `key`, and go on from exit to entry.
@@ -37,12 +39,14 @@ class Randomness:
     def __enter__(self) -> Randomness:
         self._outside = random.getstate(), torch.get_rng_state()
         self._others = get_bit_generator()
+        self._thread = current()
+        self._before = (self._thread.drawn, self._thread.watch()) if self._thread else (False, False)
         set_bit_generator(self._numpys)
         if self._inside is None:
             python, numpys, torchs = np.random.SeedSequence(self._key).generate_state(3)
             random.seed(int(python))
             np.random.seed(int(numpys))
-            torch.default_generator.manual_seed(int(torchs))
+            torch.manual_seed(int(torchs))
         else:
             _restore(*self._inside)
         return self
@@ -51,6 +55,10 @@ class Randomness:
         self._inside = random.getstate(), torch.get_rng_state()
         set_bit_generator(self._others)
         _restore(*self._outside)
+        if self._thread is not None:  # what data draw does not mean that the model does
+            self._thread.drawn, watches = self._before
+            if watches:
+                self._thread.unwatch()
 
 
 def _restore(python: Any, torchs: torch.Tensor) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from labkit.data.loading import loaders_closed
+from labkit.data.thread_generator import ThreadGenerator
 from labkit.engines.asynchronous.async_peers import AsyncSingles
 from labkit.engines.asynchronous.simulate import simulate
 from labkit.engines.barriers import Meeting, exhaust
@@ -36,10 +37,10 @@ class Lockstep(Timed):
     @loaders_closed()
     def run(self, experiment: Experiment, report: Reporter, control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
-        if experiment.traits.asynchronous:
-            device = torch.device(self.device)
-            return simulate(experiment, AsyncSingles, self.virtual(experiment, device), report, control, device)
-        with torch.random.fork_rng():
+        with ThreadGenerator(experiment.seed):
+            if experiment.traits.asynchronous:
+                device = torch.device(self.device)
+                return simulate(experiment, AsyncSingles, self.virtual(experiment, device), report, control, device)
             return exhaust(self.walk(experiment, report, control))
 
     def walk(self, experiment: Experiment, report: Reporter, control: Control) -> Generator[Meeting, None, Outcome]:

@@ -9,6 +9,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from labkit.data.thread_generator import settle
 from labkit.engines.barriers import Answer, Meeting
 from labkit.engines.budget import Spending
 from labkit.engines.clock import Clock
@@ -131,7 +132,7 @@ class InProcess:
         return numbers
 
     def checkpoint(self, number: int) -> None:
-        pass  # there is nobody to go on where this process ends
+        settle()  # there is nobody to go on where this process ends, and nothing to save
 
     def _tell(self, intervals: list[Interval]) -> None:
         for interval in intervals:

@@ -10,6 +10,7 @@ import torch
 from labkit.checks import whole
 from labkit.cluster.preparation import keep_memory
 from labkit.data.loading import loaders_closed
+from labkit.data.thread_generator import ThreadGenerator
 from labkit.engines.asynchronous.async_peers import AsyncSingles, AsyncStacks
 from labkit.engines.asynchronous.simulate import simulate
 from labkit.engines.barriers import exhaust
@@ -31,8 +32,8 @@ class Simulator(Timed):
     time of one local step at speed 1 (measured on this machine when it is not given). `block` is how many peers are
     computed at once (measured for each model when it is not given).
 
-    What a model draws at random as it runs, such as Dropout's masks, comes from torch's generator, as everywhere: it
-    differs from engine to engine, and from run to run where a notebook draws random numbers while a training goes on.
+    What a model draws at random as it runs, such as Dropout's masks, follows from the run's seed, and differs from
+    engine to engine. Torch's generator, from which the notebook draws, is left alone.
     """
 
     block: int | None = None
@@ -49,16 +50,16 @@ class Simulator(Timed):
         """Train all peers; see `labkit.engines.experiment.Engine`."""
         device = torch.device(self.device)
         keep_memory()
-        clock = self.virtual(experiment, device)
-        if experiment.traits.asynchronous:
-            peers = partial(AsyncStacks, most=self.block) if experiment.stackable else AsyncSingles
-            return simulate(experiment, peers, clock, report, control, device)
-        single = None if experiment.stackable else OnePeer
-        local = LocalPeers(experiment, range(experiment.peers), device, most=self.block, single=single)
-        answer = local.joined(lambda message: message.stacked())
-        runtime = InProcess(local, clock or Clock(), answer, report, control)
-        with torch.random.fork_rng():
+        with ThreadGenerator(experiment.seed):
+            clock = self.virtual(experiment, device)
+            if experiment.traits.asynchronous:
+                peers = partial(AsyncStacks, most=self.block) if experiment.stackable else AsyncSingles
+                return simulate(experiment, peers, clock, report, control, device)
+            single = None if experiment.stackable else OnePeer
+            local = LocalPeers(experiment, range(experiment.peers), device, most=self.block, single=single)
+            answer = local.joined(lambda message: message.stacked())
+            runtime = InProcess(local, clock or Clock(), answer, report, control)
             torch.manual_seed(experiment.seed)
             exhaust(train(experiment, local, runtime))
-        best = rebuilt(experiment, local.best.states)
-        return Outcome(experiment.models_of(local.model), runtime.clock.timeline(), best=best)
+            best = rebuilt(experiment, local.best.states)
+            return Outcome(experiment.models_of(local.model), runtime.clock.timeline(), best=best)

@@ -18,6 +18,7 @@ from labkit.checks import whole
 from labkit.cluster.lab import Lab
 from labkit.data import IID, Dataset, Replicated, Sharding, Tensors
 from labkit.data.batches import Indices, StreamShard
+from labkit.data.thread_generator import ThreadGenerator
 from labkit.data.torch_datasets import IterableStyle
 from labkit.engines.budget import EVALUATIONS, SELDOM, Budget
 from labkit.engines.cluster import Cluster
@@ -224,8 +225,7 @@ def _module(model: Model, seed: int, dataset: Dataset) -> nn.Module:
     """One module: as given, or made by its function with the seed; lazy layers take their shapes from the data."""
     if not callable(model):
         raise ModelError(f"{type(model).__name__} is not a torch module: give an nn.Module, or a function making one.")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with ThreadGenerator(seed):
         try:
             module = model if isinstance(model, nn.Module) else model()
         except LabkitError:

@@ -11,6 +11,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from labkit.data.thread_generator import settle
 from labkit.engines.asynchronous.async_peers import AsyncPeers, Told
 from labkit.engines.asynchronous.request_handlers import ServerHandler, StalenessGate, builder, request_handler
 from labkit.engines.budget import Spending
@@ -115,6 +116,7 @@ class AsyncSimulation:
         free = self._gate.finish(k)
         if self._gate.slowest > slowest:
             self._row(self._gate.slowest, now)
+            settle()
         for j in free:
             self._peers.answer(j, self._handler.reply(j))
             if self._gate.done[j] < self._experiment.rounds:
@@ -175,6 +177,5 @@ def simulate(
     device: torch.device,
 ) -> Outcome:
     """Carry out an asynchronous experiment; see `labkit.engines.experiment.Engine`."""
-    with torch.random.fork_rng():
-        torch.manual_seed(experiment.seed)
-        return AsyncSimulation(experiment, peers, clock, report, device).run(control)
+    torch.manual_seed(experiment.seed)  # that of this thread
+    return AsyncSimulation(experiment, peers, clock, report, device).run(control)

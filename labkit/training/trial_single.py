@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from labkit.algorithms import Algorithm
 from labkit.algorithms.base import Batch
 from labkit.algorithms.wrapper import Wrapper
+from labkit.data.thread_generator import ThreadGenerator
 from labkit.engines.evaluation import outputs_of
 from labkit.engines.experiment import Experiment
 from labkit.engines.peer import OnePeer, Place
@@ -182,7 +183,12 @@ class Single:
             fresh.load_state_dict(self.peer.net.state_dict())
         with torch.no_grad():
             again = outputs_of(fresh.eval()(inputs.clone()))
-        return not same(outputs, again)
+            if same(outputs, again):
+                return False
+            with ThreadGenerator(0):  # it may draw, in evaluation mode too: let both draw the same
+                again = outputs_of(fresh(inputs.clone()))
+        with ThreadGenerator(0):
+            return not same(self.evaluated(inputs)[0], again)
 
 
 def same(one: Tensor, other: Tensor) -> bool:

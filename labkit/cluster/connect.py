@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 from typing import Any
 
 from distributed import Client
@@ -21,6 +22,7 @@ UNDERSTOOD = (
 
 # (process, target) -> lab; a forked child must not use its parent's
 _labs: dict[tuple[int, Any], Lab] = {}
+_connecting = threading.RLock()  # threads that connect at once get one lab
 
 
 def connect(
@@ -55,14 +57,15 @@ def connect(
     True
     """
     request = WorkerRequest.of(workers, threads, memory, security, timeout)
-    for stale in [key for key, lab in _labs.items() if lab.closed]:
-        del _labs[stale]
-    key = (os.getpid(), target if isinstance(target, str | None) else id(target))
-    if key in _labs:
-        _adapt(_labs[key], request)
-    else:
-        _labs[key] = _open(target, request)
-    return _labs[key]
+    with _connecting:
+        for stale in [key for key, lab in _labs.items() if lab.closed]:
+            del _labs[stale]
+        key = (os.getpid(), target if isinstance(target, str | None) else id(target))
+        if key in _labs:
+            _adapt(_labs[key], request)
+        else:
+            _labs[key] = _open(target, request)
+        return _labs[key]
 
 
 def _open(target: Any, request: WorkerRequest) -> Lab:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ import psutil
 from labkit.checks import number
 from labkit.cluster.display import lab_page, widget_view
 from labkit.cluster.gang.launch import Gang
+from labkit.cluster.interrupts import uninterrupted
 from labkit.cluster.job import Job
 from labkit.cluster.kernel_settings import KernelSettings, SettingsWatch
 from labkit.cluster.preparation import leave_random_alone
@@ -54,7 +56,8 @@ class Lab:
         self.owned = owned
         self._keep_client = keep_client  # the user's own Client stays the user's
         self._exposed = exposed  # to whoever reaches the network that leads to it
-        self._closed = False
+        self._closed = self._ended = False  # nobody may use it any more, and nothing of it is left
+        self._ending = threading.Lock()
         self._running: weakref.WeakSet[Handle] = weakref.WeakSet()
         self._identity: dict[str, Any] = {"workers": {}}  # the scheduler's last answer
         self._probes: dict[str, dict[str, Any]] = {}
@@ -214,20 +217,30 @@ class Lab:
         self._running.add(work)
 
     def close(self) -> None:
-        """End the connection, and with it the workers that this kernel started; harmless when called again."""
-        if self._closed:
+        """End the connection, and with it the workers that this kernel started; harmless when called again.
+
+        An interrupt does not stop it halfway.
+        """
+        if self._ended:
             return
         self._closed = True
-        try:
-            for work in list(self._running):
-                work.cancel()
-            for brake in self._brakes.values():
-                brake.release()
-            if not self._keep_client:
-                self.client.close()
-        finally:
-            if self.owned:
-                self.cluster.close()
+        for work in list(self._running):
+            work.cancel()
+        uninterrupted(self._end)
+
+    def _end(self) -> None:
+        with self._ending:  # who closes it again meanwhile waits
+            if self._ended:
+                return
+            try:
+                for brake in self._brakes.values():
+                    brake.release()
+                if not self._keep_client:
+                    self.client.close()
+            finally:
+                if self.owned:
+                    self.cluster.close()
+            self._ended = True
 
     def __enter__(self) -> Lab:
         self.require_open()

@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import dask.config
@@ -35,6 +36,7 @@ from distributed.utils import get_mp_context
 
 from labkit.cluster import deadlines
 from labkit.cluster.certificates import temporary_security, turn_away_the_silent
+from labkit.cluster.interrupts import uninterrupted
 from labkit.cluster.kernel_settings import SettingsWatch
 from labkit.cluster.lab import Lab
 from labkit.cluster.lifeline import LocalWorker, end_group
@@ -90,6 +92,10 @@ def _open(request: WorkerRequest, workers: int, kind: str, environments: Sequenc
             "connect() ran while a worker was importing your script: put the script's work below "
             'if __name__ == "__main__":.'
         )
+    return uninterrupted(partial(_start, request, workers, kind, environments), undo=LocalLab.close)
+
+
+def _start(request: WorkerRequest, workers: int, kind: str, environments: Sequence[Mapping[str, str]]) -> LocalLab:
     memory = request.memory or usable_memory() // workers
     threads = request.threads or 1
     try:
@@ -99,9 +105,13 @@ def _open(request: WorkerRequest, workers: int, kind: str, environments: Sequenc
             f"{some(workers, 'local worker')} could not be started ({error}): ask lk.doctor() what is missing here, "
             'and in a script call lk.connect() below if __name__ == "__main__":.'
         ) from error
-    client = Client(cluster, timeout=request.timeout)
-    client.register_plugin(Preparation(interruptible=False))
-    return LocalLab(client, kind=kind, cluster=cluster, owned=True, memory=request.memory)
+    try:
+        client = Client(cluster, timeout=request.timeout)
+        client.register_plugin(Preparation(interruptible=False))
+        return LocalLab(client, kind=kind, cluster=cluster, owned=True, memory=request.memory)
+    except BaseException:
+        cluster.close()
+        raise
 
 
 class LocalLab(Lab):

@@ -3,7 +3,7 @@
 from labkit.data.batches import Batches, batches
 from labkit.data.dataset import IID, Dataset, Sharding
 from labkit.data.functions import from_file, from_function
-from labkit.data.shards import ByLabel, Dirichlet, Quantity, Replicated
+from labkit.data.shards import ByLabel, Dirichlet, Quantity, Replicated, WithTest
 from labkit.data.sources import SOURCES, load
 from labkit.data.tensors import Tensors, from_tensors, noisy
 from labkit.data.torch_datasets import from_torch
@@ -19,6 +19,7 @@ __all__ = [
     "Replicated",
     "Sharding",
     "Tensors",
+    "WithTest",
     "batches",
     "from_file",
     "from_function",

@@ -46,6 +46,11 @@ class Dataset(ABC):
         """The training examples of these numbers."""
 
     @property
+    def tested(self) -> bool:
+        """Whether there are test examples."""
+        return len(self.test_y) > 0
+
+    @property
     def shape(self) -> torch.Size:
         """The shape of one input."""
         return self.trial()[0].shape[1:]

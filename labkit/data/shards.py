@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from labkit.checks import Floats, Integers, generator, number, whole
-from labkit.data.dataset import Dataset, require_room
+from labkit.data.dataset import IID, Dataset, Sharding, require_room
 from labkit.errors import DataError
 from labkit.tasks.split import Partition
+
+_OWN_TEST = 1 << 42  # the choice of each peer's own test examples
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,54 @@ class Replicated:
         everything = np.arange(len(dataset), dtype=np.int64)
         everything.flags.writeable = False  # it is everybody's
         return Partition(range(len(dataset)), (everything,) * peers, repr(self))
+
+
+@dataclass(frozen=True)
+class WithTest:
+    """Deals as `sharding` does (or as this Partition), and keeps a seeded `share` of each shard as the peer's own test.
+
+    Each peer's model is then tested on its own examples too: `client accuracy` and `client loss` of every row.
+
+    Raises SettingError for a share outside 0…1, and DataError for a shard of one example.
+
+    >>> import labkit as lk
+    >>> digits = lk.data.load("digits")
+    >>> how = WithTest(Dirichlet(0.3), 0.25)
+    >>> [len(own) for own in (digits.shards(2, how).indices[0], how.tests(digits, 2)[0])]
+    [638, 213]
+    """
+
+    sharding: Sharding | Partition = IID()  # noqa: RUF009  frozen
+    share: float = 0.2
+
+    def __post_init__(self) -> None:
+        number(self.share, "share", most=1, above=True, below=True)
+
+    @property
+    def common_order(self) -> bool:
+        """Whether all peers see the same batches in the same order."""
+        return bool(getattr(self.sharding, "common_order", False))
+
+    def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
+        rest = tuple(own for own, _ in self._cut(dataset, peers, seed))
+        return Partition(range(len(dataset)), rest, repr(self))
+
+    def tests(self, dataset: Dataset, peers: int, seed: int = 0) -> tuple[Integers, ...]:
+        """Each peer's own test examples, by number."""
+        return tuple(own for _, own in self._cut(dataset, peers, seed))
+
+    def _cut(self, dataset: Dataset, peers: int, seed: int) -> Iterator[tuple[Integers, Integers]]:
+        dealt = self.sharding if isinstance(self.sharding, Partition) else self.sharding.deal(dataset, peers, seed)
+        for k, part in enumerate(dealt.indices):
+            own = np.asarray(part)
+            if len(own) < 2:
+                raise DataError(
+                    f"The shard of peer {k} has {len(own)} examples, too few to keep one for its own test: take fewer "
+                    "peers, or a split that leaves two to everybody."
+                )
+            size = min(len(own) - 1, max(1, round(self.share * len(own))))
+            order = np.random.default_rng([seed, _OWN_TEST, 0 if self.common_order else k]).permutation(own)
+            yield np.sort(order[size:]), np.sort(order[:size])
 
 
 def _classes(dataset: Dataset, how: Skewed | ByLabel) -> list[Integers]:

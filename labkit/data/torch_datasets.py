@@ -137,6 +137,10 @@ class TorchDataset(Dataset):
             raise DataError(f"The test set of {self.name} is empty: give one with items, or leave test away.")
         return items
 
+    @property
+    def tested(self) -> bool:
+        return self.tests is not None
+
     @cached_property
     def test_x(self) -> Tensor:  # type: ignore[override]  # known when asked for
         return self._test[0]

@@ -77,7 +77,7 @@ class Scores(NamedTuple):
 NOTHING = Scores(None, None, {})
 
 
-class Tested(Protocol):
+class Scored(Protocol):
     """One model, or K stacked ones: `lead` is 0 or 1."""
 
     lead: int
@@ -122,7 +122,7 @@ class Evaluation:
         self._experiment = experiment
         self._forms: dict[torch.Size, tuple[Right | None, bool]] = {}
 
-    def score(self, tested: Tested, peer: int, size: int = AT_ONCE) -> Scores:
+    def score(self, tested: Scored, peer: int, size: int = AT_ONCE) -> Scores:
         """What models of one form, as peer `peer` has, score on the whole test set, `size` examples at once."""
         return self._score(tested, peer, self.inputs, self.targets, size)
 
@@ -131,7 +131,7 @@ class Evaluation:
         with torch.no_grad():
             return self.score(Alone(model.to(self.device), self._experiment.loss), peer)
 
-    def _score(self, tested: Tested, peer: int, inputs: Tensor, targets: Tensor, size: int) -> Scores:
+    def _score(self, tested: Scored, peer: int, inputs: Tensor, targets: Tensor, size: int) -> Scores:
         lead, kept = tested.lead, []
         right = counted = loss = torch.zeros(())
         for x, y in zip(torch.split(inputs, size), torch.split(targets, size), strict=True):

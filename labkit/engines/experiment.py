@@ -227,7 +227,7 @@ class Experiment:
         With a budget and no `evaluate_every` it decides when they are `due`, besides.
         """
         due = due or round == self.rounds or round % (self.evaluate_every or SELDOM) == 0
-        return due and (bool(self.client_tests) or len(self.dataset.test_y) > 0)
+        return due and (bool(self.client_tests) or self.dataset.tested)
 
     def ended(self, rows: Sequence[Row]) -> bool:
         """Whether a run with these rows has come to its end, and was not stopped before."""

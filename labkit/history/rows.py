@@ -66,7 +66,7 @@ class Event(NamedTuple):
     `data`, plain numbers, text, lists and dicts, says of each `kind` what its sentence in `text` is made of:
     "learning rate" has the `rate`, "lost" the `workers` as a list of {worker, rank, hung}, "resumed" the number of the
     first round and of `workers`, "checkpoint failed" and "checkpoint passed over" the `round` that it was made after
-    and `why`, and "note" a `text` alone.
+    and `why`, "early" the round `after` which the user's `until` ended it, and "note" a `text` alone.
     """
 
     round: int
@@ -109,6 +109,7 @@ _SENTENCES: dict[str, Callable[..., str]] = {  # by kind of event
     "checkpoint failed": "the checkpoint after round {round} could not be kept ({why}), and the run goes on".format,
     "checkpoint passed over": "the checkpoint after round {round} was passed over for the one before it: {why}".format,
     "resumed": lambda first, workers: f"went on from round {first} with {some(workers, 'worker')}",
+    "early": "until(history) said to end after round {after}".format,
     "note": "{text}".format,
 }
 

@@ -15,7 +15,7 @@ from labkit.training.plan import plan
 from labkit.training.settings import Model, Settings
 
 _OWN = ("algorithm", "model", "optimizer", "loss", "public", "shards", "on")  # what an entry may set for itself
-ENDS = ("rounds", "epochs", "seed")  # what says when and how a run of `labkit.train` goes, and a budget and seeds here
+ENDS = ("rounds", "epochs", "until", "seed")  # of `labkit.train`: here a budget says when to end, and seeds how
 _STEPS, _MOST_STEPS = 200, 10_000  # of a comparison that gives no budget, and of one that gives none in steps
 
 
@@ -72,7 +72,7 @@ compare.__signature__ = Settings.signature(  # type: ignore[attr-defined]  # wha
 
 def budget_of(steps: int | None, bytes: float | None, seconds: float | None, settings: Mapping[str, Any]) -> Budget:
     """The budget that is given; SettingError for what is none, or for settings that say when to end in another way."""
-    if ends := [it for it in ("rounds", "epochs") if it in settings]:
+    if ends := [it for it in ("rounds", "epochs", "until") if it in settings]:
         raise SettingError(
             f"A comparison ends when its budget is spent, such as steps={steps or _STEPS} of each peer: leave "
             f"{', '.join(ends)} away."

@@ -19,7 +19,8 @@ from labkit.training.status_line import StatusLine
 
 _TICK = 0.1  # seconds between two redraws while a cell waits for the result
 _LAST_ROUND = 2.0  # seconds for which the end of Python waits for the round under way
-_COLOURS = {"failed": "#b3261e", "stopped": "#8a5a00", "paused": "#8a5a00", "finished": "#1b6e3c"}
+_WELL, _HELD, _ILL = "#1b6e3c", "#8a5a00", "#b3261e"
+_COLOURS = {"failed": _ILL, "stopped": _HELD, "paused": _HELD, "finished": _WELL, "finished early": _WELL}
 _SHARE = 20  # a redraw may take one part in _SHARE of the time, so that watching does not slow the training
 
 
@@ -83,7 +84,7 @@ class Background(ABC):
 
     @property
     def state(self) -> str:
-        """What it is doing: "running", "paused", "stopping", "finished", "stopped" or "failed"."""
+        """What it is doing: "running", "paused", "stopping", "finished", "finished early", "stopped" or "failed"."""
         if not self.done:
             return {Wish.GO: "running", Wish.PAUSE: "paused", Wish.STOP: "stopping"}[self._control.wish]
         if self._error is not None:

@@ -16,7 +16,7 @@ from labkit.algorithms import Algorithm, AllReduce
 from labkit.algorithms.traits import Traits
 from labkit.checks import whole
 from labkit.cluster.lab import Lab
-from labkit.data import IID, Dataset, Replicated, Sharding, Tensors
+from labkit.data import IID, Dataset, Replicated, Sharding, Tensors, WithTest
 from labkit.data.batches import Indices, StreamShard
 from labkit.data.thread_generator import ThreadGenerator
 from labkit.data.torch_datasets import IterableStyle
@@ -39,6 +39,7 @@ from labkit.training.requirements import (
     rounds_of,
 )
 from labkit.training.settings import Model, Settings
+from labkit.training.testing import require_keep, require_metrics, require_until, try_metrics
 from labkit.training.trial import initialised, is_lazy, tried
 
 _APART = 1_000_003  # between the seeds of two peers that start apart, so that runs of neighbouring seeds share none
@@ -92,11 +93,16 @@ def plan(settings: Settings, budget: Budget | None = None) -> tuple[Engine, Expe
         precision=require_precision(settings.precision, algorithms, traits),
         clip=require_clip(settings.clip, algorithms[0], traits),
         epochs=epochs,
+        client_tests=dealing.tests(dataset, peers, seed) if isinstance(dealing, WithTest) else (),
+        metrics=require_metrics(settings.metrics, dataset, isinstance(dealing, WithTest)),
+        keeps_best=require_keep(settings.keep, dataset),
     )
     require_optimizers(experiment)
     require_one_model(experiment)
     require_schedule(experiment)
     experiment = tried(engine, experiment)
+    require_until(settings.until)
+    try_metrics(experiment)
     return engine, experiment if budget is None else _budgeted(engine, experiment, budget, settings)
 
 

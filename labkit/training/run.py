@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
 from labkit.checks import number
-from labkit.engines.control import Control
+from labkit.engines.control import Control, Wish
 from labkit.engines.experiment import Engine, Experiment
 from labkit.errors import LabkitError, SettingError, let_go
 from labkit.history.history import History, tensorboard_writer
@@ -18,7 +19,7 @@ from labkit.history.measures import in_words, mean_of, measures_of
 from labkit.history.rows import Event, Interval, Reporter, Row, Update
 from labkit.history.tensorboard import TensorBoardWriter
 from labkit.plots.panel import Picture
-from labkit.text import amount, remaining
+from labkit.text import amount, in_words as in_short, remaining
 from labkit.training.live import Background
 from labkit.training.settings import as_data, versions
 
@@ -35,11 +36,13 @@ class Run(Background):
     (10, 'finished')
     """
 
-    def __init__(self, engine: Engine, experiment: Experiment) -> None:
+    def __init__(self, engine: Engine, experiment: Experiment, until: Callable[[History], bool] | None = None) -> None:
         self.history = blank(engine, experiment)
         self.rounds = experiment.rounds
         super().__init__(self.rounds)
         self._engine, self._experiment = engine, experiment
+        self._until, self._early = until, False
+        self._until_failed: SettingError | None = None
         self._throughput, self._samples = Throughput(), _samples_per_round(experiment)
         self._lanes = Lanes("rank" if engine.name == "cluster" else "peer", engine.clock)
         self._asked: float | None = None  # the learning rate that was asked for, until a row has it
@@ -104,6 +107,9 @@ class Run(Background):
     def _work(self) -> None:
         try:
             carry_out(self._engine, self._experiment, self.history, self._heard, self._control)
+            if self._until_failed is not None:
+                raise self._until_failed
+            self.history.stopped = self.history.stopped and not self._early
         finally:
             with self._telling:
                 for board in self._boards:
@@ -121,9 +127,33 @@ class Run(Background):
             self._throughput.note(update.round)
             if update.round >= self._heeded and update.learning_rate is not None:
                 self._asked = None
+            self._ask_whether_to_end(update)
         elif update.kind == "learning rate" and update.data["rate"] == self._asked:
             self._heeded = update.round
         self._notify()
+
+    def _ask_whether_to_end(self, row: Row) -> None:
+        """Let `until` say whether the run ends with this round; rows may still come that were under way."""
+        if self._until is None or self._early or self._until_failed is not None:
+            return
+        try:
+            self._early = bool(self._until(self.history))
+        except Exception as error:  # noqa: BLE001  raised when the ranks have stopped in order
+            self._until_failed = SettingError(
+                f"until failed after round {row.round} ({in_short(error)}): let it take the history so far and say "
+                "whether to end."
+            )
+            self._until_failed.__cause__ = error
+        if self._early or self._until_failed is not None:
+            self._control.set(Wish.STOP)
+        if self._early:
+            self.history.take(Event(row.round, row.seconds, "early", {"after": row.round}))
+
+    @property
+    def state(self) -> str:
+        if self._early and self.done and self._error is None:
+            return "finished early"
+        return super().state
 
     @property
     def progress(self) -> int:

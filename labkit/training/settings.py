@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, is_dataclass
 from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from labkit.algorithms import Algorithm
 from labkit.cluster.lab import Lab
 from labkit.data import Dataset, Sharding
-from labkit.engines.experiment import Engine, Experiment, Loss, OptimizerFactory, Schedule
+from labkit.engines.experiment import Engine, Experiment, Loss, Metric, OptimizerFactory, Schedule
+from labkit.history.history import History
 from labkit.tasks.split import Partition
 
 Model = nn.Module | Callable[[], nn.Module]
@@ -46,6 +47,9 @@ class Settings:
     precision: str | None = None
     clip: float | None = None
     epochs: int | None = None
+    metrics: Mapping[str, Metric] | None = None
+    until: Callable[[History], bool] | None = None
+    keep: str | None = None
 
     @staticmethod
     def signature(called: Callable[..., Any], without: Sequence[str] = ()) -> inspect.Signature:
@@ -108,6 +112,8 @@ def as_data(engine: Engine, experiment: Experiment) -> dict[str, Any]:
         known["budget"] = {name: value for name, value in vars(experiment.budget).items() if value is not None}
     if experiment.found.unstacked:
         known |= {"stacked": False, "unstacked": experiment.found.unstacked}
+    if experiment.metrics:
+        known["metrics"] = list(experiment.metrics)
     if experiment.public is not None:
         known["public"] = list(experiment.public.shape)
     return known

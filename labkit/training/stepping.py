@@ -36,6 +36,8 @@ def step_through(settings: Settings) -> StepThrough:
     """
     if settings.on is not None:
         raise SettingError("step_through goes step by step in this process: leave on= away, or train(…, on=…).")
+    if settings.until is not None:
+        raise SettingError("step_through ends where you stop calling next(): leave until= away.")
     engine, experiment = plan(replace(settings, on=Lockstep()))
     if experiment.traits.asynchronous:
         raise SettingError(

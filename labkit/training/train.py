@@ -13,10 +13,11 @@ def train(settings: Settings) -> Run:
 
     `model` is a module, whose weights are the start and stay untouched, or a function that makes one (its weights
     then follow from `seed`; where an algorithm wants peers to start apart, from the seed and the peer's number).
-    `shards` says how the examples are dealt (IID by default), or is a Partition of the examples' numbers, which may be
-    broken on purpose. `on` is a lab (real workers), `lk.Simulator(…)` (the default) or `lk.Lockstep()`. `batch_size` is
-    per peer and step. `optimizer` makes an optimiser from parameters; SGD(lr=0.1) by default. `public` are inputs that
-    all peers may see, for algorithms that exchange predictions on them.
+    `shards` says how the examples are dealt (IID by default; `lk.data.WithTest` keeps a part of each shard to test its
+    peer on), or is a Partition of the examples' numbers, which may be broken on purpose. `on` is a lab (real workers),
+    `lk.Simulator(…)` (the default) or `lk.Lockstep()`. `batch_size` is per peer and step. `optimizer` makes an
+    optimiser from parameters; SGD(lr=0.1) by default. `public` are inputs that all peers may see, for algorithms that
+    exchange predictions on them.
 
     `schedule` makes a torch learning-rate schedule from an optimiser and is stepped after each of its steps; a server's
     clients begin every round with a fresh optimiser, and so with a fresh schedule. `precision` "bf16" or "fp16" lets
@@ -24,6 +25,10 @@ def train(settings: Settings) -> Run:
     go. `clip` is the largest norm of the gradient that a peer steps by. `epochs` instead of `rounds` (50): each peer
     goes through its shard exactly so often, the last batch of fewer included; who is done leaves the mean to the
     others, as torch's Join does.
+
+    `metrics` are functions of the outputs and targets of all test examples that return a number, by name:
+    {"mae": function}. `until` is asked after each round whether to end, given the history so far; on workers it is some
+    rounds later that all have heard. `keep="best"` keeps of each peer the model that scored best, as `History.best`.
 
     𝓜 = ∪ 𝓜ᵢ, 𝓟 = ∪ 𝓟ᵢ, 𝓞 = ∪ 𝓞ᵢ: `model`, `algorithm` and `optimizer` may each be a list with one for every peer. The
     default algorithm is AllReduce, the default number of peers that of the lists, of the shards, of the lab's workers,
@@ -38,7 +43,7 @@ def train(settings: Settings) -> Run:
     >>> len(history.rows), history.final.accuracy > 0.8
     (100, True)
     """
-    return Run(*plan(settings))
+    return Run(*plan(settings), until=settings.until)
 
 
 __test__ = {"train": train}  # its example, which doctest does not find behind the decorator

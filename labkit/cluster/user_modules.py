@@ -22,6 +22,8 @@ from typing import Any
 
 import cloudpickle
 
+from labkit.cluster.parametrized import reduced
+
 
 def by_value(thing: Any) -> bytes:
     """`thing` pickled with all that it reaches of the user's own modules, as these are in this process now.
@@ -31,7 +33,7 @@ def by_value(thing: Any) -> bytes:
     """
     _torchs_by_name()
     try:
-        return _pickled(thing, cloudpickle.Pickler)
+        return _pickled(thing, _Pickler)
     except Exception:  # noqa: BLE001  pickling runs code of whatever is reached; what fails the last time is raised
         try:
             return _pickled(thing, _ModulesByName)
@@ -60,7 +62,14 @@ def _named(module: ModuleType) -> tuple[Any, ...]:
     return import_module, (module.__name__,)
 
 
-class _ModulesByName(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not annotated
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is not annotated
+    """Takes functions and classes along, and torch's parametrized modules."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        return reduced(obj) or super().reducer_override(obj)
+
+
+class _ModulesByName(_Pickler):
     """Takes functions and classes along, and the names of their modules."""
 
     def reducer_override(self, obj: Any) -> Any:

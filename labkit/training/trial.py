@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from labkit.algorithms.base import Batch
+from labkit.cluster.shipping import pack
 from labkit.data import Dataset, Tensors
 from labkit.engines.cluster import Cluster
 from labkit.engines.distributed.recovery import ranks_on
@@ -111,6 +112,8 @@ class Trial:
     def findings(self) -> Findings:
         """What it finds out; raises ModelError where the peers cannot be trained."""
         self._require_no_hooks()
+        if self._sent:
+            self._require_sendable()
         singles, firsts = [], []
         for k, (first, second) in zip(self._ids, self._batches, strict=True):
             single = Single(self._experiment, k)
@@ -143,6 +146,15 @@ class Trial:
                     f"There is a hook on the parameter {name!r} of {type(model).__name__}, which the peers' copies do "
                     "not have: let the loss, the optimiser or a hook on its layer do what it does."
                 )
+
+    def _require_sendable(self) -> None:
+        """Raise SettingError for what cannot be pickled, by its name."""
+        it, k = self._experiment, self._ids[0]
+        parts = it.model_of(k), it.loss, it.optimizer_of(k), it.algorithm_of(k), it.schedule
+        names = "The model", "The loss", "The optimizer function", "The algorithm", "The schedule function"
+        for part, what in zip(parts, names, strict=True):
+            name = getattr(part, "__name__", type(part).__name__)
+            pack(part, f"{what} ({name})")  # type: ignore[arg-type]  # whatever it is
 
     def _require_kept(self, first: Step, keeps_more: bool) -> None:
         """What training changes besides the parameters must come along."""

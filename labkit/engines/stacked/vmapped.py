@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,8 +41,19 @@ def vmapped(
     def one(tensors: dict[str, Tensor], x: Tensor) -> Any:
         return called(model, tensors, x)
 
-    with _FasterLayers():
+    with _FasterLayers(), _without_advice():
         return vmap(one, in_dims=(0, None if shared else 0), randomness="different")(dict(tensors), inputs)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Torch says of some operators that it computes them peer after peer: nobody needs to know."""
+    advise: Any = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
+    advise(False)
+    try:
+        yield
+    finally:
+        advise(True)  # as it is by default
 
 
 class _FasterLayers(TorchFunctionMode):

@@ -27,6 +27,7 @@ _NAMES = {  # module: the public names it defines
     "training.run": ("Run",),
     "training.compare": ("compare",),
     "training.comparison": ("Comparison",),
+    "training.sweep": ("sweep",),
     "training.stepping": ("step_through",),
     "history.history": ("History",),
     "engines.simulator": ("Simulator",),
@@ -68,6 +69,7 @@ if TYPE_CHECKING:  # the same names for whoever reads types
     from labkit.training.comparison import Comparison as Comparison
     from labkit.training.run import Run as Run
     from labkit.training.stepping import step_through as step_through
+    from labkit.training.sweep import sweep as sweep
     from labkit.training.train import train as train
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -102,6 +102,28 @@ class Job:
         Ctrl-C, or the notebook's interrupt, cancels the job.
         """
         return [it.value for it in self._results(timeout)]
+
+    def computed(self) -> Iterator[tuple[int, Any]]:
+        """Each item's number and value as soon as it is computed, whichever comes first; waits for all.
+
+        Raises what `result` raises, once it is known.
+        """
+        told: set[int] = set()
+        while not self.done:
+            for number, future in enumerate(list(self._futures)):
+                if number not in told and future.status == "finished":
+                    try:
+                        done = future.result(deadlines.TICK)
+                    except Exception:  # noqa: BLE001  it is told at the end, if it has not come back until then
+                        break
+                    if not isinstance(done.value, Unsent):
+                        told.add(number)
+                        yield number, done.value
+            concurrent.futures.wait([self._end], timeout=deadlines.TICK)
+        end = self._end.result()
+        if isinstance(end, JobFailure):
+            raise end.kind(end.sentence) from end.cause
+        yield from ((number, it.value) for number, it in enumerate(end) if number not in told)
 
     @property
     def schedule(self) -> Schedule:

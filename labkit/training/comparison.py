@@ -56,6 +56,8 @@ class Comparison(Background):
     others go on. `budget` is what each training may spend.
     """
 
+    things = "algorithm"  # what is compared
+
     def __init__(self, entries: Mapping[str, Sequence[Entry]], budget: Budget) -> None:
         self.budget = budget
         self.repeats: dict[str, list[History]] = {
@@ -259,8 +261,10 @@ class Comparison(Background):
             *([f"{amount(budget.bytes)} per peer"] if budget.bytes is not None else []),
             *([duration(budget.seconds)] if budget.seconds is not None else []),
         ]
-        algorithms = some(count, "algorithm")
-        return f"{algorithms} on {experiment.dataset.name}, {experiment.peers} peers, {' or '.join(most)} each"
+        peers = sorted({it.experiment.peers for each in self._entries.values() for it in each})
+        many = f"{experiment.peers}" if len(peers) == 1 else f"{peers[0]} to {peers[-1]}"
+        things = some(count, self.things)
+        return f"{things} on {experiment.dataset.name}, {many} peers, {' or '.join(most)} each"
 
     @property
     def _spread(self) -> str:

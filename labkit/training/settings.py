@@ -57,6 +57,8 @@ class Settings:
         own = inspect.signature(called)
         mine = list(own.parameters.values())[:-1]
         given = [it for name, it in inspect.signature(Settings).parameters.items() if name not in without]
+        if any(it.kind is it.KEYWORD_ONLY for it in mine):
+            given = [it.replace(kind=it.KEYWORD_ONLY) for it in given]
         return own.replace(parameters=mine + given)
 
 
@@ -101,7 +103,7 @@ def as_data(engine: Engine, experiment: Experiment) -> dict[str, Any]:
         "batch_size": experiment.batch_size,
         "seed": experiment.seed,
         "optimizer": _one_or_each([_optimizer(experiment, k) for k in range(len(experiment.optimizers))]),
-        "loss": _name(experiment.loss),
+        "loss": called(experiment.loss),
         "shards": experiment.sharding,
         "evaluate_every": experiment.evaluate_every,
         "engine": _engine(engine),
@@ -159,13 +161,13 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [_plain(it) for it in value]
-    return _name(value) if callable(value) else repr(value)
+    return called(value) if callable(value) else repr(value)
 
 
-def _name(value: Any) -> str:
+def called(value: Any) -> str:
     """What a function, a partial or an object is called, with a partial's settings."""
     inner = getattr(value, "func", None)
     if inner is not None:
         given = [repr(it) for it in value.args] + [f"{name}={it!r}" for name, it in value.keywords.items()]
-        return f"{_name(inner)}({', '.join(given)})"
+        return f"{called(inner)}({', '.join(given)})"
     return str(getattr(value, "__qualname__", None) or repr(value))

@@ -32,7 +32,9 @@ from labkit.algorithms.private import Private
 from labkit.algorithms.robust import Robust
 from labkit.algorithms.scaffold import SCAFFOLD
 from labkit.algorithms.secure import Secure
+from labkit.algorithms.tensorparallel import TensorParallel
 from labkit.algorithms.wrapper import Wrapper
+from labkit.algorithms.zero import ZeRO
 
 __all__ = [
     "ADPSGD",
@@ -70,7 +72,9 @@ __all__ = [
     "Robust",
     "Round",
     "Secure",
+    "TensorParallel",
     "Wrapper",
+    "ZeRO",
 ]
 
 

@@ -112,6 +112,36 @@ class Peer(Protocol):
     def optimizer_settings(self) -> Mapping[str, Any]:
         """The settings of the peer's optimiser, such as its `lr` and `momentum`; of the first of its groups."""
 
+    # -- what it holds, where it holds a part of a model (the trait `holds`)
+
+    @property
+    def like(self) -> dict[str, Tensor]:
+        """The shapes of the whole model's trainable parameters by name, as tensors without numbers."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of the model's layers, one after the other: an nn.Sequential's, or the model's own `layers`."""
+
+    @property
+    def modules(self) -> Mapping[str, Any]:
+        """All parts of the model by name."""
+
+    @property
+    def rows(self) -> int | None:
+        """How many peers are stacked here; None for one by itself."""
+
+    def part(self, layer: str) -> dict[str, Tensor]:
+        """What it holds of a layer's parameters."""
+
+    def leaves(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same numbers as new leaves, of which `pull` gives the gradients; stacked, a row for each peer."""
+
+    def run(self, layer: str, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+        """What a part of the model makes of x with these parameters, by the names that they have in the model."""
+
+    def pull(self, out: Tensor, leaves: dict[str, Tensor], gradient: Tensor | None = None) -> dict[str, Tensor]:
+        """The gradients of the leaves, from that of `out`: 1 of a loss, or as given; of real numbers only."""
+
     def count(self, steps: int) -> None:
         """Let the clock know of steps whose losses went through neither `loss` nor `losses`, such as a digest's."""
 

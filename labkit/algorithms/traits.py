@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from labkit.algorithms.base import Algorithm
+from labkit.algorithms.holds import Holds
 from labkit.checks import number, whole
 from labkit.errors import SettingError
 from labkit.exchange import Kind
@@ -38,6 +39,8 @@ class Traits:
     then [K]. `policy`: how far ahead of the slowest such a peer may begin a round. `server(weights, optimizer, peers)`
     makes the server that they push to, if they have one.
 
+    `holds`: which part of the model each peer holds; None where it holds the whole one.
+
     `predict(peer, inputs)` is a generator like a round, by which peers agree on outputs. `check(peers)` refuses a
     number of peers that take part, before anything runs.
     """
@@ -52,6 +55,7 @@ class Traits:
     policy: BSP | SSP | ASP = ASP()  # noqa: RUF009  frozen
     server: Callable[..., Any] | None = None
     predict: Callable[..., Any] | None = None
+    holds: Holds | None = None
     check: Callable[[int], object] = _any_number
 
     @property
@@ -104,6 +108,8 @@ def _read(called: str, name: str, value: Any) -> Any:
         return number(value, called, most=1, above=True)
     if name in _METHODS:
         fits, remedy = callable(value), f"a method {name}(…), or call it by another name"
+    elif name == "holds":
+        fits, remedy = isinstance(value, Holds), "a way to cut a model, such as Shards()"
     elif name == "policy":
         fits, remedy = isinstance(value, BSP | SSP | ASP), "lk.BSP(), lk.SSP(s) or lk.ASP()"
     elif name == "means_of":

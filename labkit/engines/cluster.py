@@ -147,6 +147,8 @@ def _outcome(experiment: Experiment, blocks: list[range], results: list[Result])
 
 
 def _model(experiment: Experiment, states: list[dict[str, Any]], peer: int) -> nn.Module:
+    if experiment.split:
+        return trained(experiment.joined(states))
     model = experiment.fresh_model(peer)
     model.load_state_dict(states[0 if experiment.served or experiment.traits.central else peer])
     return trained(model)

@@ -144,6 +144,11 @@ class Experiment:
         return self.traits.participation is not None
 
     @property
+    def split(self) -> bool:
+        """Whether each peer holds a part of one model."""
+        return self.traits.holds is not None
+
+    @property
     def present(self) -> int:
         """How many peers take part in each round."""
         return max(1, round((self.traits.participation or 1.0) * self.peers))
@@ -219,7 +224,17 @@ class Experiment:
 
     def models_of(self, build: Callable[[int], nn.Module]) -> Models:
         """The trained models as the user gets them: one for each peer, or the only one that outlives a round."""
-        return Models(1 if self.sampled else self.peers, build)
+        return Models(1 if self.sampled or self.split else self.peers, build)
+
+    def joined(self, parts: Sequence[dict[str, Tensor]]) -> nn.Module:
+        """The whole model that the parts of all peers make."""
+        assert self.traits.holds is not None
+        model = self.fresh_model()
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        with torch.no_grad():
+            for name, whole in self.traits.holds.join([*parts], named).items():
+                named[name].copy_(whole)
+        return model
 
     def evaluates(self, round: int, due: bool = False) -> bool:
         """Whether the models are tested after this round (counted from 1); the last one is, if there are tests.

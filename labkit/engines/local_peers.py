@@ -258,8 +258,16 @@ class LocalPeers:
         """The model of a member as it is now, or its server's, to be looked at."""
         if self._experiment.served:
             return self._server_model()
+        if self._experiment.split:
+            return self._experiment.joined([self.part(k) for k in self.members])
         block = next(block for block in self._blocks if peer in block.peers.members)
         return block.peers.copy(block.peers.members.index(peer))
+
+    def part(self, peer: int) -> dict[str, Tensor]:
+        """What a member holds of the one model."""
+        peers = next(block.peers for block in self._blocks if peer in block.peers.members)
+        row = peers.members.index(peer)
+        return {name: (p[row] if peers.lead else p).cpu() for name, p in peers.params.items()}
 
     @cached_property
     def _evaluation(self) -> Evaluation:
@@ -269,6 +277,8 @@ class LocalPeers:
         """The trained model of a member, or the one that its server has."""
         if self._experiment.served:
             return trained(self._server_model())
+        if self._experiment.split:
+            return trained(self._copy(peer))
         block = next(block for block in self._blocks if peer in block.peers.members)
         return block.peers.model(block.peers.members.index(peer))
 

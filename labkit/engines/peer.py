@@ -19,6 +19,7 @@ from labkit.engines.example_losses import example_losses, one_after_the_other
 from labkit.engines.experiment import PRECISIONS, Experiment, Loss
 from labkit.engines.modules import called, evaluation_mode, training_mode
 from labkit.engines.optimizer_step import LearningRate, OptimizerStep
+from labkit.engines.parts import PartHolder, Parts, own_part
 from labkit.engines.round_checks import logged, require_shapes
 from labkit.engines.shared_state import SharedState, SharedView, State
 from labkit.tree import Tree
@@ -41,12 +42,13 @@ class Place:
     @classmethod
     def of(cls, experiment: Experiment, device: torch.device, archived: bool) -> Place:
         """The place before the first round; peers share the parameters of the model that all of them start from."""
-        named = experiment.models[0].named_parameters() if experiment.alike else ()
+        common = experiment.alike and not experiment.split
+        named = experiment.models[0].named_parameters() if common else ()
         params: Tree = {name: p.detach().to(device, copy=True) for name, p in named if p.requires_grad}
-        return cls(device, SharedState({"params": params} if experiment.alike else {}), {} if archived else None)
+        return cls(device, SharedState({"params": params} if common else {}), {} if archived else None)
 
 
-class Peers(ABC):
+class Peers(PartHolder, ABC):
     """Named parameters under one optimiser; the losses of their steps are kept until they are reported.
 
     To algorithms they are a `labkit.algorithms.base.Peer`, which says what its members mean.
@@ -303,6 +305,9 @@ class OnePeer(Peers):
         self.net = training_mode(experiment.fresh_model(peer).to(place.device))
         self.ids = torch.tensor(peer)
         trainable: dict[str, Tensor] = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+        if experiment.split:
+            trainable = own_part(experiment, self.net, peer)
+            self.parts = Parts(self.net, lambda module, params, x: called(module, params, x)[0])
         super().__init__(experiment, [peer], place, trainable)
         self._mean_loss, self._each_loss = experiment.loss, example_losses(experiment.loss, one_after_the_other)
 

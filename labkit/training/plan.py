@@ -39,6 +39,7 @@ from labkit.training.requirements import (
     rounds_of,
 )
 from labkit.training.settings import Model, Settings
+from labkit.training.splitting import require_splittable
 from labkit.training.testing import require_keep, require_metrics, require_until, try_metrics
 from labkit.training.trial import initialised, is_lazy, tried
 
@@ -99,6 +100,7 @@ def plan(settings: Settings, budget: Budget | None = None) -> tuple[Engine, Expe
     )
     require_optimizers(experiment)
     require_one_model(experiment)
+    require_splittable(experiment)
     require_schedule(experiment)
     experiment = tried(engine, experiment)
     require_until(settings.until)

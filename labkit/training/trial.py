@@ -43,6 +43,8 @@ def tried(engine: Engine, experiment: Experiment) -> Experiment:
 
     Raises ModelError where they do not fit together.
     """
+    given = experiment
+    experiment = replace(given, traits=replace(given.traits, holds=None))  # the peers of a trial hold whole models
     stacked = experiment.stackable and _stacks(engine, experiment)
     found = Findings()
     for ids in _kinds(experiment):
@@ -61,7 +63,7 @@ def tried(engine: Engine, experiment: Experiment) -> Experiment:
             tuple(dict.fromkeys(found.unused + one.unused)),
         )
     loss = _on_copies(experiment.loss) if found.changes_targets else experiment.loss
-    return replace(experiment, found=found, loss=loss)
+    return replace(given, found=found, loss=loss)
 
 
 def is_lazy(model: nn.Module) -> bool:

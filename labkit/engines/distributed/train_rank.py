@@ -65,7 +65,8 @@ def train_rank(experiment: Experiment, blocks: list[range], settings: RankSettin
         exhaust(train(experiment, local, runtime, checkpoint.number))
     reports.flush()
     kept = members[: 1 if group.rank == 0 else 0] if experiment.served else members
-    return Result([dict(local.model(k).state_dict()) for k in kept], watch.intervals, best=local.best.states)
+    states = [local.part(k) if experiment.split else dict(local.model(k).state_dict()) for k in kept]
+    return Result(states, watch.intervals, best=local.best.states)
 
 
 @dataclass

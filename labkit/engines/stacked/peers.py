@@ -14,11 +14,13 @@ from torch.nn import functional as F
 from labkit.algorithms.base import Batch
 from labkit.engines.evaluation import Evaluation, trained
 from labkit.engines.experiment import Experiment
+from labkit.engines.parts import Parts, own_part
 from labkit.engines.peer import Peers, Place
 from labkit.engines.stacked.backward import one_node, way_back
 from labkit.engines.stacked.forward import StackedModel
 from labkit.engines.stacked.layers import Gradients
 from labkit.engines.stacked.losses import cross_entropy_and_back, stacked_loss, stacked_losses
+from labkit.engines.stacked.vmapped import vmapped
 
 _EVALUATED_AT_ONCE = 1 << 22  # inputs × peers in one forward pass of an evaluation
 
@@ -39,6 +41,8 @@ class StackedPeers(Peers):
         self.ids = torch.tensor(ids)
         self.examples = torch.tensor([float(experiment.examples(k)) for k in ids], device=place.device)
         super().__init__(experiment, ids, place, _start(experiment, ids, place))
+        if experiment.split:
+            self.parts = Parts(skeleton, _run_stacked)
         self._forward = StackedModel(skeleton, [*self.named, *self.buffers])
         self._mean_loss, self._each_loss = stacked_loss(experiment.loss), stacked_losses(experiment.loss)
         self._knows_back = self._forward.known and not self.buffers and self._dtype is None
@@ -206,8 +210,20 @@ class StackedPeers(Peers):
         return trained(self.copy(k))
 
 
+def _run_stacked(module: nn.Module, params: dict[str, Tensor], x: Tensor) -> Any:
+    """What K peers' layers make of inputs [K, …], or of [1, …] that are the same for all."""
+    rows = max([len(x), *map(len, params.values())])
+    own = {name: p.expand(rows, *p.shape[1:]) for name, p in params.items()}
+    return vmapped(module, own, x.expand(rows, *x.shape[1:]))[0]
+
+
 def _start(experiment: Experiment, ids: Sequence[int], place: Place) -> dict[str, Tensor]:
     """The parameters [K, …] that the peers start from: what all share, or each its own model's."""
+    if experiment.split:
+        parts = [own_part(experiment, experiment.model_of(k), k) for k in ids]
+        return {
+            n: torch.stack([part[n].detach() for part in parts]).to(place.device).requires_grad_() for n in parts[0]
+        }
     common: Any = place.shared_state.values.get("params")
     if common is not None:
         return {n: p.expand(len(ids), *p.shape).clone().requires_grad_() for n, p in common.items()}

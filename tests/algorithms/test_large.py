@@ -1,0 +1,166 @@
+"""Algorithms whose peers hold parts of a model give what one process gives on the joined batch."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import labkit as lk
+from labkit.algorithms import AllReduce, TensorParallel, ZeRO
+from labkit.data import Replicated
+from labkit.errors import ModelError, SettingError
+from labkit.models import GPT, next_token
+
+OPTIMIZERS = {
+    "sgd": partial(torch.optim.SGD, lr=0.1),
+    "momentum": partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.01),
+    "adamw": partial(torch.optim.AdamW, lr=0.01),
+}
+ENGINES = {"lockstep": lk.Lockstep(), "stacked": lk.Simulator()}
+STEPS = 20
+
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, 17), nn.Tanh(), nn.Linear(17, 10, bias=False))
+
+
+def gpt(tied=False):
+    torch.manual_seed(0)
+    return GPT(2, 16, 4, vocab=11, seq=8, tied=tied)
+
+
+def characters():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(11, (160, 8), generator=generator)
+    return lk.data.from_tensors(x, (x + x.roll(1, 1)) % 11)
+
+
+def trained(model, data, algorithm, optimizer="sgd", **settings):
+    settings = {"peers": 4, "rounds": STEPS, "batch_size": 8, "optimizer": OPTIMIZERS[optimizer]} | settings
+    return lk.train(model, data, algorithm, **settings).result()
+
+
+def distance(one, other):
+    pairs = zip(one.models[0].parameters(), other.models[0].parameters(), strict=True)
+    return max(float((p - q).detach().abs().max()) for p, q in pairs)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_is_all_reduce(stage, optimizer, engine):
+    whole = trained(mlp(), lk.data.load("digits"), AllReduce(), optimizer, on=lk.Lockstep())
+    split = trained(mlp(), lk.data.load("digits"), ZeRO(stage), optimizer, on=ENGINES[engine])
+    assert distance(whole, split) < 1e-5
+    assert split.final.accuracy == pytest.approx(whole.final.accuracy, abs=1e-6)
+    assert split.final.test_loss == pytest.approx(whole.final.test_loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_splits_a_language_model(stage, tied, engine):
+    whole = trained(gpt(tied), characters(), AllReduce(), "adamw", loss=next_token, on=lk.Lockstep())
+    split = trained(gpt(tied), characters(), ZeRO(stage), "adamw", loss=next_token, on=ENGINES[engine])
+    assert distance(whole, split) < 2e-5
+
+
+@pytest.mark.parametrize("peers", [1, 3, 7])
+def test_zero_with_any_number_of_peers(peers):
+    """Also where they do not divide the parameters."""
+    whole = trained(mlp(), lk.data.load("digits"), AllReduce(), peers=peers)
+    assert distance(whole, trained(mlp(), lk.data.load("digits"), ZeRO(3), peers=peers)) < 1e-5
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("peers", "optimizer"), [(1, "sgd"), (2, "sgd"), (2, "momentum"), (4, "adamw")])
+def test_tensor_parallel_is_one_process(peers, optimizer, engine):
+    """All peers see the same batches, which are those of one process."""
+    settings = {"loss": next_token, "shards": Replicated()}
+    whole = trained(gpt(), characters(), AllReduce(), optimizer, peers=1, on=lk.Lockstep(), **settings)
+    split = trained(gpt(), characters(), TensorParallel(), optimizer, peers=peers, on=ENGINES[engine], **settings)
+    assert distance(whole, split) < 2e-5
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_sequential_model_is_split_by_the_names_that_are_given(engine):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 12, bias=False), nn.Tanh(), nn.Linear(12, 10))
+    whole = trained(model, lk.data.load("digits"), AllReduce(), peers=1, shards=Replicated(), on=lk.Lockstep())
+    algorithm = TensorParallel(columns=("0",), rows=("2",))
+    assert distance(whole, trained(model, lk.data.load("digits"), algorithm, peers=4, on=ENGINES[engine])) < 1e-5
+
+
+def test_bytes_are_those_of_the_papers():
+    """arXiv:1910.02054, §7: 2 Ψ in stages 1 and 2 (here 1 Ψ gathered and 1 Ψ scattered), 3 Ψ in stage 3."""
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16))
+    size, n = 4 * sum(p.numel() for p in model.parameters()), 4
+    for stage, times in ((1, 2), (2, 2), (3, 3)):
+        history = trained(model, lk.data.load("digits"), ZeRO(stage), peers=n, rounds=5)
+        assert history.bytes == pytest.approx(5 * times * (n - 1) / n * size)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"clip": 1.0}, r"clip= wants to see the whole model"),
+        ({"precision": "bf16"}, r"precision= wants to see the whole model"),
+        ({"model": [mlp(), mlp(), mlp(), mlp()]}, r"give one model, one algorithm and one optimiser for all"),
+        ({"optimizer": lambda params: torch.optim.Adafactor(params)}, r"Adafactor may look at a whole parameter"),
+        (
+            {"optimizer": lambda ps: torch.optim.SGD([{"params": [p], "lr": 0.1 * p.dim()} for p in ps])},
+            r"groups parameters by their shapes",
+        ),
+        ({"model": nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))}, r"use LayerNorm or Group"),
+        ({"model": nn.Sequential(nn.Linear(64, 8), nn.Dropout(0.5), nn.Linear(8, 10))}, r"and Dropout\(0\)"),
+    ],
+)  # fmt: skip
+def test_what_parts_cannot_do_as_the_whole_does_is_refused_before_anything_runs(settings, said):
+    given = {
+        "model": mlp(),
+        "dataset": lk.data.load("digits"),
+        "algorithm": ZeRO(3),
+        "peers": 4,
+        "rounds": 2,
+    } | settings
+    with pytest.raises((ModelError, SettingError), match=said):
+        lk.train(**given)
+
+
+def test_a_model_that_names_no_layers_is_refused_where_layers_are_wanted():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 8), nn.Linear(8, 10)
+
+        def forward(self, x):
+            return self.b(self.a(x))
+
+    assert trained(Net(), lk.data.load("digits"), ZeRO(1), rounds=2).rows
+    with pytest.raises(ModelError, match="does not say which layers follow each other"):
+        trained(Net(), lk.data.load("digits"), ZeRO(3), rounds=2)
+
+
+def test_heads_that_peers_do_not_divide_are_refused():
+    with pytest.raises(ModelError, match="is not divided by 3 peers along dimension 0"):
+        trained(gpt(), characters(), TensorParallel(), peers=3, loss=next_token)
+
+
+def test_peers_hold_their_parts_alone():
+    """What a peer trains is an n-th of each parameter, and its optimiser's states are as small."""
+    seen = []
+
+    class Looking(ZeRO):
+        def round(self, peer, batches):
+            yield from super().round(peer, batches)
+            momenta = [it["momentum_buffer"] for it in peer.optimizer_step.optimizer.state.values()]
+            seen.append([sum(p.numel() for p in given) for given in (peer.params.values(), momenta)])
+            assert all(p.is_meta for p in peer.net.parameters())
+
+    trained(mlp(), lk.data.load("digits"), Looking(3), "momentum", rounds=1, on=lk.Lockstep())
+    part = sum(-(-p.numel() // 4) for p in mlp().parameters())
+    assert seen == [[part, part]] * 4

@@ -1,0 +1,60 @@
+"""Workers that hold parts of a model: the same result as in one process, measured bytes, recovery after a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import labkit as lk
+from labkit.algorithms import AllReduce, TensorParallel, ZeRO
+from labkit.cluster.local import local_cluster
+from labkit.models import next_token
+from tests.algorithms.test_large import characters, distance, gpt, mlp, trained
+
+
+@pytest.mark.parametrize("peers", [2, 4])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_on_workers_is_all_reduce_in_one_process(lab, stage, peers):
+    whole = trained(mlp(), lk.data.load("digits"), AllReduce(), "momentum", peers=peers, on=lk.Lockstep())
+    split = trained(mlp(), lk.data.load("digits"), ZeRO(stage), "momentum", peers=peers, on=lab)
+    assert distance(whole, split) < 1e-5
+    assert split.final.accuracy == pytest.approx(whole.final.accuracy, abs=1e-6)
+
+
+def test_tensor_parallel_on_workers_is_one_process(lab):
+    settings = {"peers": 2, "loss": next_token}
+    one = trained(gpt(), characters(), TensorParallel(), "adamw", on=lk.Lockstep(), **settings)
+    assert distance(one, trained(gpt(), characters(), TensorParallel(), "adamw", on=lab, **settings)) < 1e-5
+
+
+def test_what_workers_send_is_the_formula(lab):
+    simulated, real = (trained(mlp(), lk.data.load("digits"), ZeRO(3), peers=2, rounds=5, on=on) for on in (None, lab))
+    assert real.bytes == pytest.approx(simulated.bytes) and real.bytes > 0
+
+
+def test_a_killed_worker_takes_no_part_of_the_model_along():
+    """Parts are in the checkpoints by peer, so the run ends as it would have."""
+    with local_cluster(2, threads=1, memory=2 << 30) as cluster, lk.connect(cluster) as lab:
+        settings = {"peers": 2, "rounds": 60, "optimizer": partial(torch.optim.SGD, lr=0.05, momentum=0.9)}
+        on = lk.Cluster(lab, checkpoint_every=5)
+        run = lk.train(mlp(), lk.data.load("digits"), ZeRO(3), on=on, **settings)
+        while run.progress < 20:
+            time.sleep(0.01)
+        os.kill(lab.workers[1].pid, signal.SIGKILL)
+        ended = run.result(timeout=90)
+        assert [event.kind for event in ended.events][:1] == ["lost"]
+        assert distance(ended, lk.train(mlp(), lk.data.load("digits"), ZeRO(3), **settings).result()) < 1e-5
+
+
+def test_layers_without_parameters_and_frozen_ones_stay_as_they_are(lab):
+    model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    model[0].requires_grad_(False)
+    split = trained(model, lk.data.load("digits"), ZeRO(3), peers=2, on=lab)
+    assert torch.equal(split.models[0][0].weight, model[0].weight)
+    assert distance(trained(model, lk.data.load("digits"), AllReduce(), peers=2), split) < 1e-5

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 import ssl
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 import psutil
 from distributed import Client, Security
+from distributed.comm.core import connect
 
 from labkit.cluster import deadlines
 from labkit.cluster.lab import Lab
@@ -196,9 +199,31 @@ def _reach(parts: SplitResult, address: str, request: WorkerRequest) -> str:
                 f"{'tcp' if parts.scheme == 'tls' else 'tls'}:// there ({error})."
             ) from error
     # A scheduler speaks first, and every message begins with its length (distributed.comm.tcp).
-    if len(greeting) < 8 or int.from_bytes(greeting, sys.byteorder) > _LONGEST_GREETING:
+    speaks = len(greeting) == 8 and int.from_bytes(greeting, sys.byteorder) <= _LONGEST_GREETING
+    left = max(0.5, deadline - time.monotonic())
+    if not speaks or not _is_scheduler(address, request.security or Security(), left):
         raise ConnectError(f"what listens at {address} is no Dask scheduler: check the port.")
     return peer
+
+
+def _is_scheduler(address: str, security: Security, timeout: float) -> bool:
+    """Whether a scheduler says who it is within so many seconds; others begin alike, as ZeroMQ does."""
+
+    async def ask() -> Any:
+        async with asyncio.timeout(timeout):
+            channel = await connect(address, timeout=timeout, **security.get_connection_args("client"))
+            try:
+                await channel.write({"op": "identity", "reply": True})
+                return await channel.read()
+            finally:
+                channel.abort()
+
+    with ThreadPoolExecutor(1) as apart:  # a notebook's main thread has an event loop already
+        try:
+            answer = apart.submit(asyncio.run, ask()).result()
+        except Exception:  # noqa: BLE001  whatever Dask makes of the bytes of somebody else
+            return False
+    return isinstance(answer, dict) and answer.get("type") == "Scheduler"
 
 
 def _encrypted(plain: socket.socket, parts: SplitResult, request: WorkerRequest) -> socket.socket:

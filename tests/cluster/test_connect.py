@@ -7,11 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+import zmq
 
 import labkit as lk
 from labkit.cluster.lab import Lab
@@ -179,6 +182,36 @@ def test_somebody_listens_but_is_no_scheduler() -> None:
         with pytest.raises(ConnectError, match="no Dask scheduler answers"):
             lk.connect(f"tcp://127.0.0.1:{server.getsockname()[1]}", timeout=1.0)
         assert time.monotonic() - begin < 3
+
+
+def test_a_port_of_zeromq_which_begins_as_a_scheduler_would_is_told_from_one() -> None:
+    with zmq.Context() as context, context.socket(zmq.REP) as door:
+        port = door.bind_to_random_port("tcp://127.0.0.1")
+        begin = time.monotonic()
+        with pytest.raises(ConnectError, match="no Dask scheduler"):
+            lk.connect(f"tcp://127.0.0.1:{port}", timeout=1.0)
+        assert time.monotonic() - begin < 4
+
+
+@pytest.mark.parametrize("greeting", [bytes(1000), b"\x10" + bytes(7), b"\x01" + bytes(7) + b"\x28" + bytes(7)])
+def test_whoever_begins_as_a_scheduler_and_is_none_keeps_nobody_waiting(greeting: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        held = []
+
+        def greet() -> None:
+            with suppress(OSError):
+                while True:
+                    held.append(server.accept()[0])
+                    held[-1].sendall(greeting)
+
+        threading.Thread(target=greet, daemon=True).start()
+        begin = time.monotonic()
+        with pytest.raises(ConnectError, match="no Dask scheduler"):
+            lk.connect(f"tcp://127.0.0.1:{server.getsockname()[1]}", timeout=1.0)
+        assert time.monotonic() - begin < 4
+        server.shutdown(socket.SHUT_RDWR)
+    for it in held:
+        it.close()
 
 
 def test_an_address_that_swallows_everything_ends_in_time() -> None:

@@ -15,12 +15,12 @@ from labkit.engines.experiment import Experiment, Metric, Models
 from labkit.engines.modules import give_originals
 from labkit.engines.task import Right, right_of
 from labkit.errors import ModelError
+from labkit.history.measures import CLIENTS
 from labkit.history.rows import Row
 from labkit.text import in_words
 
 AT_ONCE = 4096  # examples
 _KEPT = 1 << 25  # outputs of all test examples that are kept to be looked at together
-CLIENTS = ("client accuracy", "client loss")  # metrics on each peer's own test examples
 
 
 def outputs_of(out: Any) -> Tensor:

@@ -11,6 +11,7 @@ from labkit.history.rows import Row
 from labkit.text import percent
 
 LOWER = ("test loss", "client loss", "loss")  # what is the better the lower it is
+CLIENTS = ("client accuracy", "client loss")  # each on test examples of its own
 HIGHER = ("accuracy", "client accuracy")  # shares of what is right
 
 

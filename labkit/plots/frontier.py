@@ -1,4 +1,4 @@
-"""The frontier: how accurate each algorithm became, against the bytes and against the seconds it took."""
+"""The frontier: how good each algorithm became, against the bytes and against the seconds it took."""
 
 from __future__ import annotations
 
@@ -24,13 +24,57 @@ _LEADER = 14.0  # points between a name and its point from which on a line joins
 
 @dataclass(frozen=True)
 class Trail:
-    """One algorithm's way: test accuracies [E], with what one peer had sent (bytes) and the seconds by then, [E]."""
+    """One algorithm's way: what tests told [E], with what one peer had sent (bytes) and the seconds by then, [E]."""
 
     name: str
-    accuracy: Sequence[float]
+    scores: Sequence[float]
     bytes: Sequence[float]
     seconds: Sequence[float]
-    spread: Sequence[float] = ()  # how far to either side the accuracies are drawn as a band, [E]
+    spread: Sequence[float] = ()  # how far to either side the scores are drawn as a band, [E]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What is drawn upright, the better the higher: a share of what is right, or another measure, which may be lower
+    where it is better."""
+
+    name: str = "accuracy"
+    lower: bool = False
+
+    @property
+    def share(self) -> bool:
+        """Whether it is a share of what is right, drawn by the logarithm of the errors."""
+        return self.name.endswith("accuracy")
+
+    @property
+    def label(self) -> str:
+        """What stands beside the axis."""
+        what = "test accuracy" if self.name == "accuracy" else self.name
+        return f"{what} (log of errors)" if self.share else f"{what} (lower is better)" if self.lower else what
+
+    def height(self, scores: ArrayLike) -> Floats:
+        """Where they stand."""
+        values: Floats = np.asarray(scores, dtype=float)
+        return _height(np.clip(values, 0, 1)) if self.share else -values if self.lower else values
+
+    def shown(self, ends: Sequence[float]) -> tuple[float, float]:
+        """From where to where the axis goes: the ends stand apart."""
+        if self.share:
+            return _shown(ends)
+        heights = self.height([it for it in ends if math.isfinite(it)] or [0.0, 1.0])
+        span = float(np.ptp(heights)) or abs(float(heights[0])) or 1.0
+        return float(heights.min()) - 0.5 * span, float(heights.max()) + 0.25 * span
+
+    def marks(self, low: float, high: float, apart: float) -> Marks:
+        """The ticks between two heights."""
+        if self.share:
+            return _marks(low, high, apart)
+        sign = -1 if self.lower else 1
+        return [(sign * value, f"{value:g}") for value in ticks(sign * low, sign * high, 6)]
+
+    def words(self, score: float) -> str:
+        """A value as people write it."""
+        return f"{score:.1%}" if self.share else f"{score:.4g}"
 
 
 StyledTrail = tuple[str, str, Trail]  # colour, dashes, and whose they are
@@ -64,43 +108,51 @@ def draw(
     bytes_are: str,
     seconds_are: str,
     band_is: str = "",
+    quality: Quality = Quality(),
 ) -> Picture:
-    """Draw accuracy against bytes per peer and against seconds, one curve for each algorithm, and the Pareto frontiers.
+    """Draw a quality against bytes per peer and against seconds: one curve for each algorithm, and Pareto frontiers.
 
     `best` names the algorithms on the frontier by bytes, and those on that by seconds; `bytes_are` and `seconds_are`
     say where the figures come from (measured, by formula, of a virtual clock), `band_is` what the bands are.
     """
     looks = [(CYCLE[k % len(CYCLE)], ("-", "--", ":")[k // len(CYCLE) % 3]) for k in range(len(trails))]
-    known = [(*look, trail) for look, trail in zip(looks, trails, strict=True) if len(trail.accuracy)]
-    ylim = _shown([trail.accuracy[-1] for *_, trail in known])
+    known = [(*look, trail) for look, trail in zip(looks, trails, strict=True) if len(trail.scores)]
+    ylim = quality.shown([trail.scores[-1] for *_, trail in known])
     left, right = axes(_TALL, _TOP, _BOTTOM, _LEFT, columns=2)
     sent = _log_scale([trail.bytes for *_, trail in known], f"sent per peer, {bytes_are} (log)", amount)
-    first = _panel(left, known, ylim, sent, "bytes", best[0])
+    first = _panel(left, known, quality, ylim, sent, "bytes", best[0])
     took = _seconds([trail.seconds for *_, trail in known], seconds_are)
-    second = _panel(right, known, ylim, took, "seconds", best[1])
+    second = _panel(right, known, quality, ylim, took, "seconds", best[1])
     first.word(title, first.xlim[0], ylim[1], dx=8 - 72 * _LEFT, dy=50, size=TITLE_SIZE)
     note = "filled squares, joined by the dashed line: the Pareto frontier; hollow squares: not on it"
     note += f"; bands: {band_is}" if band_is else ""
     first.word(note, first.xlim[0], ylim[1], dx=8 - 72 * _LEFT, dy=32, colour=GREY)
     first.finish("")
-    ends = "; ".join(f"{trail.name} {trail.accuracy[-1]:.1%}" for *_, trail in known)
+    ends = "; ".join(f"{trail.name} {quality.words(trail.scores[-1])}" for *_, trail in known)
     ends += f" ({band_is})" if band_is else ""
-    return second.finish(f"{title}. Test accuracy against bytes ({bytes_are}) and seconds ({seconds_are}): {ends}")
+    what = quality.label.split(" (")[0].capitalize()
+    return second.finish(f"{title}. {what} against bytes ({bytes_are}) and seconds ({seconds_are}): {ends}")
 
 
 def _panel(
-    ax: Any, trails: Sequence[StyledTrail], ylim: tuple[float, float], scale: Scale, what: str, best: Collection[str]
+    ax: Any,
+    trails: Sequence[StyledTrail],
+    quality: Quality,
+    ylim: tuple[float, float],
+    scale: Scale,
+    what: str,
+    best: Collection[str],
 ) -> Panel:
     panel = Panel(_TALL, (scale.low, scale.high), ylim, ax=ax)
     panel.x_axis(scale.label, scale.marks)
-    panel.y_axis("test accuracy (log of errors)", _marks(*ylim, 1.6 * SIZE / panel.y_points))
+    panel.y_axis(quality.label, quality.marks(*ylim, 1.6 * SIZE / panel.y_points))
     panel.word("↖ better", scale.low, ylim[1], dx=4, dy=-7, colour=GREY)
-    curves = [scale.along(getattr(trail, what), _height(trail.accuracy)) for *_, trail in trails]
+    curves = [scale.along(getattr(trail, what), quality.height(trail.scores)) for *_, trail in trails]
     ends = np.array([curve[-1] for curve in curves]).reshape(-1, 2)
     for (colour, dash, trail), curve, (x, y) in zip(trails, curves, ends, strict=True):
         if len(trail.spread):
-            accuracy, spread, cost = np.array(trail.accuracy), np.array(trail.spread), getattr(trail, what)
-            low, high = (scale.along(cost, _height(np.clip(accuracy + s * spread, 0, 1))) for s in (-1, 1))
+            scores, spread, cost = np.array(trail.scores), np.array(trail.spread), getattr(trail, what)
+            low, high = (scale.along(cost, quality.height(scores + s * spread)) for s in (-1, 1))
             panel.ax.fill_between(low[:, 0], low[:, 1], high[:, 1], color=colour, alpha=0.15, linewidth=0, zorder=1)
         panel.ax.plot(*curve.T, color=colour, linewidth=1.5, alpha=0.6, linestyle=dash, zorder=2)
         face = colour if trail.name in best else "white"
@@ -120,7 +172,7 @@ def _marks(low: float, high: float, apart: float) -> list[tuple[float, str]]:
     return chosen
 
 
-def _height(accuracy: Sequence[float]) -> Floats:
+def _height(accuracy: ArrayLike) -> Floats:
     """Where accuracies stand: −log₁₀ of the share of errors, so that 98 % is as far above 96 % as that above 92 %."""
     heights: Floats = -np.log10(np.maximum(1 - np.asarray(accuracy, dtype=float), _FEWEST))
     return heights
@@ -134,7 +186,7 @@ def _shown(accuracies: Sequence[float]) -> tuple[float, float]:
 
 
 def _stair(panel: Panel, ends: Floats) -> Floats:
-    """The best accuracy that so much can buy: level from one end on the frontier to the next, then up. Its corners."""
+    """The best that so much can buy: level from one end on the frontier to the next, then up. Its corners."""
     if not len(ends):
         return np.empty((0, 2))
     ends = ends[np.lexsort((ends[:, 1], ends[:, 0]))]

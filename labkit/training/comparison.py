@@ -21,10 +21,22 @@ from labkit.engines.experiment import Engine, Experiment
 from labkit.errors import LabkitError, SettingError
 from labkit.history.files import write_all_csv, write_all_json
 from labkit.history.history import History
+from labkit.history.measures import (
+    CLIENTS,
+    HIGHER,
+    LOWER,
+    in_words,
+    lower_is_better,
+    mean_of,
+    measures_of,
+    spread_in_words,
+    values_of,
+    worst,
+)
 from labkit.history.rows import Interval, Row, Update
-from labkit.plots.frontier import Trail, draw
+from labkit.plots.frontier import Quality, Trail, draw
 from labkit.plots.panel import Picture
-from labkit.text import Table, amount, duration, percent, remaining, some
+from labkit.text import Table, amount, duration, remaining, some
 from labkit.training.live import Background
 from labkit.training.run import blank, carry_out
 
@@ -95,12 +107,14 @@ class Comparison(Background):
             self._ended.clear()
             self._start()
 
-    def frontier(self, against: str = "bytes") -> tuple[str, ...]:
-        """The names on the Pareto frontier of test accuracy against "bytes" per peer or "seconds", the cheapest first.
+    def frontier(self, against: str = "bytes", of: str | None = None, better: str | None = None) -> tuple[str, ...]:
+        """The names on the Pareto frontier of a measure against "bytes" per peer or "seconds", the cheapest first.
 
-        An entry is on it unless another one is at least as accurate at no higher cost, and better in one of the two;
-        of several seeds it is their means that count. Entries that no test has measured yet are not on it. Raises
-        SettingError for another cost.
+        The measure is "accuracy", or "test loss" where there are no classes, unless `of` names it, a metric or "test
+        loss"; of the user's own metrics `better` says whether "higher" or "lower" is better. An entry is on it unless
+        another one is at least as good at no higher cost, and better in one of the two; of several seeds it is their
+        means that count. Entries that no test has measured yet are not on it. Raises SettingError for another cost, a
+        measure that nobody has, or one of which nothing says what is better.
 
         >>> import labkit as lk, torch
         >>> both = {"every step": lk.algorithms.AllReduce(), "never": lk.algorithms.Independent()}
@@ -110,21 +124,26 @@ class Comparison(Background):
         """
         if against not in ("bytes", "seconds"):
             raise SettingError(f'against={against!r} is no cost here: give "bytes" or "seconds".')
+        quality = self._quality(of, better)
         ends = {name: rows for name, rows in self._ends().items() if rows}
-        gains = [fmean(nan if row.accuracy is None else row.accuracy for row in rows) for rows in ends.values()]
+        scores = [[mean_of(row, quality.name) for row in rows] for rows in ends.values()]
+        means = [fmean(nan if score is None else score for score in each) for each in scores]
+        gains = [-mean if quality.lower else mean for mean in means]
         best = pareto([fmean(getattr(row, against) for row in rows) for rows in ends.values()], gains)
         return tuple(list(ends)[k] for k in best)
 
-    def plot(self) -> Picture:
-        """Accuracy against bytes per peer and against seconds: each entry's curve and end, and the frontiers.
+    def plot(self, of: str | None = None, better: str | None = None) -> Picture:
+        """A measure against bytes per peer and against seconds: each entry's curve and end, and the frontiers.
 
-        With several seeds the curves are their means, in bands of a standard deviation to either side.
+        `of` and `better` are as in `frontier`. With several seeds the curves are their means, in bands of a standard
+        deviation to either side.
         """
-        histories = self.histories.values()
-        trails = [_trail(name, each) for name, each in self.repeats.items()]
+        histories, quality = self.histories.values(), self._quality(of, better)
+        trails = [_trail(name, each, quality.name) for name, each in self.repeats.items()]
         return draw(
             trails,
-            best=(_best(trails, "bytes"), _best(trails, "seconds")),
+            quality=quality,
+            best=(_best(trails, "bytes", quality.lower), _best(trails, "seconds", quality.lower)),
             title=self._title,
             bytes_are=" or ".join(dict.fromkeys(map(_ledger, histories))),
             seconds_are=" or ".join(dict.fromkeys(map(_clock, histories))),
@@ -132,21 +151,22 @@ class Comparison(Background):
         )
 
     def table(self) -> Table:
-        """A line for each entry: rounds and steps that it took, accuracy, bytes, virtual seconds, who is unbeaten.
+        """A line for each entry: rounds and steps that it took, measures, bytes, virtual seconds, who is unbeaten.
 
-        Seconds only where they are virtual: measured ones differ each time.
+        Seconds only where they are virtual: measured ones differ each time. Of clients' own tests there is the worst.
         """
         virtual, best = any(history.clock == "virtual" for history in self.histories.values()), self.frontier()
-        head = ["", "rounds", "steps", "accuracy", "sent per peer", *["time"] * virtual, "frontier"]
+        tested = self._measures()
+        head = ["", "rounds", "steps", *tested, "sent per peer", *["time"] * virtual, "frontier"]
         lines = []
         for name, rows in self._ends().items():
-            figures = ["–"] * (4 + virtual)
+            figures = ["–"] * (3 + len(tested) + virtual)
             if rows:
                 last = [history.rows[-1] for history in self.repeats[name] if history.rows]
                 figures = [
                     _over([row.round for row in last], "{:,.4g}".format),
                     _over([row.steps for row in last], "{:,.4g}".format),
-                    _over([row.accuracy for row in rows], percent),
+                    *(_measured(rows, measure) for measure in tested),
                     _over([row.bytes for row in last], amount),
                     *[_over([row.seconds for row in last], duration)] * virtual,
                 ]
@@ -248,6 +268,18 @@ class Comparison(Background):
     def picture(self) -> Picture:
         return self.plot()
 
+    def _measures(self) -> list[str]:
+        """What tests told of the entries' models."""
+        return measures_of([row for each in self.repeats.values() for it in each for row in it.rows]) or ["accuracy"]
+
+    def _quality(self, of: str | None, better: str | None) -> Quality:
+        """The measure that entries are compared by."""
+        known = list(dict.fromkeys([*self._measures(), "test loss"]))
+        if of is not None and of not in known:
+            raise SettingError(f"of={of!r} was not measured: choose one of {', '.join(known)}.")
+        name = of or next(it for it in known if it in (*LOWER, *HIGHER))
+        return Quality(name, lower_is_better(name, better))
+
     def _ends(self) -> dict[str, list[Row]]:
         """Of each entry the last tested rows, one for each seed that has got so far."""
         return {name: [it.final for it in each if it.rows] for name, each in self.repeats.items()}
@@ -311,24 +343,36 @@ def _over(values: Sequence[Any], words: Callable[[float], str]) -> str:
     return words(fmean(known)) + (f" ± {words(spread)}" if spread > 0 else "")
 
 
-def _trail(name: str, histories: Sequence[History]) -> Trail:
+def _measured(rows: Sequence[Row], measure: str) -> str:
+    """A measure at the end in words: of one seed's clients with their spread, and of clients always with the worst."""
+    if len(rows) == 1:
+        return spread_in_words(measure, values_of(rows[0], measure))
+    words = _over([mean_of(row, measure) for row in rows], partial(in_words, measure))
+    each = [values for row in rows if (values := values_of(row, measure))]
+    if measure not in CLIENTS or not each:
+        return words
+    return f"{words}, worst {_over([worst(measure, values) for values in each], partial(in_words, measure))}"
+
+
+def _trail(name: str, histories: Sequence[History], measure: str) -> Trail:
     """The way of an entry, test by test: the mean over its seeds, as far as all that have begun have come."""
     each = [
-        [(row.accuracy, row.bytes, row.seconds) for row in history.rows if row.accuracy is not None]
+        [(score, row.bytes, row.seconds) for row in history.rows if (score := mean_of(row, measure)) is not None]
         for history in histories
         if history.rows
     ]
     tests = list(zip(*each, strict=False))  # [E][seeds] of what was measured
     means = [tuple(map(fmean, zip(*seeds, strict=True))) for seeds in tests]
-    accuracy, sent, seconds = zip(*means, strict=True) if means else ((), (), ())
+    scores, sent, seconds = zip(*means, strict=True) if means else ((), (), ())
     spread = [stdev(it[0] for it in seeds) for seeds in tests] if len(each) > 1 else ()
-    return Trail(name, accuracy, sent, seconds, spread)
+    return Trail(name, scores, sent, seconds, spread)
 
 
-def _best(trails: Sequence[Trail], against: str) -> list[str]:
-    """The names of those on the Pareto frontier of accuracy against "bytes" or "seconds", as far as they have come."""
-    known = [it for it in trails if it.accuracy]
-    best = pareto([getattr(it, against)[-1] for it in known], [it.accuracy[-1] for it in known])
+def _best(trails: Sequence[Trail], against: str, lower: bool) -> list[str]:
+    """The names of those on the Pareto frontier of scores against "bytes" or "seconds", as far as they have come."""
+    known = [it for it in trails if it.scores]
+    gains = [-it.scores[-1] if lower else it.scores[-1] for it in known]
+    best = pareto([getattr(it, against)[-1] for it in known], gains)
     return [known[k].name for k in best]
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from labkit.data import Dataset
-from labkit.engines.evaluation import AT_ONCE, CLIENTS, measured, outputs_of
+from labkit.engines.evaluation import AT_ONCE, measured, outputs_of
 from labkit.engines.experiment import Experiment, Metric
 from labkit.errors import SettingError
+from labkit.history.measures import CLIENTS
 
 _TAKEN = ("loss", "accuracy", "test loss", "round", "seconds", "bytes", "steps", "learning rate", *CLIENTS)
 

@@ -290,13 +290,15 @@ class Outcome:
     """What an engine has besides the rows: the trained models, and a Timeline of the peers' work where one was kept.
 
     `best` are the models as they scored best on the tests, where these were to be kept. `staleness` [n, rounds] is, of
-    asynchronous peers, how many changes each request had not seen.
+    asynchronous peers, how many changes each request had not seen. A run that fails under way has the models of its
+    last whole round, and the `error` that whoever asked for it is to raise.
     """
 
     models: Sequence[nn.Module] = field(default_factory=list)
     timeline: Any = None
     staleness: Any = None
     best: Sequence[nn.Module] = field(default_factory=list)
+    error: Exception | None = None
 
 
 class Engine(Protocol):

@@ -20,6 +20,7 @@ from labkit.engines.batches import Examples, StackedStream, Stream
 from labkit.engines.checkpoint import Part, kept, moved, restore
 from labkit.engines.evaluation import AT_ONCE, NOTHING, Best, Evaluation, Scores, trained
 from labkit.engines.experiment import Experiment, require_finite
+from labkit.engines.last_round import LastRound
 from labkit.engines.peer import Exchanged, OnePeer, Peers, Place
 from labkit.engines.round_checks import started
 from labkit.engines.stacked.peers import StackedPeers
@@ -78,6 +79,7 @@ class LocalPeers:
         self.best = Best()
         self.present: Sequence[int] = members
         self._blocks: list[Block] = []
+        self._last_round = LastRound()
         if parts:
             self._go_on(parts)
         if not experiment.served:
@@ -121,6 +123,22 @@ class LocalPeers:
                 if not self._experiment.sampled and not block.stream.ahead
                 for k, own in zip(block.peers.members, block.stream.indices, strict=True)
             }
+
+    def keep(self) -> None:
+        """Remember the models as they are after a whole round; a server's are made anew in each, and need no copy."""
+        self._kept_shared = dict(self.shared_state.values)
+        if not self._experiment.served:
+            self._last_round.keep(self._changed)
+
+    def rewind(self) -> None:
+        """Go back to the models of the last whole round, as the next one has failed."""
+        self.shared_state.load(self._kept_shared)
+        if not self._experiment.served:
+            self._last_round.restore(self._changed)
+
+    @property
+    def _changed(self) -> list[Tensor]:
+        return [tensor for block in self._blocks for tensor in block.peers.tensors.values()]
 
     def first(self, messages: Sequence[Message]) -> Message:
         """One peer's message, of those that the blocks meet with."""

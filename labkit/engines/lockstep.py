@@ -50,11 +50,16 @@ class Lockstep(Timed):
         local = LocalPeers(experiment, range(experiment.peers), device, single=OnePeer)
         runtime = InProcess(local, clock or Clock(), _answer, report, control)
         torch.manual_seed(experiment.seed)
-        for meeting in train(experiment, local, runtime):
-            with runtime.clock.stopped():
-                yield meeting
+        failed: Exception | None = None
+        try:
+            for meeting in train(experiment, local, runtime):
+                with runtime.clock.stopped():
+                    yield meeting
+        except Exception as error:  # noqa: BLE001  whoever asks for the outcome raises it
+            failed = error
+            local.rewind()
         best = rebuilt(experiment, local.best.states)
-        return Outcome(experiment.models_of(local.model), runtime.clock.timeline(), best=best)
+        return Outcome(experiment.models_of(local.model), runtime.clock.timeline(), best=best, error=failed)
 
 
 def _answer(messages: list[Message]) -> Sequence[Tree]:

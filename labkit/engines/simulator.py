@@ -60,6 +60,11 @@ class Simulator(Timed):
             answer = local.joined(lambda message: message.stacked())
             runtime = InProcess(local, clock or Clock(), answer, report, control)
             torch.manual_seed(experiment.seed)
-            exhaust(train(experiment, local, runtime))
+            failed: Exception | None = None
+            try:
+                exhaust(train(experiment, local, runtime))
+            except Exception as error:  # noqa: BLE001  whoever asks for the outcome raises it
+                failed = error
+                local.rewind()
             best = rebuilt(experiment, local.best.states)
-            return Outcome(experiment.models_of(local.model), runtime.clock.timeline(), best=best)
+            return Outcome(experiment.models_of(local.model), runtime.clock.timeline(), best=best, error=failed)

@@ -224,13 +224,15 @@ def carry_out(engine: Engine, experiment: Experiment, history: History, report: 
         report(Event(1, 0.0, "note", {"text": f"peers are computed one by one, and not stacked, as {why}"}))
     try:
         outcome = engine.run(experiment, report, control)
+        history.models, history.timeline, history.staleness = outcome.models, outcome.timeline, outcome.staleness
+        history.best = outcome.best
+        history.stopped = not experiment.ended(history.rows)
+        if outcome.error is not None:
+            raise outcome.error
     except Exception as error:
         if engine.name != "lockstep":  # whose frames are for debuggers to look into
             let_go(error)
         raise
-    history.models, history.timeline, history.staleness = outcome.models, outcome.timeline, outcome.staleness
-    history.best = outcome.best
-    history.stopped = not experiment.ended(history.rows)
 
 
 def _samples_per_round(experiment: Experiment) -> float:

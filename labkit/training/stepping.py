@@ -73,6 +73,8 @@ class StepThrough(Iterator[Barrier], AbstractContextManager["StepThrough"]):
             except StopIteration as end:
                 if isinstance(end.value, Outcome):
                     self.history.models = end.value.models
+                    if end.value.error is not None:
+                        raise end.value.error from None
                 raise
             finally:
                 self._random = torch.get_rng_state()

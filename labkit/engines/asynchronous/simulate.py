@@ -67,6 +67,16 @@ class AsyncSimulation:
 
     def run(self, control: Control) -> Outcome:
         """All rounds of all peers, or as many as `control` lets pass."""
+        failed: Exception | None = None
+        try:
+            self._happen(control)
+        except Exception as error:  # noqa: BLE001  whoever asks for the outcome raises it
+            failed = error
+        models = self._experiment.models_of(builder(self._experiment, self._handler.params))
+        best = rebuilt(self._experiment, self._best.states)
+        return Outcome(models, self._timeline(), self._measured(self._staleness), best, failed)
+
+    def _happen(self, control: Control) -> None:
         for k in range(self._experiment.peers):
             self._begin(k, 0.0)
         while self._queue and not self._over and self._proceeds(control):
@@ -76,9 +86,6 @@ class AsyncSimulation:
                 self._ask(k, now)
             else:
                 self._arrive(k, now, request)
-        models = self._experiment.models_of(builder(self._experiment, self._handler.params))
-        best = rebuilt(self._experiment, self._best.states)
-        return Outcome(models, self._timeline(), self._measured(self._staleness), best)
 
     def _proceeds(self, control: Control) -> bool:
         with self._wall.stopped():

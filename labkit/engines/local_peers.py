@@ -342,7 +342,9 @@ class LocalPeers:
         kinds: dict[Hashable, list[int]] = defaultdict(list)
         for at, k in enumerate(ids):
             # an optimiser that counts its steps, as Adam does, counts them for a whole stack from round to round
-            steps = None if self._experiment.served else self._experiment.local_steps(k)
+            # and so does a schedule; else a server's clients, made anew in each round, may differ in their steps
+            anew = self._experiment.served and self._experiment.schedule is None
+            steps = None if anew else self._experiment.local_steps(k)
             kinds[self._experiment.kind(k), steps].append(at)
         for alike in kinds.values():
             most = self._most or self._stacks.size([ids[at] for at in alike])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +26,7 @@ class OptimizerStep:
     """The optimiser of one peer, or with `lead` = 1 of K stacked ones, and what goes with it from step to step.
 
     The schedule moves on after each step that was taken: with loss scaling, a step whose gradients overflowed is not.
+    Of clients, who are made anew for each round, it goes on where it stands after as many steps in each round before.
     """
 
     def __init__(self, experiment: Experiment, peer: int, params: Sequence[Tensor], lead: int) -> None:
@@ -106,6 +109,11 @@ class OptimizerStep:
         if self.schedule is not None:
             self.schedule.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
 
+    def go_on(self, pace: Pace, step: int) -> None:
+        """Let the schedule go on from step number `step` (from 0) of a run."""
+        if self.schedule is not None:
+            pace.lend(self.optimizer, self.schedule, step)
+
     # -- what a checkpoint holds of it
 
     def state_dict(self) -> dict[str, Any]:
@@ -171,6 +179,27 @@ def clip(params: Sequence[Tensor], most: float, lead: int) -> None:
     factor = (most / (torch.stack(squares).sum(0).sqrt() + _TINY)).clamp(max=1.0)
     for p, g in zip(with_gradient, gradients, strict=True):
         p.grad = g * factor.reshape(*factor.shape, *(1,) * (g.dim() - lead))
+
+
+class Pace:
+    """Where a schedule stands after so many steps, for optimisers that are made in the middle of it."""
+
+    def __init__(self, experiment: Experiment, peer: int) -> None:
+        assert experiment.schedule is not None
+        self._optimizer = experiment.optimizer_like(peer)
+        self._schedule = experiment.schedule(self._optimizer)
+        self._step = 0
+
+    def lend(self, optimizer: torch.optim.Optimizer, schedule: LRScheduler, step: int) -> None:
+        """Bring a new optimiser of the same groups and its schedule to step number `step`; it never goes back."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that this optimiser has not stepped before
+            while self._step < step:
+                self._schedule.step()
+                self._step += 1
+        schedule.load_state_dict(copy.deepcopy(self._schedule.state_dict()))
+        for own, there in zip(optimizer.param_groups, self._optimizer.param_groups, strict=True):
+            own.update((name, value) for name, value in there.items() if name != "params")
 
 
 class LearningRate:

@@ -18,7 +18,7 @@ from labkit.engines.evaluation import AT_ONCE, Evaluation, Scores, outputs_of, t
 from labkit.engines.example_losses import example_losses, one_after_the_other
 from labkit.engines.experiment import PRECISIONS, Experiment, Loss
 from labkit.engines.modules import called, evaluation_mode, training_mode
-from labkit.engines.optimizer_step import LearningRate, OptimizerStep
+from labkit.engines.optimizer_step import LearningRate, OptimizerStep, Pace
 from labkit.engines.parts import PartHolder, Parts, own_part
 from labkit.engines.round_checks import logged, require_shapes
 from labkit.engines.shared_state import SharedState, SharedView, State
@@ -38,6 +38,7 @@ class Place:
     shared_state: SharedState
     archive: dict[int, dict[str, Any]] | None = None
     rate: LearningRate = field(default_factory=LearningRate)
+    paces: dict[Any, Pace] = field(default_factory=dict)  # of clients, by their kind and steps
 
     @classmethod
     def of(cls, experiment: Experiment, device: torch.device, archived: bool) -> Place:
@@ -85,10 +86,20 @@ class Peers(PartHolder, ABC):
     def begin(self, number: int) -> None:
         """Get ready for round `number`."""
         self.number, self._counted, self._taken, self.logged = number, 0, 0, {}
+        if self._place.archive is not None and self._experiment.schedule is not None:
+            self._go_on(self.members[0])
         self.shared = self._place.shared_state.view(self.lead)
         self._public = None
         if self.rated < self._place.rate.version and self._place.rate.value is not None:
             self.rated, self.learning_rate = self._place.rate.version, self._place.rate.value
+
+    def _go_on(self, client: int) -> None:
+        """A client's schedule goes on where the rounds before have brought it."""
+        each = self._experiment.local_steps(client)
+        like = self._experiment.kind(client), each
+        if like not in self._place.paces:
+            self._place.paces[like] = Pace(self._experiment, client)
+        self.optimizer_step.go_on(self._place.paces[like], (self.number - 1) * each)
 
     @property
     def learning_rate(self) -> float:

@@ -66,12 +66,12 @@ def _require_lasting(schedule: LRScheduler, steps: int) -> None:
 
 
 def _steps(experiment: Experiment, peer: int) -> int:
-    """How many steps the peer takes with one optimiser, at the least."""
+    """How many steps the peer takes with one schedule, at the least."""
     algorithm = _innermost(experiment.algorithm_of(peer))
     if not type(algorithm).__module__.startswith("labkit."):  # who knows when it steps
         return 1
     each = 1 if isinstance(algorithm, AllReduce) else experiment.local_steps(peer)
-    return each if experiment.served else each * experiment.rounds
+    return each * experiment.rounds
 
 
 def require_precision(precision: Any, algorithms: Sequence[Algorithm], traits: Traits) -> str | None:

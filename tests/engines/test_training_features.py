@@ -31,6 +31,31 @@ def test_lockstep_and_stacked_schedule_and_clip_alike(algorithm, settings):
     assert difference(runs[0], result(lk.Lockstep(), algorithm, peers=5)) > 1e-4, "the settings did nothing"
 
 
+SCHEDULES = {
+    "step": HALVED,
+    "cosine": partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=10),
+    "function": partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda step: 0.9**step),
+    "cycle": partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.2, total_steps=15, cycle_momentum=False),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("on", [lk.Lockstep(), lk.Simulator()], ids=["lockstep", "stacked"])
+def test_the_schedule_of_clients_goes_on_from_round_to_round(on, schedule):
+    """All of them with plain SGD are LocalSGD, whose optimisers live on; before, each round began it anew."""
+    even = {"shards": lk.split(1024, parts=2), "rounds": 5, "schedule": schedule}
+    clients, peers = (result(on, algorithm, **even) for algorithm in (FedAvg(every=3), LocalSGD(every=3)))
+    assert difference(clients, peers) < 1e-5
+    assert [row.learning_rate for row in clients.rows] == pytest.approx([row.learning_rate for row in peers.rows])
+    assert difference(clients, result(on, FedAvg(every=3), shards=even["shards"], rounds=5)) > 1e-4
+
+
+def test_the_schedule_of_clients_goes_on_on_workers_too(lab):
+    settings = {"peers": 4, "schedule": HALVED, "rounds": 4}
+    runs = [result(on, FedAvg(every=3, participation=0.5), **settings) for on in (lab, lk.Lockstep())]
+    assert difference(*runs) < 1e-5
+
+
 def test_stacked_peers_who_take_fewer_steps_keep_to_the_schedule():
     settings = {"peers": 4, "rounds": 2, "shards": lk.data.Dirichlet(0.5, least=16), **ALL}
     one, other = (result(on, FedAvg(epochs=1), **settings) for on in (lk.Lockstep(), lk.Simulator()))

@@ -161,7 +161,7 @@ def test_a_schedule_that_ends_before_the_run_is_refused(schedule, steps, says):
 def test_a_schedule_that_lasts_as_long_as_the_run_is_right_also_where_a_round_is_one_step():
     agree(mlp, LocalSGD(2), schedule=partial(CYCLE, total_steps=12), rounds=6)
     agree(mlp, AllReduce(accumulate=2), schedule=partial(CYCLE, total_steps=6), rounds=6)
-    agree(mlp, FedAvg(2), schedule=partial(CYCLE, total_steps=2), rounds=6)
+    agree(mlp, FedAvg(2), schedule=partial(CYCLE, total_steps=12), rounds=6)
 
 
 # -- losses

@@ -49,6 +49,9 @@ class Computed(ABC):
 Made = TypeVar("Made", bound=Computed)
 
 
+LESS = r"\lt "
+
+
 @dataclass(frozen=True)
 class Frame:
     """What a view shows for one setting of its controls: pictures from top to bottom, LaTeX without `$`, a sentence."""
@@ -139,7 +142,7 @@ class View(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
             image.layout.visibility = "visible"
         self._drawn = frame.pictures
         self.alt = "; ".join(picture.alt for picture in frame.pictures)
-        self.formula.value = f"$${frame.latex}$$"
+        self.formula.value = f"$${frame.latex.replace('<', LESS)}$$"  # where HTML would begin a tag
         self.say(frame.sentence, alarm=not frame.ok)
 
     def say(self, sentence: str, *, alarm: bool = False) -> None:

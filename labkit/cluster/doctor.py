@@ -20,9 +20,9 @@ import psutil
 
 from labkit.cluster import deadlines
 from labkit.cluster.display import Markup, table, widget_view
-from labkit.cluster.machine import usable_cores, usable_memory, visible_gpus
+from labkit.cluster.machine import other_people, usable_cores, usable_memory, visible_gpus
 from labkit.errors import SettingError
-from labkit.text import amount
+from labkit.text import amount, some
 
 _NEEDED = ("torch", "dask", "distributed", "jupyterlab", "ipywidgets")
 _MARKS = {"ok": "✓", "warn": "!", "fail": "✗"}
@@ -148,13 +148,22 @@ def _package(name: str) -> Check:
 
 
 def _loopback() -> Check:
-    """Workers, scheduler and notebook talk over 127.0.0.1."""
+    """Workers, scheduler and notebook talk over 127.0.0.1, which all users of the machine reach."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
             socket.create_connection(server.getsockname(), timeout=deadlines.DOOR).close()
     except OSError as error:
         remedy = "a firewall or sandbox forbids 127.0.0.1: allow it, for no worker can be reached without."
         return Check("loopback", "fail", str(error), remedy)
+    if others := other_people():
+        shown = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+        remedy = (
+            "a lab lets none of them in; what torch leaves open while ranks meet stands in labkit's README, and your "
+            "files are yours alone after chmod 700 ~."
+        )
+        return Check(
+            "loopback", "warn", f"127.0.0.1 connects, for {some(len(others), 'other user')} too: {shown}", remedy
+        )
     return Check("loopback", "ok", "127.0.0.1 connects")
 
 

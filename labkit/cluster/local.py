@@ -40,7 +40,7 @@ from labkit.cluster.interrupts import uninterrupted
 from labkit.cluster.kernel_settings import SettingsWatch
 from labkit.cluster.lab import Lab
 from labkit.cluster.lifeline import LocalWorker, end_group
-from labkit.cluster.machine import usable_cores, usable_memory, visible_gpus
+from labkit.cluster.machine import own_folder, usable_cores, usable_memory, visible_gpus
 from labkit.cluster.map_task import RECORD, recorded
 from labkit.cluster.preparation import Preparation
 from labkit.cluster.workers import WorkerRequest
@@ -174,6 +174,7 @@ def local_cluster(
     security = security or temporary_security()
     scheme = "tls://" if security.require_encryption else "tcp://"
     shared: dict[str, Any] = {"host": LOOPBACK, "protocol": scheme, "security": security, "dashboard": True}
+    shared["local_directory"] = str(own_folder())
     options = {"nthreads": threads, "memory_limit": memory, "silence_logs": logging.CRITICAL}
     worker: dict[str, Any] = {"cls": LocalNanny, "options": shared | options | {"dashboard": False}}
     named = {

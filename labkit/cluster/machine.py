@@ -1,17 +1,23 @@
-"""How much of this machine may be used: cores, memory, GPUs."""
+"""How much of this machine may be used: cores, memory, GPUs; and who else uses it."""
 
 from __future__ import annotations
 
 import math
 import os
 import shutil
+import stat
 import subprocess
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
+import dask.config
 import psutil
 
 from labkit.cluster import deadlines
 from labkit.errors import SettingError
+
+_PEOPLE = range(1000, 60000)  # the numbers that Linux gives to people's accounts; a container may know other ones
 
 
 def usable_cores() -> int:
@@ -91,6 +97,38 @@ def _limit_from_environment(name: str) -> float | None:
     except ValueError:
         raise SettingError(f"{name}={text!r} is not a number: unset it, or give it as a number.") from None
     return limit if limit > 0 else None
+
+
+def own_folder() -> Path:
+    """A folder for temporary files that nobody but this user can enter, the same one each time.
+
+    Dask puts what does not fit into memory into a folder of a name that all know, and looks there for modules: somebody
+    else who has made it first could read the one and plant the other. What is not ours alone is left alone.
+    """
+    parent = Path(dask.config.get("temporary-directory") or tempfile.gettempdir())
+    if not hasattr(os, "geteuid"):  # Windows, where each user has a folder for temporary files
+        return parent
+    folder = parent / f"labkit-{os.geteuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()  # not what a link leads to
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077:
+        return folder
+    return Path(tempfile.mkdtemp(prefix="labkit-", dir=parent))
+
+
+def other_people() -> tuple[str, ...]:
+    """The names of the people besides this user who have an account here with a shell, or run something."""
+    if not hasattr(os, "geteuid"):
+        return ()
+    import pwd  # which Windows lacks
+
+    accounts = {it.pw_uid: it for it in pwd.getpwall() if it.pw_uid in _PEOPLE}
+    found = {uid for uid, it in accounts.items() if it.pw_shell.rpartition("/")[2] not in ("", "nologin", "false")}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it ended meanwhile
+            found |= {process.uids().effective} & set(_PEOPLE)
+    return tuple(sorted(accounts[uid].pw_name if uid in accounts else str(uid) for uid in found - {os.geteuid()}))
 
 
 def visible_gpus() -> tuple[str, ...]:

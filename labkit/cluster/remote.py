@@ -157,6 +157,8 @@ def _release(version: str | None, package: str) -> str | None:
 
 def _parse(address: str) -> SplitResult:
     parts = urlsplit(address)
+    if parts.password is not None:  # sentences and histories would repeat it
+        raise ConnectError(f"a {parts.scheme}:// address has no room for a password: use a key, or security=.")
     try:
         whole = bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:

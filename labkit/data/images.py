@@ -47,6 +47,8 @@ class Remote:
         failures: dict[str, Exception] = {}
         for mirror in self.mirrors:
             try:
+                for each in (where.parent, where) if folder is None else (where,):
+                    each.mkdir(mode=0o700, parents=True, exist_ok=True)
                 return Path(
                     pooch.retrieve(
                         f"{mirror.rstrip('/')}/{file}",

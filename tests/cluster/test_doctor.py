@@ -122,3 +122,12 @@ def test_gpus_are_those_that_may_be_seen(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(("number", "text"), [(0, "no limit"), (999, "999 B"), (1 << 30, "1 GiB"), (5 << 40, "5 TiB")])
 def test_sizes_read_well(number: int, text: str) -> None:
     assert memory_limit(number) == text
+
+
+def test_other_people_on_the_machine_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labkit.cluster.doctor.other_people", lambda: ("ada", "ben", "<b>", "dan"))
+    (loopback,) = (check for check in lk.doctor().checks if check.name == "loopback")
+    assert loopback.status == "warn" and "4 other users too: ada, ben, <b>, …" in loopback.found
+    assert "lets none of them in" in loopback.remedy and "README" in loopback.remedy
+    monkeypatch.setattr("labkit.cluster.doctor.other_people", tuple)
+    assert next(check for check in lk.doctor().checks if check.name == "loopback").status == "ok"

@@ -225,7 +225,7 @@ def _is_scheduler(address: str, security: Security, timeout: float) -> bool:
             answer = apart.submit(asyncio.run, ask()).result()
         except Exception:  # noqa: BLE001  whatever Dask makes of the bytes of somebody else
             return False
-    return isinstance(answer, dict) and answer.get("type") == "Scheduler"
+    return isinstance(answer, dict) and {"address", "workers"} <= answer.keys()
 
 
 def _encrypted(plain: socket.socket, parts: SplitResult, request: WorkerRequest) -> socket.socket:

@@ -34,6 +34,11 @@ def train(settings: Settings) -> Run:
     default algorithm is AllReduce, the default number of peers that of the lists, of the shards, of the lab's workers,
     or 4 in a simulator.
 
+    Before anything runs, two peers of each kind try two steps on copies. What cannot be stacked (a branch that depends
+    on the data, an LSTM, an optimiser that mixes numbers) is computed one by one in the simulator too, with a note among
+    the history's events and settings; the loss receives what `forward` returned, and a layer in evaluation mode inside
+    of a model in training mode stays so.
+
     Raises SettingError, ModelError, DataError or LabClosed before anything runs; what goes wrong later (such as
     DivergenceError) is raised by `Run.result()`.
 

@@ -233,7 +233,7 @@ def _on_copies(loss: Loss) -> Loss:
 
 
 def _batches(experiment: Experiment, k: int) -> tuple[Batch, Batch]:
-    """Two batches of the peer's, one with an example of the smallest class number, one with one of the largest."""
+    """Two batches of the peer's, with examples of the smallest and of the largest class number."""
     dataset, size = experiment.dataset, experiment.batch_size
     if not isinstance(dataset, Tensors):  # whose items may take long to load, or come but once
         x, y = dataset.trial()
@@ -241,8 +241,8 @@ def _batches(experiment: Experiment, k: int) -> tuple[Batch, Batch]:
         return (x[at], y[at]), (x[at], y[at])
     dealt = experiment.indices(k)
     pair = [torch.from_numpy(next(dealt).copy()) for _ in range(2)]
-    for at, extreme in zip(pair, _extremes(dataset.y), strict=True):
-        at[:1] = extreme
+    smallest, largest = _extremes(dataset.y)
+    pair[0][:1], pair[size == 1][-1:] = smallest, largest
     first, second = ((dataset.x[at], dataset.y[at]) for at in pair)
     return first, second
 

@@ -34,6 +34,7 @@ class Step:
     loss: Tensor
     gradients: dict[str, Tensor]
     buffers: dict[str, Tensor]
+    each: Tensor | None  # the loss of each example, where the algorithm asks for it
     changed: tuple[str, ...]  # buffers
     counted: tuple[str, ...]  # numbers that forward keeps in attributes of its module
     drew: bool  # random numbers of torch's
@@ -87,12 +88,16 @@ class Single:
         ):
             gradients = peer.gradients(loss)
         buffers = {name: buffer.detach().clone() for name, buffer in peer.net.named_buffers()}
+        changed = tuple(name for name, old in before.items() if not same(old, buffers[name]))
+        counted = tuple(name for name, value in _counts(peer.net).items() if counts.get(name, value) != value)
+        asked = asks_for_each_loss(self._experiment.algorithm_of(self._k))
         return Step(
             loss.detach(),
             gradients,
             buffers,
-            tuple(name for name, old in before.items() if not same(old, buffers[name])),
-            tuple(name for name, value in _counts(peer.net).items() if counts.get(name, value) != value),
+            self._each_loss(batch) if asked else None,
+            changed,
+            counted,
             drew,
             any(elsewhere),
             not same(inputs, batch[0]) or bool(inputs._version),
@@ -144,7 +149,7 @@ class Single:
         ):
             peer.update()
 
-    def each_loss(self, batch: Batch) -> Tensor:
+    def _each_loss(self, batch: Batch) -> Tensor:
         """The loss of each example, for algorithms that ask for it."""
         with self._told(
             f"{type(self._experiment.algorithm_of(self._k)).__name__} asks for the loss of each example, which the "

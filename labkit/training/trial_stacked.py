@@ -15,7 +15,7 @@ from labkit.engines.optimizer_step import OptimizerStep
 from labkit.engines.peer import Place
 from labkit.engines.stacked.peers import StackedPeers
 from labkit.text import in_words
-from labkit.training.trial_single import Single, Step, asks_for_each_loss
+from labkit.training.trial_single import Single, Step
 
 _CPU = torch.device("cpu")
 _SCALES = (1.0, 1e3), (1e3, 1e-3), (1e-3, 1.0)  # of the two peers' gradients that the optimiser is tried with, by step
@@ -83,12 +83,12 @@ class Comparison:
             return "a stack has other losses"
         if name := self._unlike(stack.gradients(loss), [step.gradients for step in firsts]):
             return f"a stack has other gradients of {name!r}"
-        if name := self._unlike(dict(stack.buffers), [step.buffers for step in firsts]):
+        kept = {name: stack.buffers[name] for name in firsts[0].buffers}  # there may be frozen parameters too
+        if name := self._unlike(kept, [step.buffers for step in firsts]):
             return f"a stack has another buffer {name!r}"
-        if asks_for_each_loss(self._experiment.algorithm_of(self._ids[0])):
-            each = [own.each_loss(first) for own, (first, _) in zip(singles, self._batches, strict=True)]
-            if self._differ(stack.losses(self._batch(0)).detach(), each):
-                return "a stack has other losses of single examples"
+        each = [step.each for step in firsts if step.each is not None]
+        if each and self._differ(stack.losses(self._batch(0)), each):
+            return "a stack has other losses of single examples"
         stack.step(stack.loss(self._batch(1)))
         own_grads = [_gradients(single.peer.named) for single in singles]
         if name := self._unlike(_gradients(stack.named), own_grads):
@@ -153,6 +153,8 @@ class Comparison:
         """The name of the first tensor [K, …] whose rows are not the single peers'."""
         numbers = [it.abs().max() for own in singles for it in own.values() if it.is_floating_point() and it.numel()]
         scale = float(torch.stack([it.double() for it in numbers]).max()) if numbers else 0.0
+        if any(own.keys() != stack.keys() for own in singles):
+            return min(set(stack) ^ set().union(*singles), default=None)
         for name, rows in stack.items():
             alone = [own.get(name) for own in singles]
             if any(it is None for it in alone) or self._differ(rows, [it for it in alone if it is not None], scale):

@@ -35,7 +35,7 @@ def train(settings: Settings) -> Run:
     or 4 in a simulator.
 
     Before anything runs, two peers of each kind try two steps on copies. What cannot be stacked (a branch that depends
-    on the data, an LSTM, an optimiser that mixes numbers) is computed one by one in the simulator too, with a note among
+    on the data, an LSTM, an optimiser that mixes numbers) is computed one by one in the simulator, with a note among
     the history's events and settings; the loss receives what `forward` returned, and a layer in evaluation mode inside
     of a model in training mode stays so.
 

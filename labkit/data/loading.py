@@ -8,23 +8,20 @@ import multiprocessing.connection
 import os
 import sys
 import threading
-import traceback
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import cloudpickle
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from labkit.data.batches import Batches
+from labkit.data.collation import Batch
 from labkit.errors import DataError
-from labkit.text import in_words
 
-Batch = tuple[Tensor, Tensor]
 _DIED = "DataLoader worker"  # how torch begins when one of its processes has died
 _opened: ContextVar[ExitStack | None] = ContextVar("opened", default=None)  # loaders to close, newest first
 
@@ -155,39 +152,3 @@ def _end_with(sentinel: int) -> None:
 
 def _same(batch: Any) -> Any:
     return batch
-
-
-# What a dataset of somebody's own may do wrong as it gives examples.
-
-
-def failed(what: str, error: Exception, remedy: str) -> DataError:
-    """The user's code raised `error`, whose traceback is a note: notes pass from one process to another."""
-    failure = DataError(f"{what} failed with {in_words(error)}: {remedy}.")
-    failure.add_note("".join(traceback.format_exception(error)))
-    return failure
-
-
-def collated(items: Sequence[Any], name: str) -> Batch:
-    """The items as one batch, inputs [B, …] and targets [B, …]; DataError where they are none."""
-    odd = next((item for item in items if not (isinstance(item, tuple | list) and len(item) == 2)), None)
-    if odd is not None:
-        raise DataError(
-            f"{name} gives items of type {type(odd).__name__}: let each be a pair (input, target) of tensors, arrays "
-            "or numbers."
-        )
-    try:
-        x, y = default_collate(list(items))
-    except Exception as error:  # noqa: BLE001  whatever the items do when they are put together
-        for which, values in zip(("inputs", "targets"), zip(*items, strict=True), strict=True):
-            shapes = list(dict.fromkeys(tuple(value.shape) for value in values if hasattr(value, "shape")))
-            if len(shapes) > 1:
-                raise DataError(
-                    f"{name} gives {which} of different shapes, {shapes[0]} and {shapes[1]} in one batch: crop or pad "
-                    "them to one shape in the dataset."
-                ) from None
-        remedy = "let each be a pair of tensors, arrays or numbers"
-        raise failed(f"{name}: a batch of its items", error, remedy) from None
-    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
-        kinds = " and ".join(type(value).__name__ for value in items[0])
-        raise DataError(f"{name} gives pairs of {kinds}: let each be a pair of tensors, arrays or numbers.")
-    return x, y

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import count, islice
@@ -15,11 +16,12 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from torch.utils.data._utils import worker as torchs
 
-from labkit.checks import whole
+from labkit.checks import number, whole
 from labkit.data.batches import Batches, Indices, StreamBatches, StreamShard
+from labkit.data.collation import Batch, Collation, failed
 from labkit.data.conversion import classes_of
 from labkit.data.dataset import Dataset
-from labkit.data.loading import Batch, Reader, collated, failed, prefetched
+from labkit.data.loading import Reader, prefetched
 from labkit.data.randomness import Randomness
 from labkit.data.shards import Replicated
 from labkit.errors import DataError, SettingError
@@ -35,8 +37,16 @@ def from_torch(
     classes: int | None = None,
     workers: int = 0,
     source: Callable[[], Dataset] | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    pad: float | Mapping[str, float] | None = None,
 ) -> TorchDataset:
-    """A torch Dataset of pairs (input, target), map-style or iterable, loaded batch by batch where peers train.
+    """A torch Dataset, map-style or iterable, loaded batch by batch where peers train.
+
+    Items are pairs (input, target), several inputs and a target, or dicts with "labels" (or "label", "targets"), as
+    tokenisers make them. Several inputs are given to the model as model(**inputs) where they have names, and as
+    model(*inputs) where they have none. `collate_fn` makes a batch of a list of items, as torch's DataLoader lets it,
+    in one of these forms. Or sequences of different lengths are padded to the longest of each batch: `pad` is what
+    fills up inputs, or of each by name; masks are filled with 0, and integer targets with −100, which losses ignore.
 
     `test` is one too, loaded once as a whole. `workers` torch DataLoader processes load ahead for each peer that has a
     process of its own, as on a cluster; peers that share one load in it. Neither changes what peers see, random
@@ -54,6 +64,11 @@ def from_torch(
     Dataset mine: 6 training and 0 test examples of shape (3,), 2 classes
     """
     called = name or type(train).__name__
+    if collate_fn is not None and (pad is not None or not callable(collate_fn)):
+        raise SettingError("collate_fn is to be a function that makes whole batches: give it, or pad=…, not both.")
+    for value in pad.values() if isinstance(pad, Mapping) else () if pad is None else (pad,):
+        number(value, "pad", least=-math.inf)
+    collation = Collation(collate_fn, pad)
     whole(workers, "workers", least=0)
     if classes is not None:
         whole(classes, "classes")
@@ -61,10 +76,10 @@ def from_torch(
     if test is not None:
         _require_dataset(test, "test")
     if isinstance(train, IterableDataset):
-        return IterableStyle(called, train, test, classes, workers, source)
+        return IterableStyle(called, train, test, classes, workers, source, collation)
     if not len(train):
         raise DataError(f"{called} has no items: give a dataset with at least one.")
-    return MapStyle(called, train, test, classes, workers, source)
+    return MapStyle(called, train, test, classes, workers, source, collation)
 
 
 def _require_dataset(given: Any, which: str) -> None:
@@ -80,7 +95,7 @@ def _require_dataset(given: Any, which: str) -> None:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TorchDataset(Dataset):
-    """Training items of a torch dataset and test items of another, each a pair (input, target)."""
+    """Training items of a torch dataset and test items of another."""
 
     name: str
     items: Any
@@ -88,6 +103,7 @@ class TorchDataset(Dataset):
     given: int | None = None  # classes
     workers: int = 0  # DataLoader processes of each peer that has a process of its own
     source: Callable[[], Dataset] | None = None
+    collation: Collation = Collation()  # noqa: RUF009  frozen
     stackable: ClassVar[bool] = False
     reader: ClassVar[type[Reader]]
 
@@ -103,17 +119,18 @@ class TorchDataset(Dataset):
     def __reduce__(self) -> tuple[Any, ...]:
         if self.source is not None:
             return self.source, ()
-        return type(self), (self.name, self.items, self.tests, self.given, self.workers)
+        return type(self), (self.name, self.items, self.tests, self.given, self.workers, None, self.collation)
 
     # What follows is found out once in a process and does not travel.
 
     def trial(self) -> Batch:
-        return self._trial
+        made: Batch = self._trial
+        return made
 
     @cached_property
     def _trial(self) -> Batch:
         with Randomness(0):
-            return collated(self.first_two(), self.name)
+            return self.collation(self.first_two(), self.name)
 
     @abstractmethod
     def first_two(self) -> list[Any]:
@@ -125,7 +142,7 @@ class TorchDataset(Dataset):
             x, y = self.trial()
             return x[:0], y[:0]
         with Randomness(0):
-            return collated(self._all_tests(), self.name)
+            return self.collation(self._all_tests(), self.name)
 
     def _all_tests(self) -> list[Any]:
         tests = self.tests
@@ -142,7 +159,7 @@ class TorchDataset(Dataset):
         return self.tests is not None
 
     @cached_property
-    def test_x(self) -> Tensor:  # type: ignore[override]  # known when asked for
+    def test_x(self) -> Any:  # type: ignore[override]  # known when asked for
         return self._test[0]
 
     @cached_property
@@ -181,7 +198,8 @@ class _MapReader(Reader):
     def _batch(self, random: Randomness, at: Indices) -> Batch:
         with random:
             items = [self.source.item(k) for k in at.tolist()]
-        return collated(items, self.source.name)
+        made: Batch = self.source.collation(items, self.source.name)
+        return made
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -213,12 +231,12 @@ class MapStyle(TorchDataset):
 
     def examples(self, numbers: Indices) -> Batch:
         with Randomness(0):
-            return collated([self.item(k) for k in numbers.tolist()], self.name)
+            return self.collation([self.item(k) for k in numbers.tolist()], self.name)
 
     def first_two(self) -> list[Any]:
         y = self.targets
         largest = 0 if y is None or y.dim() != 1 or y.is_floating_point() else int(y.argmax())
-        return [self.item(largest)] * 2
+        return [self.item(largest), self.item(len(self) - 1)]
 
 
 # Iterable-style: one item after the other, of which each of n peers takes every n-th.
@@ -242,7 +260,7 @@ class _StreamReader(Reader):
             for items in self._batched(turn):
                 if number >= start:
                     next(indices)
-                    yield partial(collated, items, self.source.name)
+                    yield partial(self.source.collation, items, self.source.name)
                 number += 1
             self._require_enough(number - before, turn)
 

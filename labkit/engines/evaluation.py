@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from labkit.data.inputs import Inputs
 from labkit.engines.experiment import Experiment, Metric, Models
 from labkit.engines.modules import give_originals
 from labkit.engines.task import Right, right_of
@@ -99,7 +100,7 @@ class Alone:
         self._returned: tuple[Tensor, Any] = torch.empty(0), None
 
     def outputs(self, inputs: Tensor) -> Tensor:
-        out = self._net(inputs)
+        out = self._net(*inputs.args, **inputs.kwargs) if isinstance(inputs, Inputs) else self._net(inputs)
         self._returned = outputs_of(out), out
         return self._returned[0]
 
@@ -134,7 +135,8 @@ class Evaluation:
     def _score(self, tested: Scored, peer: int, inputs: Tensor, targets: Tensor, size: int) -> Scores:
         lead, kept = tested.lead, []
         right = counted = loss = torch.zeros(())
-        for x, y in zip(torch.split(inputs, size), torch.split(targets, size), strict=True):
+        for start in range(0, len(targets), size):
+            x, y = inputs[start : start + size], targets[start : start + size]
             outputs = tested.outputs(x)
             judge, plain = self._form(peer, outputs.shape[lead + 1 :], x, targets)
             together = plain and outputs.numel() // len(y) * len(targets) <= _KEPT

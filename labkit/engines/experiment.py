@@ -16,9 +16,10 @@ from labkit.algorithms.base import Algorithm
 from labkit.algorithms.traits import Traits
 from labkit.data import Dataset, batches
 from labkit.data.batches import Batches, Epochs, Indices, StreamBatches, StreamShard
+from labkit.data.inputs import Inputs
 from labkit.engines.budget import SELDOM, Budget
 from labkit.engines.control import Control
-from labkit.engines.modules import copied, give_copies
+from labkit.engines.modules import copied, give_copies, give_unpacked
 from labkit.errors import DataError, DivergenceError
 from labkit.history.rows import Reporter, Row
 from labkit.text import some
@@ -107,7 +108,10 @@ class Experiment:
     def fresh_model(self, peer: int = 0) -> nn.Module:
         """A copy of the peer's model as it stands before the first round."""
         model = copied(self.model_of(peer))
-        return give_copies(model) if self.found.changes_inputs else model
+        if self.found.changes_inputs:
+            give_copies(model)
+        several = not self.dataset.stackable and isinstance(self.dataset.trial()[0], Inputs)
+        return give_unpacked(model) if several else model
 
     @property
     def alike(self) -> bool:

@@ -305,11 +305,12 @@ class LocalPeers:
         predict, lead = self._experiment.traits.predict, self._blocks[0].peers.lead
         assert predict is not None
         pieces = []
-        for x in torch.split(inputs, AT_ONCE):
+        for start in range(0, len(inputs), AT_ONCE):
+            x = inputs[start : start + AT_ONCE]
             with ExitStack() as stack:
                 for block in self._blocks:
                     stack.enter_context(block.peers.evaluating())
-                talks = [predict(block.peers, x.expand(*(1,) * lead, *x.shape)) for block in self._blocks]
+                talks = [predict(block.peers, x.unsqueeze(0) if lead else x) for block in self._blocks]
                 logits = exhaust(barriers(talks, answer))[0]  # of one block: what they agree on is the same for all
             pieces.append(logits[0] if lead else logits)
         return torch.cat(pieces)

@@ -14,6 +14,8 @@ from torch.func import functional_call
 from torch.nn.parameter import UninitializedBuffer
 from torch.utils._pytree import tree_map_only
 
+from labkit.data.inputs import Inputs
+
 
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy; what a module computed and keeps, as the older weight_norm does its weight, is copied as numbers.
@@ -86,11 +88,22 @@ def give_copies(model: nn.Module) -> nn.Module:
     return model
 
 
+def give_unpacked(model: nn.Module) -> nn.Module:
+    """Let the model have several inputs as model(**inputs) or model(*inputs), where it is called with them as one."""
+    model.register_forward_pre_hook(_unpacked, with_kwargs=True)
+    return model
+
+
+def _unpacked(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    return (args[0].args, args[0].kwargs) if args and isinstance(args[0], Inputs) else (args, kwargs)
+
+
 def give_originals(model: nn.Module) -> nn.Module:
-    """The model without what `give_copies` put there."""
+    """The model without what `give_copies` and `give_unpacked` put there."""
     for number, hook in list(model._forward_pre_hooks.items()):
-        if hook is _copies:
+        if hook in (_copies, _unpacked):
             del model._forward_pre_hooks[number]
+            model._forward_pre_hooks_with_kwargs.pop(number, None)
     return model
 
 

@@ -25,7 +25,7 @@ from labkit.data import Dataset, Tensors
 from labkit.engines.cluster import Cluster
 from labkit.engines.distributed.recovery import ranks_on
 from labkit.engines.experiment import Engine, Experiment, Findings, Loss
-from labkit.engines.modules import copied, evaluation_mode
+from labkit.engines.modules import copied, evaluation_mode, give_originals, give_unpacked
 from labkit.engines.simulator import Simulator
 from labkit.errors import ModelError
 from labkit.text import in_words
@@ -76,7 +76,7 @@ def initialised(model: nn.Module, dataset: Dataset) -> nn.Module:
     own = copied(model)
     try:
         with torch.no_grad(), evaluation_mode(own):
-            own(dataset.trial()[0].clone())
+            give_unpacked(own)(dataset.trial()[0].clone())
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} has lazy layers that cannot take their shapes from {dataset.name} "
@@ -86,7 +86,7 @@ def initialised(model: nn.Module, dataset: Dataset) -> nn.Module:
         raise ModelError(
             f"{type(model).__name__} has a lazy layer that forward does not use, so that it has no shape: leave it out."
         )
-    return own
+    return give_originals(own)
 
 
 class Trial:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from labkit.algorithms import Algorithm
 from labkit.algorithms.base import Batch
 from labkit.algorithms.wrapper import Wrapper
+from labkit.data.inputs import Inputs
 from labkit.data.thread_generator import ThreadGenerator
 from labkit.engines.evaluation import outputs_of
 from labkit.engines.experiment import Experiment
@@ -196,8 +197,10 @@ class Single:
             return not same(self.evaluated(inputs)[0], again)
 
 
-def same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same, NaN included."""
+def same(one: Any, other: Any) -> bool:
+    """Whether two tensors, or several, hold the same, NaN included."""
+    if isinstance(one, Inputs):
+        return all(map(same, one.tensors, other.tensors))
     return torch.equal(one, other) or (
         one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
     )
@@ -224,7 +227,7 @@ def _compares(outputs: Tensor, targets: Tensor) -> str:
 
 
 def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return str(dtype).replace("torch.", "")
 
 
 def _counts(net: nn.Module) -> dict[str, Any]:

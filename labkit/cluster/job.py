@@ -58,6 +58,7 @@ class Job:
         self._lab = lab
         self._items = _listed(fn, items)
         self.label = str(label or getattr(fn, "__name__", type(fn).__name__))
+        self.since = time.time()
         self._workers = _names(lab)
         self._bar: NotebookBar | TerminalBar | None = None
         self._schedule: Schedule | None = None
@@ -168,6 +169,22 @@ class Job:
         if not self.done and self._lab.client.status == "running":
             self._lab.client.loop.add_callback(self._cancelled.set)
             concurrent.futures.wait([self._end], timeout=deadlines.NO_WORKERS)
+
+    # -- as work among others of its lab
+
+    part_of = ""
+    abandoned = False  # its items are called for, whoever has its name
+    stop = cancel
+
+    @property
+    def title(self) -> str:
+        """What it is."""
+        return f"Job {self.label}"
+
+    @property
+    def reached(self) -> str:
+        """How far it is, in words."""
+        return f"{self.progress} items"
 
     # -- how it ends
 

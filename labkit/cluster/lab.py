@@ -20,7 +20,8 @@ from labkit.cluster.job import Job
 from labkit.cluster.kernel_settings import KernelSettings, SettingsWatch
 from labkit.cluster.preparation import leave_random_alone
 from labkit.cluster.sabotage import MOST, Brake, process_of
-from labkit.cluster.workers import Handle, WorkerInfo, Workers, gpu_memory_now, probe
+from labkit.cluster.under_way import Handle, Runs
+from labkit.cluster.workers import WorkerInfo, Workers, gpu_memory_now, probe
 from labkit.errors import ConnectError, LabClosed, SettingError
 from labkit.text import some
 
@@ -59,6 +60,7 @@ class Lab:
         self._closed = self._ended = False  # nobody may use it any more, and nothing of it is left
         self._ending = threading.Lock()
         self._running: weakref.WeakSet[Handle] = weakref.WeakSet()
+        self._leaving: weakref.WeakSet[Handle] = weakref.WeakSet()  # which were stopped because nobody can reach them
         self._identity: dict[str, Any] = {"workers": {}}  # the scheduler's last answer
         self._probes: dict[str, dict[str, Any]] = {}
         self._brakes: dict[int, Brake] = {}  # by process
@@ -212,9 +214,22 @@ class Lab:
         if self.closed:
             raise LabClosed("this lab is closed, or its scheduler is gone: call lk.connect() for a new one.")
 
+    @property
+    def runs(self) -> Runs:
+        """What is under way from this kernel, oldest first: runs, launches and maps, each with `.stop()`."""
+        return Runs.of(list(self._running))
+
     def track(self, work: Handle) -> None:
-        """Call `work.cancel()` when the lab closes, unless the work is forgotten before."""
+        """List the work while it is under way, and call `work.cancel()` when the lab closes."""
         self._running.add(work)
+
+    def make_way(self) -> list[str]:
+        """Stop the runs that no name refers to any more; returns what they were."""
+        gone = [it for it in list(self._running) if it.abandoned and not it.done and it not in self._leaving]
+        self._leaving.update(gone)
+        for work in gone:
+            work.stop()
+        return [work.title for work in gone]
 
     def close(self) -> None:
         """End the connection, and with it the workers that this kernel started; harmless when called again.

@@ -15,6 +15,7 @@ from labkit.checks import number, whole
 from labkit.cluster.certificates import temporary_security
 from labkit.cluster.kernel_settings import KernelSettings
 from labkit.cluster.machine import gpu_memory, visible_gpus
+from labkit.cluster.under_way import Handle
 from labkit.errors import SettingError
 from labkit.text import Table, amount
 
@@ -69,13 +70,6 @@ async def gpu_memory_now() -> tuple[tuple[int, int], ...]:
     return await asyncio.to_thread(gpu_memory)
 
 
-class Handle(Protocol):
-    """Work on its way, as the lab sees it that ends it by closing."""
-
-    def cancel(self) -> None:
-        """End the work; harmless when it has ended."""
-
-
 class WorkerPool(Protocol):
     """What maps, launches and sabotage need of the lab whose workers they use; `Lab` is the one that there is."""
 
@@ -102,7 +96,10 @@ class WorkerPool(Protocol):
         """The keys of the tasks that were under way in workers as these died, of late; as far as is known."""
 
     def track(self, work: Handle) -> None:
-        """Cancel this work when the lab closes."""
+        """List this work while it is under way, and cancel it when the lab closes."""
+
+    def make_way(self) -> list[str]:
+        """Stop what nobody can reach any more; its titles."""
 
 
 # -- what somebody asks of `connect`

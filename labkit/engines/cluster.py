@@ -15,6 +15,7 @@ from torch import nn
 from labkit.checks import whole
 from labkit.cluster import deadlines
 from labkit.cluster.gang.group import host_of
+from labkit.cluster.gang.launch import Gang
 from labkit.cluster.lab import Lab
 from labkit.engines.asynchronous.pair_rank import PairRank
 from labkit.engines.asynchronous.server_rank import ServerRank
@@ -30,7 +31,7 @@ from labkit.engines.distributed.train_rank import RankSettings
 from labkit.engines.evaluation import rebuilt, trained
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.errors import DataError, GangError, LabkitError, SettingError, Stopped
-from labkit.history.rows import Reporter
+from labkit.history.rows import Event, Reporter
 from labkit.tasks.sync import BSP, Timeline
 
 if TYPE_CHECKING:
@@ -124,9 +125,10 @@ def _train(on: Cluster, experiment: Experiment, report: Reporter, control: Contr
 
 def _train_asynchronously(on: Cluster, experiment: Experiment, report: Reporter, control: Control) -> Ended:
     blocks = blocks_of(experiment.peers, ranks_on(on.lab, experiment))
-    given = ServerRank if experiment.traits.central else PairRank, experiment, blocks
-    how = on.timeout, on.report_every, on.device
-    gang = on.lab.launch(train_asynchronously, *given, *how, ranks=len(blocks), timeout=on.timeout)
+    kind = ServerRank if experiment.traits.central else PairRank
+    given = kind, experiment, blocks, on.timeout, on.report_every, on.device
+    how: dict[str, Any] = {"ranks": len(blocks), "timeout": on.timeout, "part_of": experiment.title}
+    gang = Gang(on.lab, train_asynchronously, given, {}, **how)
     rows = Rows(len(blocks), experiment.peers, meet=False)
 
     def take(told: list[dict[str, Any]]) -> None:
@@ -134,7 +136,7 @@ def _train_asynchronously(on: Cluster, experiment: Experiment, report: Reporter,
             report(news)
 
     try:
-        return blocks, follow(gang, control, take)
+        return blocks, follow(gang, control, take, lambda text: report(Event(1, 0.0, "note", {"text": text})))
     except Stopped:
         return None
 

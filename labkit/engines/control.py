@@ -21,6 +21,7 @@ class Control:
         self._changed = threading.Condition()
         self._wish = Wish.GO
         self._rates: tuple[float, ...] = ()
+        self.waits = ""  # what the engine waits for, in words, before it can begin
 
     @property
     def wish(self) -> Wish:

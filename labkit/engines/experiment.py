@@ -86,6 +86,12 @@ class Experiment:
         return len(self.shards)
 
     @property
+    def title(self) -> str:
+        """What is trained, in words that do not change with time."""
+        names = ", ".join(dict.fromkeys(type(it).__name__ for it in self.algorithms))
+        return f"Run: {names}, {self.peers} peers, {self.rounds} rounds"
+
+    @property
     def algorithm(self) -> Algorithm:
         """The first peer's algorithm, whose settings hold for the run: who takes part, how it is evaluated."""
         return self.algorithms[0]

@@ -6,11 +6,12 @@ import asyncio
 import atexit
 import ctypes
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from base64 import b64encode
 from html import escape
-from time import monotonic, perf_counter
-from typing import Any
+from time import monotonic, perf_counter, time
+from typing import Any, Self
 
 from labkit.engines.control import Control, Wish
 from labkit.errors import SettingError
@@ -36,6 +37,20 @@ class Background(ABC):
         self._error: BaseException | None = None
         self._ended = threading.Event()
         self._views: list[LiveView] = []
+        self._nameless = threading.Event()
+        self.since = time()
+
+    def handed_out(self) -> Self:
+        """The same work as another object, for whoever asked for it, so that it shows when no name refers to it."""
+        own: Self = object.__new__(type(self))
+        own.__dict__ = self.__dict__
+        weakref.finalize(own, self._nameless.set).atexit = False
+        return own
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether no name and no view refers to what was handed out."""
+        return self._nameless.is_set()
 
     # -- what a kind of work says of itself
 

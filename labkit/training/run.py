@@ -10,6 +10,7 @@ from pathlib import Path
 from time import monotonic
 
 from labkit.checks import number
+from labkit.engines.cluster import Cluster
 from labkit.engines.control import Control, Wish
 from labkit.engines.experiment import Engine, Experiment
 from labkit.errors import LabkitError, SettingError, let_go
@@ -49,6 +50,8 @@ class Run(Background):
         self._heeded: float = math.inf  # the round from which it holds
         self._boards: list[TensorBoardWriter] = []
         self._telling = threading.Lock()
+        if isinstance(engine, Cluster):
+            engine.lab.track(self)
         self._start()
 
     def result(self, timeout: float | None = None) -> History:
@@ -165,6 +168,8 @@ class Run(Background):
         if self.state == "failed":
             return f"failed: {self.error}"
         rows, last = self.history.rows, self.progress
+        if self._control.waits and not self.done:
+            return f"waiting: {self._control.waits}; lab.runs lists what is under way, and stops it"
         said = [self.state, f"round {last} of {self.rounds}"]
         rate = self._throughput.rate
         if rate is not None and self.state == "running":
@@ -180,7 +185,24 @@ class Run(Background):
 
     @property
     def still(self) -> str:
-        return f"Run: {self.history.algorithm}, {self.history.peers} peers, {self.rounds} rounds"
+        return self._experiment.title
+
+    # -- as work among others of its lab
+
+    part_of = ""
+
+    @property
+    def title(self) -> str:
+        """What it is."""
+        return self.still
+
+    @property
+    def reached(self) -> str:
+        """How far it is, in words."""
+        return f"{'waiting' if self._control.waits else self.state}, round {self.progress} of {self.rounds}"
+
+    def cancel(self) -> None:
+        """What a lab does to its runs when it closes: it ends the ranks themselves, and the run says why."""
 
     def picture(self) -> Picture:
         """The learning curves so far."""

@@ -48,7 +48,7 @@ def train(settings: Settings) -> Run:
     >>> len(history.rows), history.final.accuracy > 0.8
     (100, True)
     """
-    return Run(*plan(settings), until=settings.until)
+    return Run(*plan(settings), until=settings.until).handed_out()
 
 
 __test__ = {"train": train}  # its example, which doctest does not find behind the decorator

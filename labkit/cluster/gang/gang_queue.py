@@ -13,15 +13,16 @@ import asyncio
 import time
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from distributed import Client, Scheduler, Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from labkit.cluster import deadlines
 from labkit.cluster.channels import post
+from labkit.cluster.under_way import clock
 from labkit.cluster.workers import WorkerInfo, WorkerPool
 from labkit.errors import GangError
 from labkit.text import some
@@ -36,6 +37,23 @@ def _refused(kind: Refusal, why: str) -> dict[str, Any]:
 _LEFT = _refused("left", "the gang has left")
 
 
+class Holder(NamedTuple):
+    """Who has workers that others wait for: its title, and since when, in seconds since 1970, or 0 if nobody knows."""
+
+    title: str
+    since: float
+
+
+def waiting(holders: Iterable[Holder]) -> str:
+    """Whom somebody waits for, as a sentence says it.
+
+    >>> waiting([Holder("tasks of simulate", 0.0)])
+    'the workers are held by tasks of simulate'
+    """
+    each = [f"{it.title} (since {clock(it.since)})" if it.since else it.title for it in holders]
+    return f"the workers are held by {' and '.join(each)}"
+
+
 @dataclass(eq=False)
 class _Entry:
     """One gang in the queue, from its coming to its end."""
@@ -43,11 +61,14 @@ class _Entry:
     gang: str  # the address of its inbox
     client: str
     ranks: int
+    title: str
+    since: float = 0.0  # when it got its workers
     workers: list[str] = field(default_factory=list)  # by rank, once the gang's turn has come
     nannies: set[str] = field(default_factory=set)  # those of the workers that are started again when they die
     ports: dict[int, int | None] = field(default_factory=dict)  # rank that has arrived -> where rank 0 listens
     gone: set[int] = field(default_factory=set)  # ranks that have arrived and left
     first_failed: int | None = None
+    told: list[tuple[str, float]] = field(default_factory=list)  # who has the workers that it waits for
     over: dict[str, Any] = field(default_factory=dict)  # why nobody may start any more
     turn: asyncio.Event = field(default_factory=asyncio.Event)
     complete: asyncio.Event = field(default_factory=asyncio.Event)
@@ -77,14 +98,14 @@ class GangQueue(SchedulerPlugin):
 
     # -- called by the client
 
-    async def enter(self, gang: str, client: str, ranks: int, timeout: float) -> dict[str, Any]:
+    async def enter(self, gang: str, client: str, ranks: int, timeout: float, title: str) -> dict[str, Any]:
         """Wait for `ranks` free workers: {"workers": …} by rank, or a refusal.
 
         From then on the inbox `gang` hears when all ranks have arrived, or which of them had not in time.
         """
         if gang in self._left:
             return _LEFT
-        entry = self.entries[gang] = _Entry(gang, client, ranks)
+        entry = self.entries[gang] = _Entry(gang, client, ranks, title)
         begun = time.monotonic()
         self._admit()
         try:
@@ -163,6 +184,10 @@ class GangQueue(SchedulerPlugin):
     # -- inside
 
     def _admit(self) -> None:
+        self._admit_those_in_front()
+        self._tell_holders()
+
+    def _admit_those_in_front(self) -> None:
         """First come, first served, so that a gang that needs many workers is not overtaken for ever."""
         taken = {worker for entry in self.entries.values() for worker in entry.workers}
         for entry in self.entries.values():
@@ -176,7 +201,26 @@ class GangQueue(SchedulerPlugin):
             entry.workers = [worker for worker in free if worker in chosen]
             entry.nannies = {worker for worker in chosen if workers[worker].nanny}
             taken.update(chosen)
+            entry.since = time.time()
             entry.turn.set()
+            self.scheduler.loop.call_later(deadlines.SETTLE, self._tell_of_tasks, entry)
+
+    def _tell_holders(self) -> None:
+        """Let those who wait know for whom."""
+        holders = [(entry.title, entry.since) for entry in self.entries.values() if entry.workers]
+        for entry in self.entries.values():
+            if not entry.workers and not entry.over and entry.told != holders:
+                entry.told = holders
+                post(self.scheduler, entry.gang, holders=holders)
+
+    def _tell_of_tasks(self, entry: _Entry) -> None:
+        """Let a gang know which tasks its ranks wait behind, of a map, say."""
+        if entry.complete.is_set() or entry.over:
+            return
+        missing = [self.scheduler.workers.get(entry.workers[k]) for k in range(entry.ranks) if k not in entry.ports]
+        others = {task.prefix.name for it in missing if it for task in it.processing if entry.gang not in str(task.key)}
+        if others:
+            post(self.scheduler, entry.gang, holders=[(f"tasks of {name}", 0.0) for name in sorted(others)])
 
     def _require_all(self, entry: _Entry) -> None:
         """Time is up for ranks that have not arrived."""
@@ -201,8 +245,7 @@ class GangQueue(SchedulerPlugin):
         alive = len(self._alive())
         if alive < entry.ranks:
             return f"only {alive} worker{'s are' if alive != 1 else ' is'} there"
-        others = len(self.entries) - 1
-        return f"the workers are held by {others} other launch{'es' * (others != 1)}"
+        return waiting(Holder(it.title, it.since) for it in self.entries.values() if it.workers)
 
     def _why_missing(self, entry: _Entry, rank: int) -> str:
         worker = entry.workers[rank]

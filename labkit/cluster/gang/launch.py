@@ -22,7 +22,7 @@ from labkit.cluster import deadlines
 from labkit.cluster.channels import Inbox, Note
 from labkit.cluster.gang import rank as worker_side
 from labkit.cluster.gang.diagnosis import RankFailure, RankReport, diagnose, hung
-from labkit.cluster.gang.gang_queue import QueueAccess, ask
+from labkit.cluster.gang.gang_queue import Holder, QueueAccess, ask, waiting
 from labkit.cluster.gang.group import GangSpec
 from labkit.cluster.shipping import pack
 from labkit.cluster.workers import WorkerPool
@@ -79,12 +79,16 @@ class Gang:
         *,
         ranks: int | None,
         timeout: float,
+        part_of: str = "",
     ) -> None:
         if not callable(fn):
             raise SettingError(f"{fn!r} is not a function: give launch the function, and its arguments after it.")
         self._timeout = number(timeout, "timeout", above=True, unit="seconds")
         ranks = None if ranks is None else whole(ranks, "ranks")
         workers = lab.workers
+        self.part_of, self.since = part_of, time.time()  # the title of the run that it works for
+        self.waits_for: tuple[Holder, ...] = ()  # who has the workers that it needs
+        self.make_way = lab.make_way
         self._queue, self._client = QueueAccess.of(lab.client), lab.client
         self._workers = self._queue.room_for(ranks, workers)  # of the lab
         self.ranks = ranks or self._workers
@@ -125,6 +129,18 @@ class Gang:
         return self._assembled
 
     @property
+    def title(self) -> str:
+        """What it is."""
+        return f"Gang: {self._name} as {some(self.ranks, 'rank')}"
+
+    @property
+    def reached(self) -> str:
+        """How far it is, in words."""
+        return "running" if self.started else waiting(self.waits_for) if self.waits_for else "starting"
+
+    abandoned = False  # a run gives way, and takes its gang along
+
+    @property
     def lost(self) -> Mapping[int, str]:
         """The ranks whose worker died, with its address."""
         return self._lost
@@ -143,7 +159,7 @@ class Gang:
 
     def __repr__(self) -> str:
         state = "done" if self.done else "running" if self.started else "starting"
-        return f"Gang: {self._name} as {some(self.ranks, 'rank')}, {'failed' if self._error else state}"
+        return f"{self.title}, {'failed' if self._error else state}"
 
     # -- its end
 
@@ -241,7 +257,13 @@ class Gang:
 
     async def _start(self) -> None:
         await self._queue.ready(self._client)
-        answer = await self._ask_queue("enter", client=self._client.id, ranks=self.ranks, timeout=self._timeout)
+        answer = await self._ask_queue(
+            "enter",
+            client=self._client.id,
+            ranks=self.ranks,
+            timeout=self._timeout,
+            title=self.part_of or self.title,
+        )
         if "refused" in answer:
             raise GangError(
                 f"0 of {self.ranks} ranks started within {self._timeout:g} s, because {answer['why']}:"
@@ -353,12 +375,14 @@ class Gang:
             case {"rank": rank, "message": message}:
                 self.events.put({**message, "rank": rank})
             case {"assembled": True}:
-                self._assembled = True
+                self._assembled, self.waits_for = True, ()
                 self._tasks.append(asyncio.ensure_future(self._signal({})))
             case {"missing": excuses}:
                 begun = f"{self.ranks - len(excuses)} of {self.ranks} ranks started within {self._timeout:g} s"
                 why = f"{' and '.join(excuses)}; let it finish, or launch with a longer timeout=."
                 self._arrived.put_nowait(GangError(f"{begun}: {why}"))
+            case {"holders": holders}:
+                self.waits_for = tuple(Holder(*each) for each in holders)
             case {"lost": worker, "returns": returns}:
                 if returns:
                     self._queue.expect(self._workers)

@@ -66,7 +66,9 @@ class Recovery:
             blocks = blocks_of(self.experiment.peers, self.ranks)
             self.store.note(self._seconds)
             given = self.experiment, blocks, self.settings, self.store
-            gang = self.lab.launch(train_rank, *given, ranks=self.ranks, timeout=self.timeout)
+            gang = Gang(
+                self.lab, train_rank, given, {}, ranks=self.ranks, timeout=self.timeout, part_of=self.experiment.title
+            )
             try:
                 return blocks, self._follow(gang)
             except Stopped:
@@ -99,7 +101,7 @@ class Recovery:
             for it in rows.complete(told):
                 self._pass_on(it, gang.ranks)
 
-        return follow(gang, self.control, take)
+        return follow(gang, self.control, take, lambda text: self._tell("note", text=text))
 
     def _pass_on(self, news: Update, ranks: int) -> None:
         """Report what is new, and nothing of rounds that are done again."""

@@ -10,20 +10,29 @@ import torch
 import torch.distributed as dist
 
 from labkit.cluster import deadlines
+from labkit.cluster.gang.gang_queue import waiting
 from labkit.cluster.gang.launch import Gang
 from labkit.engines.clock import Clock
 from labkit.engines.control import Control, Wish
 from labkit.engines.distributed.reporting import Result, wish, wished_rates
 
 
-def follow(gang: Gang, control: Control, take: Callable[[list[dict[str, Any]]], None]) -> list[Result]:
-    """Pass wishes down and, to `take`, what the ranks tell, until the gang is done; then return what came of it."""
+def follow(
+    gang: Gang, control: Control, take: Callable[[list[dict[str, Any]]], None], note: Callable[[str], None]
+) -> list[Result]:
+    """Pass wishes down and, to `take`, what the ranks tell, until the gang is done; then return what came of it.
+
+    While it waits for workers, runs that nobody can reach any more are stopped, with a `note`.
+    """
     told: tuple[Wish, tuple[float, ...]] = Wish.GO, ()
     since = monotonic()
     try:
         while not gang.wait(deadlines.GANG_POLL):
             take(gang.events.drain())
             gang.show()
+            control.waits = waiting(gang.waits_for) if gang.waits_for else ""
+            for title in gang.make_way() if control.waits else ():
+                note(f"{title} had the workers, and no name any more: it was stopped")
             wished = control.wish, control.rates
             if wished != told:
                 since = since if wished[0] is told[0] else monotonic()
@@ -34,6 +43,7 @@ def follow(gang: Gang, control: Control, take: Callable[[list[dict[str, Any]]], 
         results: list[Result] = gang.result()
         return results
     finally:
+        control.waits = ""
         take(gang.events.drain())
 
 

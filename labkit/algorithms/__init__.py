@@ -27,6 +27,7 @@ from labkit.algorithms.independent import Independent
 from labkit.algorithms.localsgd import LocalSGD
 from labkit.algorithms.mutual import Mutual
 from labkit.algorithms.parameterserver import ParameterServer
+from labkit.algorithms.pipeline import Pipeline
 from labkit.algorithms.postlocalsgd import PostLocalSGD
 from labkit.algorithms.private import Private
 from labkit.algorithms.robust import Robust
@@ -67,6 +68,7 @@ __all__ = [
     "Mutual",
     "ParameterServer",
     "Peer",
+    "Pipeline",
     "PostLocalSGD",
     "Private",
     "Robust",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, MutableMapping
+from collections.abc import Generator, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -130,6 +130,10 @@ class Peer(Protocol):
     def rows(self) -> int | None:
         """How many peers are stacked here; None for one by itself."""
 
+    @property
+    def pieces(self) -> Sequence[Sequence[str]]:
+        """The layers that it runs itself, in pieces of those that follow each other."""
+
     def part(self, layer: str) -> dict[str, Tensor]:
         """What it holds of a layer's parameters."""
 
@@ -139,10 +143,15 @@ class Peer(Protocol):
     def run(self, layer: str, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         """What a part of the model makes of x with these parameters, by the names that they have in the model."""
 
-    def pull(self, out: Tensor, leaves: dict[str, Tensor], gradient: Tensor | None = None) -> dict[str, Tensor]:
-        """The gradients of the leaves, from that of `out`: 1 of a loss, or as given; of real numbers only."""
+    def pull(
+        self, out: Tensor, leaves: dict[str, Tensor], gradient: Tensor | None = None, again: bool = False
+    ) -> dict[str, Tensor]:
+        """The gradients of the leaves, from that of `out`: 1 of a loss, or as given; of real numbers only.
 
-    def count(self, steps: int) -> None:
+        `again`: more gradients of this `out` will be asked for.
+        """
+
+    def count(self, steps: float) -> None:
         """Let the clock know of steps whose losses went through neither `loss` nor `losses`, such as a digest's."""
 
     def log(self, name: str, value: float | Tensor) -> None:

@@ -6,8 +6,10 @@ A part is a dict of tensors by parameter name. `like` has the whole's shapes, as
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,14 +18,29 @@ from torch.nn import functional as F
 from labkit.errors import ModelError
 
 Params = dict[str, Tensor]
+Layers = Callable[[], Mapping[str, Sequence[str]]]
+Sizes = Callable[[str], int]
 
 
 class Holds(ABC):
-    """A way to share a model's parameters out among peers."""
+    """A way to share a model's parameters out among peers, `alike` if all parts have the same names and shapes."""
+
+    alike: ClassVar[bool] = True
 
     @abstractmethod
-    def part(self, whole: Params, peer: int, peers: int) -> Params:
-        """What one of the peers holds; ModelError where the whole cannot be cut so."""
+    def part(self, whole: Params, peer: int, peers: int, layers: Layers) -> Params:
+        """What one of the peers holds; ModelError where the whole cannot be cut so.
+
+        `layers` tells the names of the parameters by layer, in the order of the layers.
+        """
+
+    def share(self, peers: int) -> float:
+        """How much of a step of the whole model each loss costs a peer."""
+        return 1.0
+
+    def pieces(self, peer: int, peers: int, layers: Mapping[str, Sequence[str]], sizes: Sizes) -> list[list[str]]:
+        """The layers that a peer runs, in pieces; `sizes` tells how many numbers a parameter has."""
+        return [list(layers)]
 
     @abstractmethod
     def join(self, parts: Sequence[Params], like: Mapping[str, Tensor]) -> Params:
@@ -40,7 +57,7 @@ class Shards(Holds):
     ([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [0.0, 0.0]], True)
     """
 
-    def part(self, whole: Params, peer: int, peers: int) -> Params:
+    def part(self, whole: Params, peer: int, peers: int, layers: Layers = dict) -> Params:
         return {name: rows[peer].clone() for name, rows in self.cut(whole, peers, whole).items()}
 
     def join(self, parts: Sequence[Params], like: Mapping[str, Tensor]) -> Params:
@@ -77,7 +94,7 @@ class Slices(Holds):
 
     along: Mapping[str, int]
 
-    def part(self, whole: Params, peer: int, peers: int) -> Params:
+    def part(self, whole: Params, peer: int, peers: int, layers: Layers = dict) -> Params:
         mine: Params = {}
         for name, leaf in whole.items():
             dim = self.dim(name)
@@ -96,6 +113,9 @@ class Slices(Holds):
             for name, dim in dims.items()
         }
 
+    def share(self, peers: int) -> float:
+        return 1 / peers
+
     def copied(self, params: Params) -> Params:
         """Those of the parameters that all peers hold alike."""
         return {name: leaf for name, leaf in params.items() if self.dim(name) is None}
@@ -103,3 +123,63 @@ class Slices(Holds):
     def dim(self, name: str) -> int | None:
         """Along which dimension a parameter is cut; None where each peer has a copy."""
         return next((dim for end, dim in self.along.items() if name == end or name.endswith(f".{end}")), None)
+
+
+@dataclass(frozen=True)
+class Stages(Holds):
+    """All parameters of some layers that follow each other, about as many numbers for each peer.
+
+    With `per_peer` v the layers are cut into n·v pieces, of which peer i has every n-th from the i-th on
+    (arXiv:2104.04473, §2.2).
+
+    >>> whole = {f"{k}.weight": torch.zeros(4, 4) for k in range(4)}
+    >>> layers = lambda: {str(k): [f"{k}.weight"] for k in range(4)}
+    >>> [list(Stages().part(whole, k, 2, layers)) for k in range(2)]
+    [['0.weight', '1.weight'], ['2.weight', '3.weight']]
+    """
+
+    alike: ClassVar[bool] = False
+
+    per_peer: int = 1
+
+    def part(self, whole: Params, peer: int, peers: int, layers: Layers) -> Params:
+        known = layers()
+        pieces = self.pieces(peer, peers, known, lambda name: whole[name].numel() if name in whole else 0)
+        mine = {name: whole[name] for piece in pieces for layer in piece for name in known[layer] if name in whole}
+        if not mine:
+            raise ModelError(
+                f"The layers of peer {peer} have no parameters to train: take fewer than {peers} peers, or a model of "
+                "more layers."
+            )
+        inside = {layer for piece in pieces for layer in piece}
+        for layer, names in known.items():
+            if shared := [name for name in names if name in mine and layer not in inside]:
+                raise ModelError(
+                    f"Parameter {shared[0]!r} belongs to layers of two stages: give a model whose layers share none, "
+                    "such as GPT(tied=False), or fewer stages."
+                )
+        return {name: p.clone() for name, p in mine.items()}
+
+    def join(self, parts: Sequence[Params], like: Mapping[str, Tensor]) -> Params:
+        joined: Params = {}
+        for part in parts:
+            joined |= part
+        return joined
+
+    def share(self, peers: int) -> float:
+        return 0.0  # a stage counts its own ticks
+
+    def pieces(self, peer: int, peers: int, layers: Mapping[str, Sequence[str]], sizes: Sizes) -> list[list[str]]:
+        names, count = list(layers), peers * self.per_peer
+        if len(names) < count:
+            raise ModelError(
+                f"{len(names)} layers do not fill {count} stages: take fewer peers, or a model of more layers."
+            )
+        ends = list(accumulate(1 + sum(map(sizes, layers[name])) for name in names))  # an empty layer counts a little
+        cuts = [0]
+        for k in range(1, count):
+            wanted = ends[-1] * k / count
+            best = min(range(len(names)), key=lambda at: abs(ends[at] - wanted)) + 1
+            cuts.append(min(max(best, cuts[-1] + 1), len(names) - count + k))
+        cuts.append(len(names))
+        return [names[cuts[at] : cuts[at + 1]] for at in range(peer, count, peers)]

@@ -133,6 +133,7 @@ class VirtualClock(Clock):
 
 def seconds_per_step(experiment: Experiment, device: torch.device) -> float:
     """Seconds of one peer's local step on this machine: the median of nine, after one to warm up."""
+    experiment = experiment.unsplit  # a step is one of the whole model
     peer = OnePeer(experiment, 0, Place.of(experiment, device, archived=False))
     stream, taken = Stream(Examples(experiment.dataset, device), experiment.indices(0)), []
     for batch, _ in zip(stream, range(10), strict=False):

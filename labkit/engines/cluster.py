@@ -109,6 +109,12 @@ Ended = tuple[list[range], list[Result]] | None  # each rank's peers, and what i
 
 def _train(on: Cluster, experiment: Experiment, report: Reporter, control: Control) -> Ended:
     ranks = ranks_on(on.lab, experiment)
+    holds = experiment.traits.holds
+    if holds is not None and not holds.alike and ranks < experiment.peers:
+        raise SettingError(
+            f"{experiment.peers} peers hold different layers, which wants a worker for each, and there are {ranks}: "
+            f"take peers={ranks}, or connect more workers."
+        )
     alone = ranks == experiment.peers or not experiment.stackable
     return Recovery(
         on.lab,

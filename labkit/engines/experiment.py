@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, Protocol, TypeVar, overload
 
@@ -235,6 +235,11 @@ class Experiment:
     def models_of(self, build: Callable[[int], nn.Module]) -> Models:
         """The trained models as the user gets them: one for each peer, or the only one that outlives a round."""
         return Models(1 if self.sampled or self.split else self.peers, build)
+
+    @property
+    def unsplit(self) -> Experiment:
+        """The same with peers who hold whole models."""
+        return replace(self, traits=replace(self.traits, holds=None)) if self.split else self
 
     def joined(self, parts: Sequence[dict[str, Tensor]]) -> nn.Module:
         """The whole model that the parts of all peers make."""

@@ -142,7 +142,7 @@ class LocalPeers:
 
     def first(self, messages: Sequence[Message]) -> Message:
         """One peer's message, of those that the blocks meet with."""
-        return messages[0].row() if self._blocks[0].peers.lead else messages[0]
+        return messages[0].row() if self._blocks[0].peers.lead else type(messages[0]).together(messages)
 
     def cost(self, messages: Sequence[Message]) -> Message | Served:
         """What tells the cost of what the blocks meet with, among all peers or between a server and its clients."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,36 +32,44 @@ class Parts:
                     "model and run it in pieces: use LayerNorm or GroupNorm, and Dropout(0)."
                 )
         self.model, self._call = model, call
-        self.modules = dict(model.named_modules())
+        self.modules = dict(model.named_modules(remove_duplicate=False))
         self._aliases = _aliases(model)
         self.like = {
             name: torch.empty_like(p, device="meta") for name, p in model.named_parameters() if p.requires_grad
         }
         _hollow(model, self.like)
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The names of the layers, one after the other."""
-        named: Iterable[str] | None = getattr(self.model, "layers", None)
-        if named is None and isinstance(self.model, nn.Sequential):
-            named = self.model._modules
-        if named is None:
-            raise ModelError(
-                f"{type(self.model).__name__} does not say which layers follow each other: give an nn.Sequential, "
-                "lk.models.GPT, or a model with `layers`, the names of its parts in their order."
-            )
-        return tuple(named)
-
-    def names(self, layer: str) -> list[str]:
-        """The trainable parameters of a layer, by the names that they have in the model."""
-        inside = (f"{layer}.{name}" for name, _ in self.modules[layer].named_parameters(remove_duplicate=False))
-        return [name for name in dict.fromkeys(self._aliases[it] for it in inside) if name in self.like]
+    @cached_property
+    def layers(self) -> dict[str, list[str]]:
+        """The names of the layers' trainable parameters, by layer, one after the other."""
+        return {layer: [name for name in names if name in self.like] for layer, names in layers_of(self.model).items()}
 
     def run(self, layer: str, x: Any, params: Mapping[str, Tensor]) -> Any:
         """What a part of the model makes of x with these parameters."""
         module = self.modules[layer]
         own = {name: self._aliases[f"{layer}.{name}"] for name, _ in module.named_parameters(remove_duplicate=False)}
         return self._call(module, {name: params[known] for name, known in own.items() if known in params}, x)
+
+
+def layers_of(model: nn.Module) -> dict[str, list[str]]:
+    """The layers of a model that follow each other, and the names that their parameters have in the model.
+
+    Raises ModelError for a model that does not say which these are.
+    """
+    named: Iterable[str] | None = getattr(model, "layers", None)
+    if named is None and isinstance(model, nn.Sequential):
+        named = model._modules
+    if named is None:
+        raise ModelError(
+            f"{type(model).__name__} does not say which layers follow each other: give an nn.Sequential, "
+            "lk.models.GPT, or a model with `layers`, the names of its parts in their order."
+        )
+    modules, known = dict(model.named_modules(remove_duplicate=False)), _aliases(model)
+    found = {}
+    for layer in named:
+        inside = (f"{layer}.{name}" for name, _ in modules[layer].named_parameters(remove_duplicate=False))
+        found[layer] = list(dict.fromkeys(known[it] for it in inside))
+    return found
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:
@@ -84,7 +93,7 @@ def own_part(experiment: Experiment, model: nn.Module, peer: int) -> dict[str, T
     """What a peer holds of its model's trainable parameters before the first round, as leaves of autograd."""
     assert experiment.traits.holds is not None
     whole = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    part = experiment.traits.holds.part(whole, peer, experiment.peers)
+    part = experiment.traits.holds.part(whole, peer, experiment.peers, lambda: layers_of(model))
     return {name: p.requires_grad_() for name, p in part.items()}
 
 
@@ -94,6 +103,8 @@ class PartHolder:
     parts: Parts | None = None  # where each holds a part
     lead: int
     params: Any
+    members: tuple[int, ...]
+    _experiment: Experiment
 
     @property
     def _model(self) -> Parts:
@@ -110,7 +121,7 @@ class PartHolder:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        return self._model.layers
+        return tuple(self._model.layers)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -122,7 +133,14 @@ class PartHolder:
 
     def part(self, layer: str) -> dict[str, Tensor]:
         own = self.params
-        return {name: own[name] for name in self._model.names(layer)}
+        return {name: own[name] for name in self._model.layers[layer]}
+
+    @cached_property
+    def pieces(self) -> list[list[str]]:
+        whole, holds = self._model, self._experiment.traits.holds
+        assert holds is not None
+        sizes = {name: like.numel() for name, like in whole.like.items()}
+        return holds.pieces(self.members[0], self._experiment.peers, whole.layers, lambda name: sizes.get(name, 0))
 
     def leaves(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         rows = self.rows
@@ -132,10 +150,12 @@ class PartHolder:
     def run(self, layer: str, x: Any, params: Mapping[str, Tensor]) -> Any:
         return self._model.run(layer, x, params)
 
-    def pull(self, out: Tensor, leaves: dict[str, Tensor], gradient: Tensor | None = None) -> dict[str, Tensor]:
+    def pull(
+        self, out: Tensor, leaves: dict[str, Tensor], gradient: Tensor | None = None, again: bool = False
+    ) -> dict[str, Tensor]:
         wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
         if not out.requires_grad or not wanted:
             return {}
         y = torch.ones_like(out) if gradient is None else gradient
-        found = torch.autograd.grad(out, list(wanted.values()), y, allow_unused=True, materialize_grads=True)
+        found = torch.autograd.grad(out, list(wanted.values()), y, again, allow_unused=True, materialize_grads=True)
         return dict(zip(wanted, found, strict=True))

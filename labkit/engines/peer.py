@@ -69,7 +69,8 @@ class Peers(PartHolder, ABC):
         self.members = tuple(ids)
         self.peers, self.present, self.seed = experiment.peers, experiment.present, experiment.seed
         self.epochs = experiment.epochs
-        self.number, self.rated, self._counted = 0, 0, 0
+        self.number, self.rated = 0, 0
+        self._counted: float = 0
         self._experiment, self._place = experiment, place
         self.named = named
         self.optimizer_step = OptimizerStep(experiment, ids[0], list(named.values()), self.lead)
@@ -249,7 +250,7 @@ class Peers(PartHolder, ABC):
     def steps(self) -> Tensor:
         """Each peer's local steps [K] since the losses were last asked for."""
 
-    def count(self, steps: int) -> None:
+    def count(self, steps: float) -> None:
         self._counted += steps
 
     @property
@@ -263,7 +264,8 @@ class Peers(PartHolder, ABC):
     @property
     def work(self) -> Tensor:
         """What takes each peer its time in this round, in steps [K]."""
-        return self.steps + self._counted
+        holds = self._experiment.traits.holds
+        return self.steps * (1 if holds is None else holds.share(self.peers)) + self._counted
 
     @abstractmethod
     def mean_losses(self) -> tuple[float, ...]:

@@ -19,6 +19,7 @@ from labkit.engines.control import Control
 from labkit.engines.evaluation import rebuilt
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.engines.local_peers import LocalPeers
+from labkit.engines.lockstep import Lockstep
 from labkit.engines.peer import OnePeer
 from labkit.engines.rounds import InProcess, train
 from labkit.history.rows import Reporter
@@ -48,6 +49,9 @@ class Simulator(Timed):
     @loaders_closed()
     def run(self, experiment: Experiment, report: Reporter, control: Control) -> Outcome:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
+        holds = experiment.traits.holds
+        if holds is not None and not holds.alike:  # peers that hold different layers cannot be stacked
+            return Lockstep(self.network, self.speeds, self.step_seconds, self.device).run(experiment, report, control)
         device = torch.device(self.device)
         keep_memory()
         with ThreadGenerator(experiment.seed):

@@ -10,6 +10,7 @@ from labkit.exchange.linear import AllGather, AllToAll, Copy, Linear, ReduceScat
 from labkit.exchange.mean import HalfMean, Kind, Mean
 from labkit.exchange.message import Message, Served, Transfer
 from labkit.exchange.mix import Mix
+from labkit.exchange.passing import Pass
 from labkit.exchange.permute import Permute, pairs, shift
 from labkit.exchange.requests import Pair, Push, Request, Server
 from labkit.exchange.robust import CoordinateMedian, Krum, RobustMean, Rule, TrimmedMean
@@ -37,6 +38,7 @@ __all__ = [
     "ModularSum",
     "Move",
     "Pair",
+    "Pass",
     "Permute",
     "Push",
     "RandomK",

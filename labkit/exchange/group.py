@@ -17,6 +17,8 @@ from labkit.errors import ExchangeError
 from labkit.exchange.collectives import FORMS, Move, Program
 from labkit.tree import T
 
+_HEAD = 12  # numbers that say whether a tensor comes, of which dtype, and of how many dimensions of which sizes
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
 Rows = Sequence[int] | NDArray[np.int64]
 
 
@@ -107,6 +109,35 @@ class RankGroup:
         _wait(operations)
         return tree.map(lambda leaf: leaf[_index(at, leaf)], out)
 
+    def pass_on(self, sent: dict[str, tuple[int, Tensor]], sources: dict[str, int]) -> dict[str, Tensor]:
+        """Send each named tensor to its rank, and receive what the ranks `sources` send by these names, of any shape.
+
+        Who receives does not know what will come, so each says first what it sends, or that it sends nothing.
+        """
+        at = {name: tag for tag, name in enumerate(sources)}
+        came = {name: it for name, (to, it) in sent.items() if to == self.rank}
+        heads, said = [], {}
+        for name, source in sources.items():
+            if source == self.rank:
+                continue
+            said[name] = torch.zeros(_HEAD, dtype=torch.int64)
+            heads.append(dist.P2POp(dist.irecv, said[name], source, tag=at[name]))
+            to = 2 * self.rank - source  # as far ahead as the source is behind
+            heads.append(dist.P2POp(dist.isend, _head(sent.get(name)), to % self.size, tag=at[name]))
+        _wait(heads)
+        operations = []
+        for name, head in said.items():
+            if head[0]:
+                shape, dtype = head[3 : 3 + int(head[2])].tolist(), _DTYPES[int(head[1])]
+                came[name] = torch.empty(shape, dtype=dtype, device=_device(sent))
+                operations.append(dist.P2POp(dist.irecv, came[name], sources[name], tag=at[name]))
+            if name in sent:
+                to, it = sent[name]
+                operations.append(dist.P2POp(dist.isend, it.contiguous(), to, tag=at[name]))
+                self.sent += tree.nbytes(it)
+        _wait(operations)
+        return came
+
     def all_to_all(self, sent: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
         """Send `sent[r]` to each other rank r, and receive from each a tensor shaped as `like[r]`."""
         received, rank, size = list(like), self.rank, self.size
@@ -143,6 +174,19 @@ class RankGroup:
         """Which stretch of ascending row numbers a rank holds."""
         low, high = np.searchsorted(numbers, self.bounds(rank)).tolist()
         return slice(low, high)
+
+
+def _head(sent: tuple[int, Tensor] | None) -> Tensor:
+    """What is said of a tensor before it is sent."""
+    if sent is None:
+        return torch.zeros(_HEAD, dtype=torch.int64)
+    shape = sent[1].shape
+    numbers = [1, _DTYPES.index(sent[1].dtype), len(shape), *shape]
+    return torch.tensor(numbers + [0] * (_HEAD - len(numbers)))
+
+
+def _device(sent: dict[str, tuple[int, Tensor]]) -> torch.device:
+    return next((it.device for _, it in sent.values()), torch.device("cpu"))
 
 
 def _require_alive() -> None:

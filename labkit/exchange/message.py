@@ -86,6 +86,11 @@ class Message(ABC):
         return self.up()
 
     @classmethod
+    def together(cls, messages: Sequence[Message]) -> Message:
+        """What tells the cost of all peers' messages: one of them, where they are alike."""
+        return messages[0]
+
+    @classmethod
     def join(cls, messages: Sequence[Self], order: Sequence[int] | Tensor | None = None) -> Self:
         """Several stacked messages as one, whose row i is row `order[i]` of all their rows one after the other.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -43,6 +41,11 @@ def require_splittable(experiment: Experiment) -> None:
             f"{given[0]}= wants to see the whole model, of which {name}'s peers hold parts: leave it away, or take "
             "AllReduce()."
         )
+    microbatches = getattr(experiment.algorithm, "microbatches", 1)
+    if experiment.batch_size % microbatches:
+        raise SettingError(
+            f"batch_size={experiment.batch_size} is not divided by {microbatches} microbatches: give a multiple."
+        )
     for k in range(experiment.peers):
         part = own_part(experiment, experiment.model_of(k), k)
         _require_same_update(experiment.optimizers[0], experiment, part, name)
@@ -53,26 +56,32 @@ def require_splittable(experiment: Experiment) -> None:
 
 def _require_same_update(factory: OptimizerFactory, experiment: Experiment, part: dict[str, Tensor], name: str) -> None:
     """Raise ModelError where the optimiser would treat the part, alone or stacked, otherwise than the whole."""
-    whole = [p.detach().requires_grad_() for p in experiment.model_of(0).parameters() if p.requires_grad]
-    parts = [p.detach().requires_grad_() for p in part.values()]
-    stacked = [p.detach().unsqueeze(0).requires_grad_() for p in part.values()]
-    said = {_groups(factory(given), given) for given in (whole, parts, stacked)}
-    if len(said) > 1:
-        raise ModelError(
-            f"The optimiser groups parameters by their shapes, and {name}'s peers hold parts of other shapes: let it "
-            "treat all parameters alike, or take AllReduce()."
-        )
-    if not isinstance(factory(whole), _ELEMENTWISE):
-        raise ModelError(
-            f"{type(factory(whole)).__name__} may look at a whole parameter, of which {name}'s peers hold a part: take "
-            "an optimiser that looks at single numbers, such as SGD or AdamW."
-        )
+    whole = {n: p.detach() for n, p in experiment.model_of(0).named_parameters() if p.requires_grad}
+    stacked = {n: p.detach().unsqueeze(0) for n, p in part.items()}
+    expected = _treated(factory, whole)
+    for given in (part, stacked):
+        if any(settings != expected[n] for n, settings in _treated(factory, given).items()):
+            raise ModelError(
+                f"The optimiser groups parameters by their shapes, and {name}'s peers hold parts of other shapes: let "
+                "it treat all parameters alike, or take AllReduce()."
+            )
 
 
-def _groups(optimizer: torch.optim.Optimizer, given: list[Tensor]) -> tuple[Any, ...]:
-    """The optimiser's groups: which of the parameters are in them, by number, and their settings."""
-    at = {id(p): k for k, p in enumerate(given)}
-    return tuple(
-        (tuple(at[id(p)] for p in group["params"]), repr({n: v for n, v in group.items() if n != "params"}))
+def _treated(factory: OptimizerFactory, named: dict[str, Tensor]) -> dict[str, str]:
+    """By parameter, the settings by which an optimiser would update it; ModelError for one that may not look at parts.
+
+    Told as text, for settings may be tensors.
+    """
+    leaves = {name: p.detach().requires_grad_() for name, p in named.items()}
+    optimizer = factory(list(leaves.values()))
+    if not isinstance(optimizer, _ELEMENTWISE):
+        raise ModelError(
+            f"{type(optimizer).__name__} may look at a whole parameter, of which peers hold a part: take an optimiser "
+            "that looks at single numbers, such as SGD or AdamW."
+        )
+    names = {id(p): name for name, p in leaves.items()}
+    return {
+        names[id(p)]: repr({n: value for n, value in group.items() if n != "params"})
         for group in optimizer.param_groups
-    )
+        for p in group["params"]
+    }

@@ -44,7 +44,7 @@ def tried(engine: Engine, experiment: Experiment) -> Experiment:
     Raises ModelError where they do not fit together.
     """
     given = experiment
-    experiment = replace(given, traits=replace(given.traits, holds=None))  # the peers of a trial hold whole models
+    experiment = given.unsplit
     stacked = experiment.stackable and _stacks(engine, experiment)
     found = Findings()
     for ids in _kinds(experiment):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
 import labkit as lk
-from labkit.algorithms import AllReduce, TensorParallel, ZeRO
+from labkit.algorithms import AllReduce, Pipeline, TensorParallel, ZeRO
+from labkit.costs import PipelineTable
 from labkit.data import Replicated
 from labkit.errors import ModelError, SettingError
 from labkit.models import GPT, next_token
@@ -95,6 +97,60 @@ def test_a_sequential_model_is_split_by_the_names_that_are_given(engine):
     assert distance(whole, trained(model, lk.data.load("digits"), algorithm, peers=4, on=ENGINES[engine])) < 1e-5
 
 
+def deep():
+    torch.manual_seed(0)
+    widths = [64, 20, 16, 24, 12, 18]
+    layers = [it for a, b in pairwise(widths) for it in (nn.Linear(a, b), nn.Tanh())]
+    return nn.Sequential(*layers, nn.Linear(18, 14), nn.Tanh(), nn.Linear(14, 10))
+
+
+SCHEDULES = {
+    "gpipe": Pipeline(4, "gpipe"),
+    "1f1b": Pipeline(4),
+    "interleaved": Pipeline(4, "interleaved", interleave=2),
+    "zero-bubble": Pipeline(4, "zero-bubble"),
+    "own": Pipeline(4, PipelineTable.of("1f1b", 4, 4)),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_pipeline_is_one_process(schedule, optimizer):
+    """Layers of different widths, so that every stage passes on tensors of other shapes."""
+    settings = {"shards": Replicated(), "on": lk.Lockstep()}
+    whole = trained(deep(), lk.data.load("digits"), AllReduce(), optimizer, peers=1, **settings)
+    split = trained(deep(), lk.data.load("digits"), SCHEDULES[schedule], optimizer, peers=4, **settings)
+    assert distance(whole, split) < 1e-5
+    assert split.final.accuracy == pytest.approx(whole.final.accuracy, abs=1e-6)
+    assert split.final.losses[-1] == pytest.approx(whole.final.losses[0], abs=1e-5)  # the last stage has the loss
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zero-bubble"])
+def test_a_language_model_goes_through_a_pipeline(schedule):
+    settings = {"loss": next_token, "shards": Replicated(), "on": lk.Lockstep()}
+    whole = trained(gpt(), characters(), AllReduce(), "adamw", peers=1, **settings)
+    assert distance(whole, trained(gpt(), characters(), SCHEDULES[schedule], "adamw", peers=4, **settings)) < 2e-5
+
+
+def test_the_simulator_computes_stages_one_by_one():
+    one, other = (trained(deep(), lk.data.load("digits"), Pipeline(4), on=on) for on in (lk.Lockstep(), lk.Simulator()))
+    assert distance(one, other) == 0
+
+
+def test_a_pipeline_sends_activations_forward_and_gradients_back():
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    history = trained(model, lk.data.load("digits"), Pipeline(2), peers=2, rounds=5, batch_size=8)
+    assert history.bytes == 5 * 2 * (8 * 32 * 4) / 2  # 32 numbers of each example, both ways, between two peers
+
+
+@pytest.mark.parametrize(("p", "m"), [(4, 8), (2, 4), (4, 4)])
+def test_on_the_virtual_clock_a_step_takes_the_ticks_of_the_table(p, m):
+    """(m + p − 1) ticks forward and back of a step's (p·m)-th each: the bubble is (p−1)/(m+p−1)."""
+    on = lk.Lockstep(network=lk.Link(), step_seconds=1.0)
+    history = trained(deep(), lk.data.load("digits"), Pipeline(m), peers=p, rounds=1, on=on)
+    assert history.seconds == pytest.approx((m + p - 1) / (m * p))
+
+
 def test_bytes_are_those_of_the_papers():
     """arXiv:1910.02054, §7: 2 Ψ in stages 1 and 2 (here 1 Ψ gathered and 1 Ψ scattered), 3 Ψ in stage 3."""
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16))
@@ -148,6 +204,37 @@ def test_a_model_that_names_no_layers_is_refused_where_layers_are_wanted():
 def test_heads_that_peers_do_not_divide_are_refused():
     with pytest.raises(ModelError, match="is not divided by 3 peers along dimension 0"):
         trained(gpt(), characters(), TensorParallel(), peers=3, loss=next_token)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"peers": 14}, r"13 layers do not fill 14 stages"),
+        ({"peers": 12}, r"The layers of peer \d+ have no parameters to train"),
+        ({"batch_size": 6}, r"batch_size=6 is not divided by 4 microbatches"),
+        ({"algorithm": Pipeline(4, PipelineTable.of("gpipe", 2, 4))}, r"The table has 2 stages for 4 peers"),
+        ({"algorithm": Pipeline(4, "interleaved", interleave=4)}, r"layers do not fill 16 stages"),
+    ],
+)
+def test_a_pipeline_that_does_not_fit_is_refused(settings, said):
+    given = {"model": deep(), "dataset": lk.data.load("digits"), "algorithm": Pipeline(4), "peers": 4, "rounds": 2}
+    with pytest.raises((ModelError, SettingError), match=said):
+        lk.train(**given | {"batch_size": 8} | settings).result()
+
+
+def test_a_parameter_of_two_stages_is_refused():
+    with pytest.raises(ModelError, match=r"'embed.tokens.weight' belongs to layers of two stages: .*tied=False"):
+        trained(gpt(tied=True), characters(), Pipeline(4), loss=next_token)
+
+
+def test_schedules_that_are_none_are_refused():
+    for wrong in (
+        {"schedule": "2f2b"},
+        {"microbatches": 0},
+        {"microbatches": 3, "schedule": SCHEDULES["own"].schedule},
+    ):
+        with pytest.raises(SettingError):
+            Pipeline(**wrong)
 
 
 def test_peers_hold_their_parts_alone():

@@ -33,7 +33,9 @@ class Stacks(Generic[P]):
         return self._make(self._experiment, ids, self._place, self._skeletons[kind])
 
     def size(self, ids: Sequence[int]) -> int:
-        """How many of these peers, who are of one kind, to stack at once."""
+        """How many of these peers, who are of one kind, to stack at once; all, where each holds a part of one model."""
+        if self._experiment.split:
+            return len(ids)
 
         def prepare(count: int) -> Callable[[], None]:
             trial = self.stack(ids[:count])

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 import labkit as lk
-from labkit.algorithms import AllReduce, TensorParallel, ZeRO
+from labkit.algorithms import AllReduce, Pipeline, TensorParallel, ZeRO
 from labkit.cluster.local import local_cluster
+from labkit.errors import SettingError
 from labkit.models import next_token
-from tests.algorithms.test_large import characters, distance, gpt, mlp, trained
+from tests.algorithms.test_large import characters, deep, distance, gpt, mlp, trained
 
 
 @pytest.mark.parametrize("peers", [2, 4])
@@ -31,6 +32,20 @@ def test_tensor_parallel_on_workers_is_one_process(lab):
     settings = {"peers": 2, "loss": next_token}
     one = trained(gpt(), characters(), TensorParallel(), "adamw", on=lk.Lockstep(), **settings)
     assert distance(one, trained(gpt(), characters(), TensorParallel(), "adamw", on=lab, **settings)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "algorithm", [Pipeline(4), Pipeline(4, "zero-bubble"), Pipeline(4, "interleaved", interleave=2)]
+)
+def test_a_pipeline_on_workers_is_one_process(lab, algorithm):
+    one, real = (trained(deep(), lk.data.load("digits"), algorithm, "momentum", peers=2, on=on) for on in (None, lab))
+    assert distance(one, real) < 1e-5
+    assert real.bytes == pytest.approx(one.bytes) and real.final.accuracy == pytest.approx(one.final.accuracy)
+
+
+def test_stages_want_a_worker_each(lab):
+    with pytest.raises(SettingError, match="wants a worker for each, and there are 2: take peers=2"):
+        trained(deep(), lk.data.load("digits"), Pipeline(4), peers=4, on=lab)
 
 
 def test_what_workers_send_is_the_formula(lab):

@@ -30,7 +30,7 @@ class TensorParallel:
     >>> net = lambda: torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10, bias=False))
     >>> algorithm = TensorParallel(columns=("0",), rows=("2",))
     >>> lk.train(net, lk.data.load("digits"), algorithm, peers=4, rounds=100).result()
-    History: TensorParallel, 4 peers, after 100 rounds test accuracy 8...%, 0.19 MB sent per peer
+    History: TensorParallel, 4 peers, after 100 rounds test accuracy 8...%, 0.38 MB sent per peer
     """
 
     same_batches: ClassVar[bool] = True
@@ -56,7 +56,9 @@ class TensorParallel:
 
     def forward(self, peer: Peer, x: Tensor, params: Params) -> Generator[Any, Any, Tensor]:
         """The logits, with a message wherever peers' shares of a layer are summed."""
-        w = params | (yield Copy(self.holds.copied(params)))  # whose gradients are summed on the way back
+        w, copied = params, self.holds.copied(params)
+        if copied:
+            w = w | (yield Copy(copied))  # whose gradients are summed on the way back
         for layer in peer.layers:
             if f"{layer}.att" not in peer.modules:
                 x = peer.run(layer, x, w)

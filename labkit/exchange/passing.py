@@ -25,6 +25,7 @@ class Pass(Message):
     What the stages of a pipeline exchange in one tick (arXiv:1811.06965): `x` may have "forward", for the next peer of
     the ring, and "back", for the one before, and the reply what came. A peer sends the bytes of what it has.
 
+    >>> import torch
     >>> Pass.lockstep([Pass.of(torch.ones(1), None), Pass.of(None, torch.zeros(2))])
     [{'back': tensor([0., 0.])}, {'forward': tensor([1.])}]
     """

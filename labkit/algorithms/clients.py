@@ -17,6 +17,8 @@ from labkit.exchange import Kind
 class Clients:
     """`every` local steps a round, or `epochs` passes over the client's shard, by a share of the registered peers.
 
+    A pass has all examples of the shard, and its last batch those that are left.
+
     The server's model is `peer.shared["params"]`. Clients begin with a fresh optimiser each time they take part, and
     keep nothing but `peer.state`.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -59,9 +59,9 @@ class Batches(Iterator[Indices]):
         """How many epochs are finished, each of `per_epoch` batches."""
         return self.dealt // self.per_epoch
 
-    def take(self, count: int) -> Indices:
-        """The next `count` batches at once, [count, B]; they must be of one size."""
-        return np.stack([next(self) for _ in range(count)])
+    def take(self, count: int) -> Sequence[Indices] | Indices:
+        """The next `count` batches at once: [count, B], or a list where they may be of different sizes."""
+        return [next(self) for _ in range(count)]
 
 
 class Endless(Batches):
@@ -126,7 +126,8 @@ class Endless(Batches):
 class Epochs(Batches):
     """`epochs` passes over one peer's shard [n] from batch number `start` on, each a new permutation in batches [B].
 
-    An epoch's last batch holds the examples that are left, which may be fewer: `per_epoch` is ⌈n / B⌉.
+    An epoch's last batch holds the examples that are left, which may be fewer: `per_epoch` is ⌈n / B⌉. With None the
+    passes never end.
 
     >>> [sorted(batch.tolist()) for batch in Epochs([7, 8, 9], 3, seed=0, peer=0, epochs=2)]
     [[7, 8, 9], [7, 8, 9]]
@@ -134,15 +135,15 @@ class Epochs(Batches):
     [2, 1, 2, 1]
     """
 
-    def __init__(self, shard: Any, batch_size: int, seed: int, peer: int, epochs: int, start: int = 0) -> None:
+    def __init__(self, shard: Any, batch_size: int, seed: int, peer: int, epochs: int | None, start: int = 0) -> None:
         super().__init__(batch_size, seed, peer, start)
         self._shard = np.asarray(shard, dtype=np.int64)
-        self._passes = whole(epochs, "epochs")
+        self._passes = None if epochs is None else whole(epochs, "epochs")
         self.per_epoch = -(-len(self._shard) // self.batch_size)
         self._number, self._deck = -1, self._shard[:0]  # the epoch whose order is known
 
     def __next__(self) -> Indices:
-        if self.dealt >= self._passes * self.per_epoch:
+        if self._passes is not None and self.dealt >= self._passes * self.per_epoch:
             raise StopIteration
         epoch, at = divmod(self.dealt, self.per_epoch)
         if epoch != self._number:

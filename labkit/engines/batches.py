@@ -79,7 +79,11 @@ class StackedStream(Iterator[Batch]):
         """Draw the next `count` batches of every peer now: together they cost less."""
         missing = count - len(self.ahead)
         if missing > 0:
-            dealt = np.stack([own.take(missing) for own in self.indices], axis=1)  # [missing, K, B]
+            each = [own.take(missing) for own in self.indices]
+            if isinstance(each[0], np.ndarray):
+                dealt = [*np.stack(each, axis=1)]  # [missing, K, B]
+            else:  # the last batches of their passes are smaller, of all at the same step
+                dealt = [np.stack(batches) for batches in zip(*each, strict=True)]
             self.ahead = [*dealt[::-1], *self.ahead]
 
     def deal(self, active: NDArray[np.bool_]) -> Batch:

@@ -185,19 +185,28 @@ class Experiment:
     def indices(self, peer: int, start: int = 0) -> Batches:
         """The peer's batches from batch `start` on, as indices [B] into the training examples.
 
-        They never end, or after `epochs` passes over its shard.
+        They never end, or after `epochs` passes over its shard. Where passes count, for the end of the run or of a
+        round's local work, they have all examples, and their last batches what is left.
         """
         order = self.seed, 0 if self.common_order else peer
         shard = self.shards[peer]
         if isinstance(shard, StreamShard):
             return StreamBatches(shard, self.batch_size, *order, self.epochs, start)
-        if self.epochs is not None:
+        if self.epochs is not None or self.traits.epochs is not None:
             return Epochs(shard, self.batch_size, *order, self.epochs, start)
         return batches(shard, self.batch_size, *order, start)
 
     def per_epoch(self, peer: int) -> int:
-        """How many batches one pass over the peer's shard has."""
-        return max(1, self.examples(peer) // self.batch_size)
+        """How many batches one pass over the peer's shard has, in the local work of a round."""
+        examples = self.examples(peer)
+        whole_pass = self.traits.epochs is not None and not isinstance(self.shards[peer], StreamShard)
+        return -(-examples // self.batch_size) if whole_pass else max(1, examples // self.batch_size)
+
+    def left_over(self, peer: int) -> int | None:
+        """How many examples the peer's shard has, if the last batch of its passes in a round is a smaller one."""
+        if self.traits.epochs is None or not self.examples(peer) % self.batch_size:
+            return None
+        return self.examples(peer)
 
     def local_steps(self, peer: int) -> int:
         """Gradient steps that peer `peer` takes in a round it takes part in."""

@@ -346,7 +346,7 @@ class LocalPeers:
             # and so does a schedule; else a server's clients, made anew in each round, may differ in their steps
             anew = self._experiment.served and self._experiment.schedule is None
             steps = None if anew else self._experiment.local_steps(k)
-            kinds[self._experiment.kind(k), steps].append(at)
+            kinds[self._experiment.kind(k), steps, self._experiment.left_over(k)].append(at)  # batches of one size
         for alike in kinds.values():
             most = self._most or self._stacks.size([ids[at] for at in alike])
             for piece in (alike[i : i + most] for i in range(0, len(alike), most)):

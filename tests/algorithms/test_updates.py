@@ -6,6 +6,7 @@ its gradient is 2 (w·a_k − b_k) a_k whichever batch it is dealt.
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import numpy as np
@@ -30,6 +31,7 @@ from labkit.algorithms import (
     PostLocalSGD,
 )
 from labkit.data import Tensors
+from labkit.data.batches import Epochs
 from labkit.tasks.split import Partition
 
 A = np.array([[1.0, 0.5], [-0.5, 1.0], [0.25, -0.75]])
@@ -99,6 +101,40 @@ def test_fed_avg_with_epochs_takes_as_many_steps_as_a_client_has_batches(on):
     for _ in range(ROUNDS):
         w = sum(SHARE[k] * local(w, k, 2 * SIZES[k] // 2) for k in range(3))
     assert trained(FedAvg(epochs=2), on)[0][0] == near(w)
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(epochs=2), FedProx(epochs=2, mu=0.0), FedNova(epochs=2)], ids=repr)
+def test_passes_have_all_examples_the_last_batch_those_that_are_left(on, algorithm):
+    """Shards of 7, 8 and 3 digits in batches of 4: the smaller ones step on 3 examples (McMahan et al., Alg. 1)."""
+    sizes, digits = [7, 8, 3], lk.data.load("digits")
+    shards = Partition(range(18), np.split(np.arange(18), [7, 15]), "three")
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = nn.Linear(64, 10)
+    settings = {"rounds": 2, "batch_size": 4, "seed": 3, "optimizer": partial(torch.optim.SGD, lr=LR)}
+    trained_one = lk.train(model, digits, algorithm, shards=shards, on=on, **settings).result(60).models[0]
+    streams = [Epochs(own, 4, 3, k, None) for k, own in enumerate(shards)]
+    for _ in range(2):
+        moved, lengths = [], []
+        for stream, size in zip(streams, sizes, strict=True):
+            client = copy.deepcopy(model)
+            seen = []
+            for _ in range(2 * -(-size // 4)):
+                at = torch.from_numpy(next(stream))
+                seen += at.tolist()
+                loss = nn.functional.cross_entropy(client(digits.x[at]), digits.y[at])
+                for p, g in zip(client.parameters(), torch.autograd.grad(loss, list(client.parameters())), strict=True):
+                    p.data -= LR * g
+            assert len(seen) == 2 * size and len(set(seen)) == size
+            moved.append(client.state_dict())
+            lengths.append(2 * -(-size // 4))
+        share, start = np.array(sizes) / 18, copy.deepcopy(model.state_dict())
+        far = share @ lengths if isinstance(algorithm, FedNova) else None
+        for name, x in start.items():
+            each = [(own[name] - x) / (t if far else 1) for own, t in zip(moved, lengths, strict=True)]
+            model.state_dict()[name].copy_(x + (far or 1) * sum(p * d for p, d in zip(share, each, strict=True)))
+    for p, q in zip(trained_one.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=2e-6, rtol=0)
 
 
 def test_fed_avg_of_some_clients_weighs_them_among_themselves(on):

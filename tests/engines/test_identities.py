@@ -225,7 +225,7 @@ def test_fed_nova_knows_how_far_the_run_s_own_optimiser_goes(on, settings):
             mlp, DIGITS, FedNova(epochs=1), peers=4, rounds=1, batch_size=16, seed=3, shards=skew, optimizer=optimizer
         )
     )
-    steps = [len(part) // 16 for part in DIGITS.shards(4, skew, seed=3).indices]
+    steps = [-(-len(part) // 16) for part in DIGITS.shards(4, skew, seed=3).indices]
     lengths = []
     for count in steps:
         x = torch.zeros(1, requires_grad=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isnan, nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -83,13 +84,15 @@ class History:
         return self.rows[-1].seconds if self.rows else 0.0
 
     def curve(self, what: str) -> tuple[list[int], list[tuple[float, ...]]]:
-        """Rounds, and in them each peer's "losses", "accuracies", "test_losses" or a metric, where they were measured.
+        """Rounds, and in them each peer's "losses", "accuracies", "test_losses", a metric, or what it logged by a name.
 
         Where others take part in every round, it is their mean alone.
         """
-        known = [(row.round, getattr(row, what, None) or row.metrics.get(what)) for row in self.rows]
+        known = [
+            (row.round, getattr(row, what, None) or row.metrics.get(what) or row.logged.get(what)) for row in self.rows
+        ]
         if any(row.peers is not None for row in self.rows):
-            known = [(at, values if values is None else (fmean(values),)) for at, values in known]
+            known = [(at, values and (fmean([it for it in values if not isnan(it)] or [nan]),)) for at, values in known]
         return [at for at, values in known if values is not None], [v for _, v in known if v is not None]
 
     def table(self) -> Table:
@@ -131,13 +134,15 @@ class History:
         tensorboard_writer(folder, self).close()
 
     def plot(self) -> Picture:
-        """Training loss, test accuracy (or test loss) and metrics over the rounds: each peer's, and their mean."""
+        """Training loss, test accuracy (or test loss), metrics and what peers logged over the rounds, and the means."""
         return self.picture(title=f"{self.algorithm}, {self.peers} peers, {self.engine} engine")
 
     def picture(self, rounds: int | None = None, title: str = "") -> Picture:
         """The learning curves so far, on an axis of `rounds` rounds."""
         names = {"accuracy": "accuracies", "test loss": "test_losses"}
         tests = {it: self.curve(names.get(it, it)) for it in measures_of(self.rows) or ["accuracy"]}
+        logged = dict.fromkeys(name for row in self.rows for name in row.logged)
+        tests |= {name: self.curve(name) for name in logged if name not in tests}
         return learning_curves(self.curve("losses"), tests, rounds=rounds, title=title, note="measured")
 
     def __repr__(self) -> str:

@@ -80,7 +80,7 @@ def learning_curves(
     for panel in panels[:-1]:
         panel.finish("")
     said = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
-    return panels[-1].finish(f"{said.capitalize()}{f' of {title}' if title else ''} ({note})")
+    return panels[-1].finish(f"{said[:1].upper()}{said[1:]}{f' of {title}' if title else ''} ({note})")
 
 
 def _top(values: Floats) -> float:

@@ -68,6 +68,20 @@ def test_who_says_nothing_has_nan_in_the_row(engine, request):
     assert [None if isnan(it) else it for it in row.logged["late"]] in ([None, None, 2], [None, 1, 2])
 
 
+def test_the_picture_has_what_was_logged_and_curves_of_sampled_clients_are_means():
+    @dataclass(frozen=True)
+    class Clients(FedAvg):
+        def round(self, peer, batches):
+            if peer.number > 1:
+                peer.log("mine", peer.ids)
+            yield from super().round(peer, batches)
+
+    history = result(lk.Lockstep(), Clients(every=1, participation=0.5), peers=4, rounds=3)
+    expected = [sum(row.peers) / 2 for row in history.rows[1:]]
+    assert history.curve("mine") == ([2, 3], [(it,) for it in expected])
+    assert "mine" in history.plot().alt and history.plot().png()
+
+
 STEPS = {
     AllReduce(): 1,
     AllReduce(accumulate=3): 1,

@@ -237,6 +237,7 @@ def test_what_was_logged_is_in_the_files_of_a_history(tmp_path):
     history.to_csv(tmp_path / "run.csv")
     (*_, last) = csv.DictReader((tmp_path / "run.csv").read_text().splitlines())
     assert (last["H"], last["H_0"], last["H_1"], last["steps"]) == ("8.0", "8.0", "8.0", "14.0")
+    assert history.curve("H") == ([1, 2, 3], [(2.0, 2.0), (4.0, 4.0), (8.0, 8.0)]) and " H " in history.plot().alt
     history.to_json(tmp_path / "run.json")
     assert lk.History.from_json(tmp_path / "run.json").rows == history.rows
     pytest.importorskip("tensorboard")

@@ -28,7 +28,7 @@ class StatusLine:
     """In a terminal one line that is written over, elsewhere one now and then once it takes long; none in notebooks."""
 
     def __init__(self, work: Watched) -> None:
-        self._work, self._shown = work, False
+        self._work, self._still, self._shown = work, work.still, False
         self._terminal, self._notebook = sys.stderr.isatty(), in_notebook()
         self._next = monotonic() + FIRST
 
@@ -37,10 +37,10 @@ class StatusLine:
         if self._terminal:
             width = shutil.get_terminal_size((0, 0)).columns - 1  # below nothing where nobody knows
             status = self._work.status
-            line = f"{self._work.still} {status}"
+            line = f"{self._still} {status}"
             self._write(f"\r\x1b[K{status[:width] if 0 < width < len(line) else line}")
         elif not self._notebook and monotonic() > self._next:
-            self._write(f"{self._work.still} {self._work.status}\n")
+            self._write(f"{self._still} {self._work.status}\n")
             self._next = monotonic() + EVERY
 
     def finish(self) -> None:

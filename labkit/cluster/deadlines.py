@@ -23,6 +23,7 @@ BRAKE = 5.0  # for the program that slows a worker down to let go of it
 GRACE = 3.0  # for a rank to leave its own code once it has been told to stop
 SETTLE = 1.0  # for the cause of a broken collective to come to light, so that it is named and not its consequence
 ANSWER = 30.0  # for ranks to answer what their gang asks, which may be much to send
+STACKS = 0.2  # for a worker that hangs to write down where it is
 GONE_CLIENT = 10.0  # after which a dead client's workers are free, even where a rank never said that it has gone
 CLOSE_SEEN = 0.02  # for gloo to find that one of this rank's connections is at its end
 CLOSE_SEEN_BY_ALL = 0.3  # for the other ranks to find that too

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
@@ -15,6 +15,7 @@ from types import TracebackType
 import cloudpickle
 
 from labkit.cluster.gang.group import GangSpec
+from labkit.cluster.gang.stacks import place_of
 from labkit.errors import ClusterError, GangError, LabkitError, WorkerLost, let_go
 
 
@@ -200,13 +201,24 @@ def diagnose(name: str, spec: GangSpec, reports: Sequence[RankReport], lost: Map
     return None
 
 
-def hung(spec: GangSpec, ranks: Collection[int]) -> WorkerLost:
-    """The error of a gang whose collective waited for these ranks, which then could not be interrupted either."""
-    each = " and ".join(f"rank {rank} on worker {spec.workers[rank]}" for rank in sorted(ranks))
-    return WorkerLost(
-        f"{each} hung: for {spec.timeout:g} s the other ranks waited in a collective, and it could not be interrupted"
+def hung(spec: GangSpec, stacks: Mapping[int, Sequence[str]]) -> WorkerLost:
+    """The error of a gang whose collective waited for these ranks, which then could not be interrupted either.
+
+    `stacks` says for each where it was, as lines, innermost first; those that are known are notes of the error.
+    """
+    places = {rank: place_of(lines) for rank, lines in stacks.items()}
+    each = " and ".join(
+        f"rank {rank} on worker {spec.workers[rank]} hung" + f" in {place}" * bool(place)
+        for rank, place in sorted(places.items())
+    )
+    error = WorkerLost(
+        f"{each}: for {spec.timeout:g} s the other ranks waited in a collective, and it could not be interrupted"
         " either; look for what blocks in its code or in the network of its host, or launch with a longer timeout=."
     )
+    for rank, lines in sorted(stacks.items()):
+        if lines:
+            error.add_note("\n  ".join([f"Rank {rank} was here, innermost first:", *lines]))
+    return error
 
 
 def _own(name: str, spec: GangSpec, rank: int, failure: RankFailure) -> str:

@@ -12,7 +12,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from labkit.cluster.gang import rank as worker_side
 from labkit.cluster.gang.diagnosis import RankFailure, RankReport, diagnose, hung
 from labkit.cluster.gang.gang_queue import Holder, QueueAccess, ask, waiting
 from labkit.cluster.gang.group import GangSpec
+from labkit.cluster.gang.stacks import place_of, stack
 from labkit.cluster.shipping import pack
 from labkit.cluster.workers import WorkerPool
 from labkit.errors import ClusterError, GangError, LabClosed, LabkitError, SettingError, Stopped
@@ -107,7 +108,7 @@ class Gang:
         self._arrived: asyncio.Queue[RankReport | str | ClusterError] = asyncio.Queue()  # a string is a lost worker
         self._reports: dict[int, RankReport] = {}  # in order of arrival
         self._lost: dict[int, str] = {}  # rank -> worker
-        self._hung: set[int] = set()
+        self._hung: dict[int, str] = {}  # rank -> where
         self._leading: asyncio.Task[Any] | None = None
         self._stopped, self._grace = False, deadlines.GRACE
         self._over = threading.Event()
@@ -146,8 +147,10 @@ class Gang:
         return self._lost
 
     @property
-    def hung(self) -> Collection[int]:
-        """Those of the lost ranks that kept others waiting in a collective until their worker was ended."""
+    def hung(self) -> Mapping[int, str]:
+        """Those of the lost ranks that kept others waiting in a collective until their worker was ended, and where
+        that was in their code, "" if unknown.
+        """
         return self._hung
 
     @property
@@ -334,10 +337,12 @@ class Gang:
         try:
             if error is not None and self._futures and self._client.status == "running":
                 unexplained = self._unexplained() and not self._stopped
-                stuck = await self._end_ranks(error)
+                stuck, stacks = await self._end_ranks(error, ask_where=unexplained)
                 if stuck and unexplained and self._spec is not None:
-                    self._hung, self._lost = set(stuck), self._lost | stuck
-                    error = hung(self._spec, stuck)
+                    where = {rank: stacks.get(worker, []) for rank, worker in stuck.items()}
+                    self._lost |= stuck
+                    self._hung = {rank: place_of(lines) for rank, lines in where.items()}
+                    error = hung(self._spec, where)
         finally:
             # `_collect` must not be cancelled: all gathers of a client share one answer, and all would be cancelled.
             for future in self._futures:
@@ -346,8 +351,12 @@ class Gang:
             self._conclude(error)
         await self._quietly(self._ask_queue("leave"))
 
-    async def _end_ranks(self, error: Exception) -> dict[int, str]:
-        """End all ranks that still run, and the workers of those that do not leave their own code; return these."""
+    async def _end_ranks(self, error: Exception, ask_where: bool) -> tuple[dict[int, str], dict[str, list[str]]]:
+        """End all ranks that still run, and the workers of those that do not leave their own code.
+
+        Returns these, and where each worker was if that is asked.
+        """
+        stacks: dict[str, list[str]] = {}
         assert self._spec is not None
         await self._quietly(self._ask_queue("halt"))
         waiting = self._waiting()
@@ -358,14 +367,15 @@ class Gang:
             await asyncio.wait([self._tasks[rank] for rank in running], timeout=self._grace)
         stuck = {rank: self._spec.workers[rank] for rank in running if not self._tasks[rank].done()}
         if stuck:
+            on_nannies: dict[str, Any] = {"workers": [*stuck.values()], "nanny": True, "on_error": "ignore"}
+            if ask_where:
+                stacks = await self._quietly(self._client.run(stack, **on_nannies)) or {}
             # not client.restart_workers, which would wait another four seconds for the process to end by itself
-            killed = await self._quietly(
-                self._client.run(worker_side.kill, workers=[*stuck.values()], nanny=True, on_error="ignore")
-            )
+            killed = await self._quietly(self._client.run(worker_side.kill, **on_nannies))
             self._queue.expect(self._workers)
             if left := set(stuck.values()) - set(killed or {}):
                 error.add_note(f"A rank still runs on {', '.join(left)}, which has no nanny: restart it by hand.")
-        return stuck
+        return stuck, stacks
 
     # -- also there, at any time
 

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -25,6 +25,7 @@ from labkit.cluster.channels import capture_prints, post
 from labkit.cluster.gang.diagnosis import RankFailure, RankGone, RankReport
 from labkit.cluster.gang.gang_queue import ask
 from labkit.cluster.gang.group import GangSpec, ProcessGroup, host_of, listen
+from labkit.cluster.gang.stacks import stacks_on_request
 from labkit.cluster.preparation import leave_random_alone
 from labkit.cluster.shipping import unpack
 from labkit.cluster.user_modules import note_imported
@@ -62,6 +63,8 @@ class Rank:
         self._environment = dict(os.environ)
         leave_random_alone()
         self._group = ProcessGroup()
+        self._stacks = ExitStack()
+        self._stacks.enter_context(stacks_on_request(self.worker.local_directory))
         Rank.current = self
         return self
 
@@ -71,6 +74,7 @@ class Rank:
         try:
             self._group.leave(cleanly=self.stage == "done" and not self.ended)
         finally:
+            self._stacks.close()
             _restore(self._environment)
             Rank.current = None
             self.over.set()

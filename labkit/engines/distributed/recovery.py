@@ -43,6 +43,7 @@ class Recovery:
     def __post_init__(self) -> None:
         self._began: float | None = None  # by this clock; what ranks tell is a little old when it arrives
         self._reported = 0  # the last round that was
+        self._hung: set[tuple[int, str]] = set()  # ranks, and where they did
         self._interrupted = self.store.number > 0  # and has not yet gone on
         self._journal = self.store.journal
         self._earlier = self._journal.until(self.store.number) if self._journal and self._interrupted else []
@@ -79,6 +80,7 @@ class Recovery:
                 lost = gang.lost.items()
                 self._tell("lost", workers=[{"worker": it, "rank": k, "hung": k in gang.hung} for k, it in lost])
                 self._interrupted = True
+                self._require_progress(error, set(gang.hung.items()))
                 self.ranks = self._next_ranks(gang, error, without)
             if self.control.wish is Wish.STOP:
                 return None
@@ -149,6 +151,15 @@ class Recovery:
 
     def _tell(self, kind: str, **data: Any) -> None:
         self._report(Event(self._reported + 1, self._seconds, kind, data))
+
+    def _require_progress(self, error: WorkerLost, hung: set[tuple[int, str]]) -> None:
+        """Raise the error where a rank hung at the same place of its code before: the next one would, too."""
+        places = {(rank, place) for rank, place in hung if place}
+        if places & self._hung:
+            again = WorkerLost(f"for the second time, {error}")
+            again.__notes__ = getattr(error, "__notes__", [])
+            raise again
+        self._hung |= places
 
     def _next_ranks(self, gang: Gang, error: WorkerLost, without: int) -> int:
         """How many ranks the next gang has: on the survivors, or as many as before once the worker is back."""

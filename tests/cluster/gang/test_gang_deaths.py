@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import torch
 import torch.distributed as dist
 
 import labkit as lk
@@ -92,6 +94,23 @@ def test_a_rank_that_never_leaves_its_own_code_gets_a_new_worker(mortal: Lab) ->
     assert works(mortal)
     after = {worker.name: worker.pid for worker in mortal.workers}
     assert sum(before[name] != after[name] for name in before) == 1
+
+
+def stuck_in_c() -> None:
+    """Rank 1 keeps the interpreter to itself: none of its threads could say anything."""
+    if dist.get_rank() == 1:
+        ctypes.PyDLL(None).sleep(1000)
+    dist.all_reduce(torch.ones(1))
+
+
+def test_of_a_rank_that_hangs_the_error_says_where(mortal: Lab) -> None:
+    assert works(mortal)
+    with (
+        Clock(40),
+        pytest.raises(WorkerLost, match=r"rank 1 .* hung in stuck_in_c \(test_gang_deaths.py, line \d+\):") as e,
+    ):
+        mortal.launch(stuck_in_c, timeout=8.0).result()
+    assert e.value.__notes__[0].startswith("Rank 1 was here, innermost first:\n  File ")
 
 
 def test_closing_the_lab_ends_its_gangs(mortal: Lab) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 
 import labkit as lk
 from labkit.algorithms import SCAFFOLD, AllReduce, DiLoCo, FedAvg, LocalSGD
+from labkit.engines.distributed.recovery import Recovery
 from labkit.errors import ExchangeError, GangError, SettingError, WorkerLost
 from tests.data.items import Flow, Pictures
 from tests.engines.experiments import ADAM, MOMENTUM, difference, mlp
@@ -243,6 +244,19 @@ def test_a_worker_that_hangs_is_replaced(lab):
     assert same(run.result(60), undisturbed)
     assert time.monotonic() - begun < 40
     assert "(rank 1) hung" in texts(run.history)[0]
+
+
+def test_a_rank_that_hangs_at_the_same_place_again_ends_the_run_with_its_stack():
+    recovery = object.__new__(Recovery)
+    recovery._hung = set()
+    error = WorkerLost("rank 1 hung in forward (mine.py, line 3).")
+    error.add_note("Rank 1 was here")
+    recovery._require_progress(error, {(1, "forward (mine.py, line 3)")})
+    recovery._require_progress(error, {(1, "backward (mine.py, line 9)"), (0, "")})
+    recovery._require_progress(error, {(0, "")})  # of which nobody knows where it was
+    with pytest.raises(WorkerLost, match="for the second time, rank 1 hung in forward") as again:
+        recovery._require_progress(error, {(1, "forward (mine.py, line 3)")})
+    assert again.value.__notes__ == ["Rank 1 was here"]
 
 
 def test_settings_that_cannot_be_are_refused(lab):

@@ -49,7 +49,8 @@ def test_a_launch_that_does_not_find_its_workers_in_time_names_the_busy_one(lab:
 
 def test_a_launch_behind_another_says_who_holds_the_workers(lab: Lab) -> None:
     first = lab.launch(nap, 1.5)
-    with pytest.raises(GangError, match=r"0 of 2 ranks started within 0\.3 s, because .* held by 1 other launch"):
+    sentence = r"0 of 2 ranks started within 0\.3 s, because .* held by Gang: nap as 2 ranks \(since "
+    with pytest.raises(GangError, match=sentence):
         lab.launch(add, 0, timeout=0.3).result()
     first.result()
 

@@ -17,6 +17,8 @@ from labkit.exchange import Kind, Mean, Message
 class Ensemble(Independent):
     """p(y|x) = (1/n) Σᵢ pᵢ(y|x), of peers trained apart from different weights  (arXiv:1612.01474, Sec. 2.4).
 
+    Each member has its own shard; in the paper each sees the whole set in an order of its own, which is
+    `shards=lk.data.Replicated(common_order=False)`.
     Raises SettingError for `every` below one.
 
     >>> import labkit as lk, torch

@@ -79,7 +79,9 @@ class Dataset(ABC):
 class Sharding(Protocol):
     """A way to deal a dataset's training examples to peers."""
 
-    common_order: ClassVar[bool]  # whether all peers see the same batches in the same order
+    @property
+    def common_order(self) -> bool:
+        """Whether all peers see the same batches in the same order."""
 
     def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
         """One shard of the training examples' indices for each peer."""

@@ -139,10 +139,11 @@ class ByLabel:
 class Replicated:
     """Every peer holds all examples and sees them in the same order, as mutual learning and co-teaching need it.
 
-    The shards are one array, however many peers hold it, and no partition: every item has all peers as owners.
+    Without the `common_order` each sees them in an order of its own, as the members of a deep ensemble do. The shards
+    are one array, however many peers hold it, and no partition: every item has all peers as owners.
     """
 
-    common_order: ClassVar[bool] = True
+    common_order: bool = True
 
     def deal(self, dataset: Dataset, peers: int, seed: int) -> Partition:
         everything = np.arange(len(dataset), dtype=np.int64)

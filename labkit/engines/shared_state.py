@@ -60,6 +60,14 @@ class SharedState:
             _require_same(self.digest(), other, _near)
 
 
+def no_common_model() -> ExchangeError:
+    """What is wrong with peers that start from different models and are to share one."""
+    return ExchangeError(
+        "The peers start from different models, so there are no parameters that all of them share: give one model for "
+        "all, or exchange predictions instead of parameters."
+    )
+
+
 class SharedView(MutableMapping[str, Tree]):
     """One peer's view of the shared_state in one round: it sees at once what it writes, the others in the next round.
 
@@ -74,10 +82,7 @@ class SharedView(MutableMapping[str, Tree]):
     def __getitem__(self, name: str) -> Tree:
         if name not in self._seen:
             if name == "params" and name not in self._state.values:
-                raise ExchangeError(
-                    "The peers start from different models, so there are no parameters that all of them share: give "
-                    "one model for all, or exchange predictions instead of parameters."
-                )
+                raise no_common_model()
             value = self._state.values[name]
             self._seen[name] = tree.map(lambda leaf: leaf.unsqueeze(0), value) if self._lead else value
         return self._seen[name]

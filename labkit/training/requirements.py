@@ -19,7 +19,9 @@ from labkit.algorithms.traits import Traits
 from labkit.algorithms.wrapper import Wrapper
 from labkit.checks import number
 from labkit.engines.experiment import PRECISIONS, Experiment, Loss
+from labkit.engines.shared_state import no_common_model
 from labkit.errors import ModelError, SettingError
+from labkit.exchange import Kind
 from labkit.text import in_words, some
 
 _ROUNDS = 50  # of a run that says neither how many nor how often it goes through the data
@@ -201,18 +203,35 @@ def require_optimizers(experiment: Experiment) -> None:
 
 
 def require_one_model(experiment: Experiment) -> None:
-    """Raise ModelError where AllReduce's peers, who average gradients, would not stay one model."""
-    if not any(isinstance(_innermost(it), AllReduce) for it in experiment.algorithms):
+    """Raise ModelError where peers who average gradients would not stay one model, and where clips are of no change.
+
+    Raises ExchangeError for clients of one server that are given several models.
+    """
+    if experiment.served and not experiment.alike:
+        raise no_common_model()
+    for algorithm in () if experiment.alike else experiment.algorithms:
+        if _exact(algorithm) and Kind.CHANGE in Traits.of(algorithm).kinds:
+            raise SettingError(
+                f"{type(algorithm).__name__} clips changes of parameters, and the peers start from different weights, "
+                "so that their first mean is one of whole parameters: give one model for all."
+            )
+    averaging = [it for it in experiment.algorithms if Kind.GRADIENT in Traits.of(it).kinds]
+    if not averaging:
         return
     kinds = {experiment.training_key(k)[0] for k in range(len(experiment.optimizers))}
     shapes = {tuple((n, p.shape) for n, p in model.named_parameters()) for model in experiment.models}
     if len(kinds) > 1 or (not experiment.alike and len(shapes) == 1):  # others cannot exchange anything
         what = "are given different optimisers" if experiment.alike else "start from different weights"
         raise ModelError(
-            f"AllReduce's peers average gradients, which is right for equal weights alone, and they {what}: give one "
-            f"{'optimizer' if experiment.alike else 'model'} for all, or take an algorithm that averages parameters, "
-            "such as LocalSGD(1)."
+            f"{type(_innermost(averaging[0])).__name__}'s peers average gradients, which is right for equal weights "
+            f"alone, and they {what}: give one {'optimizer' if experiment.alike else 'model'} for all, or take an "
+            "algorithm that averages parameters, such as LocalSGD(1)."
         )
+
+
+def _exact(algorithm: Algorithm) -> bool:
+    """Whether a wrapper promises something of each peer's own change."""
+    return isinstance(algorithm, Wrapper) and (algorithm.exact or _exact(algorithm.algorithm))
 
 
 def _innermost(algorithm: Algorithm) -> Algorithm:

@@ -250,8 +250,10 @@ def test_the_median_of_peers_that_start_apart_is_that_of_their_parameters(on):
 
 @engines
 def test_nothing_private_is_made_of_whole_parameters_of_peers_that_start_apart(on):
-    with pytest.raises(SettingError, match=r"LocalSGD .* no updates but parameters.*peers that start from one model"):
+    with pytest.raises(SettingError, match=r"Private clips changes .* start from different weights.*one model for all"):
         result(on, Private(LocalSGD(2)), different(), peers=3, rounds=1)
+    with pytest.raises(SettingError, match=r"Tell .* no updates but parameters.*peers that start from one model"):
+        in_lockstep(Private(Tell({"w": torch.ones(1, 2)}, start={"w": torch.ones(2)})), alone(1, shared={}))
 
 
 # -- both ways round

@@ -313,3 +313,35 @@ def test_what_fed_df_teaches_is_without_dropout():
     settings = {"peers": 3, "rounds": 1, "public": PUBLIC, "optimizer": still, "batch_size": 8}
     for met in lk.step_through(dropping, SMALL, FedDF(1, public=1), **settings):
         assert met.same and all(torch.equal(met.sent[0], own) for own in met.sent if met.number == 2)
+
+
+# -- who may differ, and who sees what
+
+
+def test_students_of_different_architectures_learn_from_one_teacher(on):
+    small, large, teacher = nn.Linear(64, 10), mlp(), normalised()
+    history = trained(Distillation(teacher), [small, large, small], on, rounds=20)
+    assert [type(model).__name__ for model in history.models] == ["Linear", "Sequential", "Linear"]
+    alone = trained(Distillation(teacher), [small, large, small], lk.Lockstep(), rounds=20)
+    require_same(history, alone.models, tolerance=1e-5)
+
+
+def test_clients_of_different_architectures_are_refused_before_they_train(on):
+    with pytest.raises(lk.errors.ExchangeError, match="no parameters that all of them share: give one model"):
+        lk.train([nn.Linear(64, 10), mlp()], SMALL, FedDF(1), rounds=1, on=on, public=PUBLIC)
+
+
+def test_members_of_an_ensemble_may_see_the_whole_set_each_in_its_own_order(on):
+    everything = lk.data.Replicated(common_order=False)
+    model = mlp()
+    history = trained(Ensemble(6), [copy.deepcopy(model) for _ in range(3)], on, rounds=1, shards=everything)
+    for k, member in enumerate(history.models):
+        own = copy.deepcopy(model)
+        stream = batches(range(len(SMALL)), BATCH, SEED, k)
+        for _ in range(6):
+            at = torch.from_numpy(next(stream))
+            step(own, F.cross_entropy(own(SMALL.x[at]), SMALL.y[at]))
+        for p, q in zip(member.parameters(), own.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-5)
+    with pytest.raises(lk.errors.SettingError, match=r"compares what peers make of the same batches"):
+        trained(Mutual(), [mlp(), mlp()], on, shards=everything)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
+from math import inf, isnan
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -245,6 +246,7 @@ class Best:
         """Keep the models of those of the peers `ids` that are better than ever; one score may be that of all."""
         values = scores.accuracies or tuple(-loss for loss in scores.losses or ())
         for k, value in zip(ids, values * len(ids) if len(values) == 1 else values, strict=True):
+            value = -inf if isnan(value) else value
             if k not in self.kept or value > self.kept[k][0]:
                 state = model_of(k).state_dict()
                 self.kept[k] = value, {name: it.detach().to("cpu", copy=True) for name, it in state.items()}

@@ -130,7 +130,8 @@ def draw(
     first.finish("")
     ends = "; ".join(f"{trail.name} {quality.words(trail.scores[-1])}" for *_, trail in known)
     ends += f" ({band_is})" if band_is else ""
-    what = quality.label.split(" (")[0].capitalize()
+    what = quality.label.split(" (")[0]
+    what = what[0].upper() + what[1:]
     return second.finish(f"{title}. {what} against bytes ({bytes_are}) and seconds ({seconds_are}): {ends}")
 
 

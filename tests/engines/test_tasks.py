@@ -226,3 +226,25 @@ def test_data_without_tests_has_no_scores():
         model, replace(given, test_x=given.x[:0], test_y=given.y[:0]), loss=loss, peers=2, rounds=2
     ).result()
     assert history.final.test_loss is None and "not evaluated" in repr(history)
+
+
+@pytest.mark.parametrize("on", [None, lk.Lockstep()], ids=["stacked", "lockstep"])
+@pytest.mark.parametrize("kind", ["numbers", "several labels", "one logit"])
+def test_only_the_head_of_a_pretrained_model_is_trained(kind, on):
+    """Its frozen layers and running statistics stay as they were, and the scores are those of the whole model."""
+    x, y, _, loss, accuracy = KINDS[kind]
+    body = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU())
+    body(3 * torch.randn(64, 4) + 1)
+    for p in body.requires_grad_(False).eval().parameters():
+        assert not p.requires_grad
+    whole = nn.Sequential(body, nn.Linear(4, 3) if kind == "several labels" else nn.Linear(4, 1))
+    before = {name: it.clone() for name, it in body.state_dict().items()}
+    history = lk.train(whole, data(x, y), peers=2, rounds=4, batch_size=16, loss=loss, on=on).result()
+    trained_one = history.models[0]
+    assert all(torch.equal(it, before[name]) for name, it in trained_one[0].state_dict().items())
+    assert not torch.equal(trained_one[1].weight, whole[1].weight)
+    with torch.no_grad():
+        out = trained_one(data(x, y).test_x)
+    assert history.final.test_losses[0] == pytest.approx(loss(out, data(x, y).test_y).item(), rel=1e-5)
+    right = accuracy(out, data(x, y).test_y)
+    assert history.final.accuracy is None if right is None else history.final.accuracies[0] == pytest.approx(right)

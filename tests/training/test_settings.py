@@ -13,6 +13,7 @@ import torch
 
 import labkit as lk
 from labkit.training import stepping, train
+from labkit.training.compare import ENDS
 from labkit.training.settings import Settings
 from tests.engines.experiments import mlp
 
@@ -94,7 +95,8 @@ def test_signatures_show_every_setting_with_its_type_and_default():
     assert inspect.signature(lk.train).return_annotation == "Run"
     shown = inspect.signature(lk.compare).parameters
     assert list(shown)[:4] == ["algorithms", "model", "dataset", "steps"]
-    assert set(shown) == set(spelt) - {"algorithm", "rounds", "epochs"} | {"algorithms", "steps"}
+    budget = {"steps", "bytes", "seconds", "seeds", "seed"}
+    assert set(shown) == set(spelt) - {"algorithm", *ENDS} | {"algorithms", *budget}
 
 
 def test_a_setting_that_there_is_not_is_refused_with_the_name_of_the_function():
@@ -103,7 +105,7 @@ def test_a_setting_that_there_is_not_is_refused_with_the_name_of_the_function():
             function(mlp, DIGITS, peeers=3)
         with pytest.raises(TypeError, match=rf"{function.__name__}\(\).* missing .*'dataset'"):
             function(mlp)
-    with pytest.raises(lk.errors.SettingError, match=r"ends after steps=200 .*leave rounds away"):
+    with pytest.raises(lk.errors.SettingError, match=r"such as steps=200 .*leave rounds away"):
         lk.compare({"DDP": lk.algorithms.AllReduce()}, mlp, DIGITS, rounds=3)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 End = tuple[str, int]
 
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))  # of Linux
+_LISTEN = "0A"
 _SO_ATTACH_FILTER = 26
 _REFUSE_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0)  # a program of Berkeley's packet filter: "return 0"
 
@@ -23,10 +24,18 @@ _REFUSE_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0)  # a program of Berkeley's pac
 def strangers() -> dict[tuple[End, End], int]:
     """The users other than this process's own by those connections of this machine that are theirs, each as both its
     ends, their own first; {} where the system does not tell.
+
+    What nobody has accepted yet belongs to nobody; it will be the one's who listens there.
     """
     rows = [line.split() for table in _TABLES if table.exists() for line in table.read_text().splitlines()[1:]]
-    own = str(os.geteuid())
-    return {(_end(row[1]), _end(row[2])): int(row[7]) for row in rows if row[7] != own}
+    listeners = {_end(row[1])[1]: row[7] for row in rows if row[3] == _LISTEN}
+    own, found = str(os.geteuid()), {}
+    for row in rows:
+        here, there, inode = _end(row[1]), _end(row[2]), row[9]
+        user = row[7] if inode != "0" else listeners.get(here[1], own)
+        if user != own:
+            found[here, there] = int(user)
+    return found
 
 
 def close_door(listener: socket.socket) -> None:

@@ -232,13 +232,15 @@ class LocalPeers:
         losses = self._in_order(each).tolist()
         took = [at for at, count in enumerate(steps.tolist()) if count]
         require_finite([losses[at] for at in took], self._number, [self.present[at] for at in took])
-        taken = float(sum(block.peers.taken.sum() for block in self._blocks))
+        taken = sum(block.peers.taken_together for block in self._blocks)
         self.taken += taken
         return Measured(tuple(losses), self._logged(), taken)
 
     def _logged(self) -> dict[str, tuple[float, ...]]:
         """What each of those present has logged by name; NaN for who has not."""
         names = dict.fromkeys(name for block in self._blocks for name in block.peers.logged)
+        if not names:
+            return {}
         nothing = [torch.full((len(block.peers),), nan, dtype=torch.float64) for block in self._blocks]
         return {
             name: tuple(

@@ -258,6 +258,11 @@ class Peers(PartHolder, ABC):
         """How many steps of its optimiser each peer [K] has taken in this round."""
         return torch.as_tensor(self._taken).expand(len(self))
 
+    @property
+    def taken_together(self) -> float:
+        """The same of all peers here together."""
+        return float(self._taken * len(self) if isinstance(self._taken, int) else self._taken.sum())
+
     def log(self, name: str, value: Any) -> None:
         self.logged[name] = logged(name, value, len(self), self.lead)
 

@@ -14,7 +14,7 @@ import sysconfig
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module, invalidate_caches
 from pathlib import Path
 from types import ModuleType
@@ -85,7 +85,7 @@ _registering = threading.RLock()  # cloudpickle's registry is one for all thread
 def _by_value() -> Iterator[None]:
     with _registering:
         before = cloudpickle.list_registry_pickle_by_value()
-        added = [it for it in list(sys.modules.values()) if is_users(it) and it.__name__ not in before]
+        added = [sys.modules[name] for name in _users(tuple(sys.modules)) if name in sys.modules and name not in before]
         for module in added:
             cloudpickle.register_pickle_by_value(module)
         try:
@@ -93,6 +93,11 @@ def _by_value() -> Iterator[None]:
         finally:
             for module in added:
                 cloudpickle.unregister_pickle_by_value(module)
+
+
+@lru_cache(maxsize=1)  # to look at thousands of modules takes a millisecond
+def _users(names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if is_users(sys.modules.get(name)) and sys.modules[name].__name__ == name]
 
 
 def is_users(module: Any) -> bool:

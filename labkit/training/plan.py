@@ -40,7 +40,7 @@ from labkit.training.requirements import (
 )
 from labkit.training.settings import Model, Settings
 from labkit.training.splitting import require_splittable
-from labkit.training.testing import require_keep, require_metrics, require_until, try_metrics
+from labkit.training.testing import asked_of_tests, try_metrics
 from labkit.training.trial import initialised, is_lazy, tried
 
 _APART = 1_000_003  # between the seeds of two peers that start apart, so that runs of neighbouring seeds share none
@@ -95,15 +95,13 @@ def plan(settings: Settings, budget: Budget | None = None) -> tuple[Engine, Expe
         clip=require_clip(settings.clip, algorithms[0], traits),
         epochs=epochs,
         client_tests=dealing.tests(dataset, peers, seed) if isinstance(dealing, WithTest) else (),
-        metrics=require_metrics(settings.metrics, dataset, isinstance(dealing, WithTest)),
-        keeps_best=require_keep(settings.keep, dataset),
+        **asked_of_tests(settings, isinstance(dealing, WithTest)),
     )
     require_optimizers(experiment)
     require_one_model(experiment)
     require_splittable(experiment)
     require_schedule(experiment)
     experiment = tried(engine, experiment)
-    require_until(settings.until)
     try_metrics(experiment)
     return engine, experiment if budget is None else _budgeted(engine, experiment, budget, settings)
 

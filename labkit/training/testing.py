@@ -12,8 +12,16 @@ from labkit.engines.evaluation import AT_ONCE, measured, outputs_of
 from labkit.engines.experiment import Experiment, Metric
 from labkit.errors import SettingError
 from labkit.history.measures import CLIENTS
+from labkit.training.settings import Settings
 
 _TAKEN = ("loss", "accuracy", "test loss", "round", "seconds", "bytes", "steps", "learning rate", *CLIENTS)
+
+
+def asked_of_tests(settings: Settings, clients: bool) -> dict[str, Any]:
+    """The metrics, and whether the best models are kept; `clients` have test examples of their own, if so."""
+    require_until(settings.until)
+    metrics = require_metrics(settings.metrics, settings.dataset, clients)
+    return {"metrics": metrics, "keeps_best": require_keep(settings.keep, settings.dataset)}
 
 
 def require_metrics(metrics: Any, dataset: Dataset, clients: bool) -> dict[str, Metric]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from math import sqrt
 
 import torch
@@ -55,7 +56,8 @@ class Comparison:
     def __init__(
         self, experiment: Experiment, ids: Sequence[int], batches: Sequence[tuple[Batch, Batch]], tests: Tensor
     ) -> None:
-        self._experiment, self._ids, self._batches, self._tests = experiment, ids, batches, tests
+        self._experiment = replace(experiment, schedule=None)  # which may be made for fewer steps than are tried here
+        self._ids, self._batches, self._tests = ids, batches, tests
         self._rounding = None if experiment.precision is None else torch.finfo(PRECISIONS[experiment.precision]).eps
 
     def stack(self, quiet: Quiet = lambda net: None) -> StackedPeers:
@@ -116,9 +118,9 @@ class Comparison:
         own = [{n: p.detach() for n, p in self._named(k)} for k in self._ids]
         rows = [{n: p.clone().requires_grad_() for n, p in each.items()} for each in own]
         stack = {n: torch.stack([each[n] for each in own]).requires_grad_() for n in own[0]}
-        clip_off = self._experiment
-        steps = [OptimizerStep(clip_off, k, list(each.values()), 0) for k, each in zip(self._ids, rows, strict=True)]
-        together = OptimizerStep(clip_off, self._ids[0], list(stack.values()), 1)
+        it = self._experiment
+        steps = [OptimizerStep(it, k, list(each.values()), 0) for k, each in zip(self._ids, rows, strict=True)]
+        together = OptimizerStep(it, self._ids[0], list(stack.values()), 1)
         for scales in _SCALES:
             before = {n: p.detach().clone() for n, p in stack.items()}
             for each, first, scale, step in zip(rows, firsts, scales, steps, strict=False):

@@ -170,11 +170,6 @@ class Lab:
         [3.0, 3.0]
         """
         self.require_open()
-        if self._exposed:
-            raise ConnectError(
-                f"{self.client.scheduler.address} encrypts nothing, so others on its network could read and change "
-                "what you train: use tls:// with security=, or connect with security=False if that network is yours."
-            )
         return Gang(self, fn, args, kwargs, ranks=ranks, timeout=timeout)
 
     # -- failure as a lesson
@@ -218,6 +213,14 @@ class Lab:
     def runs(self) -> Runs:
         """What is under way from this kernel, oldest first: runs, launches and maps, each with `.stop()`."""
         return Runs.of(list(self._running))
+
+    def require_trusted(self) -> None:
+        """Raise ConnectError where what ranks send could be read and changed on the way to another machine."""
+        if self._exposed:
+            raise ConnectError(
+                f"{self.client.scheduler.address} encrypts nothing, so others on its network could read and change "
+                "what you train: use tls:// with security=, or connect with security=False if that network is yours."
+            )
 
     def track(self, work: Handle) -> None:
         """List the work while it is under way, and call `work.cancel()` when the lab closes."""

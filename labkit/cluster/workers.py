@@ -95,6 +95,9 @@ class WorkerPool(Protocol):
     def ended_with(self) -> Iterable[str]:
         """The keys of the tasks that were under way in workers as these died, of late; as far as is known."""
 
+    def require_trusted(self) -> None:
+        """Raise ConnectError where nothing may be sent that others could read and change."""
+
     def track(self, work: Handle) -> None:
         """List this work while it is under way, and cancel it when the lab closes."""
 

@@ -84,6 +84,7 @@ class Gang:
     ) -> None:
         if not callable(fn):
             raise SettingError(f"{fn!r} is not a function: give launch the function, and its arguments after it.")
+        lab.require_trusted()
         self._timeout = number(timeout, "timeout", above=True, unit="seconds")
         ranks = None if ranks is None else whole(ranks, "ranks")
         workers = lab.workers

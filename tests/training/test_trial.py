@@ -162,6 +162,8 @@ def test_a_schedule_that_lasts_as_long_as_the_run_is_right_also_where_a_round_is
     agree(mlp, LocalSGD(2), schedule=partial(CYCLE, total_steps=12), rounds=6)
     agree(mlp, AllReduce(accumulate=2), schedule=partial(CYCLE, total_steps=6), rounds=6)
     agree(mlp, FedAvg(2), schedule=partial(CYCLE, total_steps=12), rounds=6)
+    _, stacked = agree(mlp, LocalSGD(2), schedule=partial(CYCLE, total_steps=2), rounds=1)
+    assert not one_by_one(stacked)
 
 
 # -- losses

@@ -93,8 +93,21 @@ class Slices(Holds):
     """
 
     along: Mapping[str, int]
+    summed: tuple[str, ...] = ()  # layers whose outputs are summed over the peers
 
     def part(self, whole: Params, peer: int, peers: int, layers: Layers = dict) -> Params:
+        for layer in self.summed:
+            if f"{layer}.bias" in whole:
+                raise ModelError(
+                    f"Layer {layer!r} is split by rows, so that its outputs are summed over the peers, and its bias "
+                    "would be added by each of them: give it bias=False."
+                )
+        for end in self.along:
+            if not any(name == end or name.endswith(f".{end}") for name in whole) and not end.endswith(".bias"):
+                raise ModelError(
+                    f"The model has no parameter {end!r} that could be split: name layers of its own, as "
+                    "model.named_parameters() has them."
+                )
         mine: Params = {}
         for name, leaf in whole.items():
             dim = self.dim(name)

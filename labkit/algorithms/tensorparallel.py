@@ -10,6 +10,7 @@ from torch import Tensor
 
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.holds import Params, Slices
+from labkit.errors import SettingError
 from labkit.exchange import Copy, Sum
 from labkit.exchange.mean import Kind
 from labkit.exchange.tape import gradients
@@ -24,7 +25,8 @@ class TensorParallel:
     A layer split by columns is followed by one split by rows, whose outputs are summed: two all-reduces of the
     activations a block forward, and two back, by the adjoints. M. Shoeybi et al., arXiv:1909.08053, §3. Of
     lk.models.GPT it knows what to split; of an nn.Sequential give the names of layers split by `columns` and by `rows`,
-    by turns, such as columns=("0",), rows=("2",). These may have no biases where they are split by rows.
+    by turns, such as columns=("0",), rows=("2",). Those split by rows may have no biases. Raises SettingError for names
+    that make no pairs, and when the run is planned ModelError where the model cannot be split so.
 
     >>> import labkit as lk, torch
     >>> net = lambda: torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10, bias=False))
@@ -39,11 +41,18 @@ class TensorParallel:
     columns: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if len(self.columns) != len(self.rows):
+            raise SettingError(
+                f"{len(self.columns)} layers split by columns and {len(self.rows)} by rows make no pairs: name for "
+                "each layer that is split by columns the one after it that is split by rows."
+            )
+
     @property
     def holds(self) -> Slices:
         """What is cut along which dimension."""
         own = {f"{name}.{part}": 0 for name in self.columns for part in ("weight", "bias")}
-        return Slices(own | {f"{name}.weight": 1 for name in self.rows} if own or self.rows else GPT)
+        return Slices(own | {f"{name}.weight": 1 for name in self.rows}, self.rows) if own else Slices(GPT)
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         batch, mine = next(batches), peer.leaves(peer.params)

@@ -163,7 +163,7 @@ class WithTest:
     >>> digits = lk.data.load("digits")
     >>> how = WithTest(Dirichlet(0.3), 0.25)
     >>> [len(own) for own in (digits.shards(2, how).indices[0], how.tests(digits, 2)[0])]
-    [638, 213]
+    [860, 287]
     """
 
     sharding: Sharding | Partition = IID()  # noqa: RUF009  frozen

@@ -49,6 +49,7 @@ def tried(engine: Engine, experiment: Experiment) -> Experiment:
     found = Findings()
     for ids in _kinds(experiment):
         trial = Trial(experiment, ids, stacked, sent=isinstance(engine, Cluster))
+        trial.require_no_hooks()
         key = trial.key()
         one = None if key is None else _known.get(key)
         if one is None:
@@ -113,7 +114,6 @@ class Trial:
 
     def findings(self) -> Findings:
         """What it finds out; raises ModelError where the peers cannot be trained."""
-        self._require_no_hooks()
         if self._sent:
             self._require_sendable()
         singles, firsts = [], []
@@ -139,7 +139,7 @@ class Trial:
         given = self._ids, self._batches, singles, firsts, self._tests
         return replace(found, unstacked=why_unstacked(experiment, *given, keeps_more))
 
-    def _require_no_hooks(self) -> None:
+    def require_no_hooks(self) -> None:
         """Hooks on tensors are lost where these are copied."""
         model = self._experiment.model_of(self._ids[0])
         for name, p in model.named_parameters():

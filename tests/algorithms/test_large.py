@@ -201,6 +201,24 @@ def test_a_model_that_names_no_layers_is_refused_where_layers_are_wanted():
         trained(Net(), lk.data.load("digits"), ZeRO(3), rounds=2)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "said"),
+    [
+        (TensorParallel(("0",), ("2",)), r"its bias would be added by each of them: give it bias=False"),
+        (TensorParallel(("first",), ("4",)), r"no parameter 'first.weight' that could be split"),
+        (TensorParallel(), r"no parameter 'att.q.weight' that could be split"),
+    ],
+)
+def test_layers_that_cannot_be_split_so_are_refused(algorithm, said):
+    with pytest.raises(ModelError, match=said):
+        trained(mlp(), lk.data.load("digits"), algorithm, peers=2)
+
+
+def test_layers_that_make_no_pairs_are_refused():
+    with pytest.raises(SettingError, match="make no pairs"):
+        TensorParallel(columns=("0", "2"), rows=("4",))
+
+
 def test_heads_that_peers_do_not_divide_are_refused():
     with pytest.raises(ModelError, match="is not divided by 3 peers along dimension 0"):
         trained(gpt(), characters(), TensorParallel(), peers=3, loss=next_token)

@@ -11,9 +11,9 @@ import torch
 
 import labkit as lk
 from labkit import tree
-from labkit.algorithms import Compressed
+from labkit.algorithms import Robust
 from labkit.errors import ExchangeError, SettingError
-from labkit.exchange import Gather, Mean, TopK
+from labkit.exchange import CoordinateMedian, Gather, Mean
 from tests.engines.experiments import result
 
 
@@ -221,7 +221,7 @@ def test_an_asynchronous_round_and_a_wrapped_one_are_named_too():
         with pytest.raises(ExchangeError, match=r"^Waiting\.round \(line \d+\) is no generator"):
             result(on, Waiting(), rounds=2)
         with pytest.raises(SettingError, match=r"^Scalar\.round \(line \d+\) gives peer\.params"):
-            result(on, Compressed(Scalar(), TopK(0.5)), rounds=2)
+            result(on, Robust(Scalar(), CoordinateMedian()), rounds=2)
 
 
 def test_what_is_the_same_for_all_stacked_peers_may_be_assigned():

@@ -172,7 +172,8 @@ lk.train(torch.nn.Linear(64, 10), lk.data.load("digits"), peers=2, rounds=10**7)
 
 def test_a_script_in_a_terminal_shows_one_line_and_ends_on_ctrl_c():
     terminal, inside = pty.openpty()
-    script = subprocess.Popen([sys.executable, "-c", SCRIPT], stdin=inside, stdout=inside, stderr=inside)
+    wide = os.environ | {"COLUMNS": "200"}
+    script = subprocess.Popen([sys.executable, "-c", SCRIPT], stdin=inside, stdout=inside, stderr=inside, env=wide)
     os.close(inside)
     seen, deadline = b"", time.monotonic() + 300  # torch alone takes a minute to import where many processes compute
     try:

@@ -240,7 +240,7 @@ def test_models_of_other_shapes_cannot_average(on):
 
 
 def test_running_statistics_are_refused_before_anything_runs():
-    with pytest.raises(ModelError, match=r"keeps running statistics.*use GroupNorm or LayerNorm"):
+    with pytest.raises(ModelError, match=r"lose between two rounds: .*such as GroupNorm"):
         result(None, ADPSGD(), lambda: nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10)))
 
 

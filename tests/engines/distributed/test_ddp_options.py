@@ -189,7 +189,6 @@ def test_unknown_options_are_refused_when_they_are_given(options, says):
         (LocalSGD(every=2), {}, "DDP does the work of AllReduce.. alone"),
         (AllReduce(form="ring"), {}, "DDP does the work of AllReduce.. alone"),
         (AllReduce(), {"peers": 3}, "3 peers share 2 workers: take as many peers as workers"),
-        (AllReduce(), {"model": [mlp(), mlp()]}, "give one model for all of them"),
     ],
     ids=str,
 )

@@ -28,6 +28,7 @@ from functools import partial
 from typing import Any
 
 import dask.config
+import distributed.core
 import psutil
 from distributed import Client, Nanny, Scheduler, Security, Status
 from distributed.core import Server
@@ -196,6 +197,16 @@ def local_cluster(
     return cluster
 
 
+def _keep_no_schedulers() -> None:
+    """Let Dask forget closed schedulers, half a megabyte each, which two of its caches would keep."""
+    with suppress(AttributeError):  # another version of Dask
+        distributed.core._expects_comm.cache_clear()
+    with suppress(ImportError):  # without Bokeh there are no pages
+        from distributed.dashboard import scheduler as pages
+
+        pages.template_variables = getattr(pages.template_variables, "__wrapped__", pages.template_variables)
+
+
 class LocalScheduler(Scheduler):
     """A scheduler whose pages are shown to those only who know the secret that their address begins with.
 
@@ -204,6 +215,7 @@ class LocalScheduler(Scheduler):
     """
 
     def start_http_server(self, *args: Any, **options: Any) -> None:
+        _keep_no_schedulers()
         super().start_http_server(*args, **options)  # type: ignore[no-untyped-call]
         self.secret = secrets.token_urlsafe(16)
         pages: Any = self.http_application

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -273,3 +275,14 @@ def test_two_clusters_of_one_kernel_are_two_labs(lab: Lab) -> None:
         assert len(second.workers) == 1
         assert second.client.scheduler.address != lab.client.scheduler.address
     assert not lab.closed
+
+
+def test_labs_that_are_closed_are_forgotten() -> None:
+    """Half a megabyte each, for as long as the kernel lives, if Dask's caches had their way."""
+    schedulers = []
+    for _ in range(2):
+        with local_cluster(1, threads=1, memory=1 << 30) as cluster:
+            schedulers.append(weakref.ref(cluster.scheduler))
+        del cluster
+        gc.collect()
+    assert schedulers[0]() is None

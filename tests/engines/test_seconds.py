@@ -12,7 +12,7 @@ from labkit.algorithms import ADPSGD, AllReduce, FedAvg, LocalSGD, ParameterServ
 from tests.engines.experiments import SGD, mlp, result
 
 ENGINES = ["lockstep", "stacked", "cluster"]
-TEST, LOOK, STEP, REST = 1.0, 1.0, 0.02, 1.0  # seconds
+TEST, LOOK, STEP, REST = 0.4, 1.0, 0.02, 1.0  # seconds
 
 
 class SlowlyTested(torch.nn.Module):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -91,10 +93,11 @@ def test_setting_up_the_group_again_is_answered_with_what_to_remove(lab: Lab) ->
     assert works(lab)
 
 
-def test_a_module_that_the_workers_lack_is_named(lab: Lab, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "only_here.py").write_text("x = 1")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    import only_here  # type: ignore[import-not-found]
+def test_a_module_that_the_workers_lack_is_named(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One without a file, for files beside the notebook travel."""
+    only_here = ModuleType("only_here")
+    only_here.x = 1  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "only_here", only_here)
 
     def read(value: Any) -> int:
         return int(value.x)

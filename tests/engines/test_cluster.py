@@ -15,7 +15,7 @@ import labkit as lk
 from labkit.algorithms import AllReduce, Compressed, Independent, LocalSGD
 from labkit.cluster.local import local_cluster
 from labkit.engines.cluster import Cluster
-from labkit.errors import DivergenceError, ExchangeError, GangError, LabClosed
+from labkit.errors import DivergenceError, ExchangeError, GangError, LabClosed, ModelError
 from labkit.exchange import Mean, TopK
 from tests.engines.experiments import difference, mlp, result
 
@@ -181,13 +181,13 @@ def test_layers_with_running_statistics_train_with_one_peer_per_worker(lab):
 
 
 @pytest.mark.parametrize("ddp", [lk.DDP(), None])
-def test_data_parallel_peers_keep_the_weights_they_start_from(lab, ddp):
-    """DDP would give all of them the first one's, which the algorithm does not say."""
+def test_data_parallel_peers_that_start_from_weights_of_their_own_are_refused(lab, ddp):
+    """DDP would give all of them the first one's, and without it gradients of other weights would be averaged."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         models = [mlp(), mlp()]
-    on = Cluster(lab, ddp=ddp)
-    assert difference(result(on, AllReduce(), models), result(lk.Lockstep(), AllReduce(), models)) < 1e-5
+    with pytest.raises(ModelError, match="they start from different weights: give one model for all"):
+        result(Cluster(lab, ddp=ddp), AllReduce(), models)
 
 
 def test_data_parallel_peers_may_have_parameters_without_a_part_in_the_loss(lab):

@@ -79,6 +79,18 @@ class Peer(Protocol):
         Stacked, inputs and parameters that are the same for all peers may have a leading dimension of one.
         """
 
+    @property
+    def classes(self) -> int | None:
+        """Which dimension of the outputs has a score of each class, from the end: −1, of pixels [B, C, H, W] −3.
+
+        None where there is none, and for an algorithm that neither has the trait `class_scores` nor says that it asks
+        for means of predictions.
+        """
+
+    @property
+    def labels(self) -> bool:
+        """Whether each output is the logit of a yes or no by itself; known where `classes` is."""
+
     def evaluating(self) -> AbstractContextManager[None]:
         """While it lasts, `logits` are those of evaluation mode, without gradients: of teachers, and on public inputs.
 

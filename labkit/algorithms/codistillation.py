@@ -8,7 +8,7 @@ from itertools import islice
 from typing import ClassVar
 
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.algorithms.predictions import cross_entropy
+from labkit.algorithms.predictions import cross_entropy, probabilities
 from labkit.checks import number, whole
 from labkit.exchange import Kind, Permute
 
@@ -21,7 +21,7 @@ class Codistillation:
     peers that is the paper's setting, with more its mean over all others' predictions would cost n−1 copies. The first
     `warmup` rounds nobody teaches, for there is nothing to learn from beginners (the paper's burn-in). What is sent are
     the trained parameters: a teacher runs, in evaluation mode, on its student's frozen ones and buffers.
-    Raises SettingError for settings out of range.
+    Raises SettingError for settings out of range, and for outputs that are no scores of classes.
 
     >>> import labkit as lk, torch
     >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
@@ -30,6 +30,7 @@ class Codistillation:
     """
 
     starts_apart: ClassVar[bool] = True
+    class_scores: ClassVar[bool] = True
 
     means_of: ClassVar[tuple[Kind, ...]] = ()
 
@@ -49,6 +50,6 @@ class Codistillation:
             loss = peer.loss((inputs, targets), logits)
             if teacher is not None:
                 with peer.evaluating():
-                    taught = peer.logits(inputs, teacher).softmax(-1)
+                    taught = probabilities(peer, peer.logits(inputs, teacher))
                 loss = loss + self.weight * cross_entropy(peer, taught, logits)
             peer.step(loss)

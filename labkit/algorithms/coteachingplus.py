@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.coteaching import CoTeaching
@@ -18,13 +19,16 @@ class CoTeachingPlus(CoTeaching):
     Yu et al., arXiv:1901.04215, Alg. 1: disagreement keeps the two from becoming one. As in the authors' code the first
     `warmup` epochs are plain co-teaching. Predicted classes travel first, then the choice, as one mark per example,
     because |S| differs from pair to pair; where a pair agrees on everything it does not learn from that batch.
-    Raises SettingError for settings out of range and for an odd number of peers.
+    Raises SettingError for settings out of range, for an odd number of peers, and for outputs that are no scores of
+    classes.
 
     >>> import labkit as lk, torch
     >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
     >>> lk.train(model, lk.data.noisy(digits, 0.2), CoTeachingPlus(forget=0.2), peers=2, rounds=100).result()
     History: CoTeachingPlus, 2 peers, after 100 rounds test accuracy 8...%, 0.03 MB sent per peer
     """
+
+    class_scores: ClassVar[bool] = True
 
     warmup: int = 2
 
@@ -39,7 +43,10 @@ class CoTeachingPlus(CoTeaching):
         inputs, _ = batch = next(batches)
         logits = peer.logits(inputs)  # [B, C]
         losses = peer.losses(batch, logits)  # [B]
-        mine = logits.argmax(-1).reshape(*losses.shape, -1)  # an example has one class, or one at each position
+        assert peer.classes is not None  # others are refused before anything runs
+        mine = logits.argmax(peer.classes).reshape(
+            *losses.shape, -1
+        )  # an example has one class, or one at each position
         theirs = yield Permute(mine, pairs(peer.present))
         disagreed = (mine != theirs).any(-1) & (losses != 0)  # S, [B], without what the loss leaves out
         rank = losses.detach().masked_fill(~disagreed, float("inf")).argsort(-1).argsort(-1)  # 0 for the least loss

@@ -6,12 +6,13 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.algorithms.predictions import cross_entropy
+from labkit.algorithms.predictions import cross_entropy, probabilities
 from labkit.checks import number, whole
 from labkit.errors import ModelError
 
@@ -22,7 +23,8 @@ class Distillation:
 
     `weight` is λ, `temperature` is T; T² keeps the soft targets' gradients as large as the labels' whatever T. The
     `teacher` is a trained module, which is copied and stays as it is. Nothing is sent.
-    Raises ModelError for a teacher that is no module, SettingError for settings out of range.
+    Raises ModelError for a teacher that is no module, SettingError for settings out of range, and for outputs that are
+    no scores of classes.
 
     >>> import labkit as lk, torch
     >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
@@ -30,6 +32,8 @@ class Distillation:
     >>> lk.train(model, digits, Distillation(teacher), peers=2, rounds=100).result()
     History: Distillation, 2 peers, after 100 rounds test accuracy 8...%, 0.00 MB sent per peer
     """
+
+    class_scores: ClassVar[bool] = True
 
     teacher: nn.Module = field(repr=False)
     temperature: float = 4.0
@@ -49,7 +53,7 @@ class Distillation:
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         for inputs, targets in islice(batches, self.every):
             logits, t = peer.logits(inputs), self.temperature
-            soft = (self._taught(inputs, peer) / t).softmax(-1)
+            soft = probabilities(peer, self._taught(inputs, peer) / t)
             mimicry = t * t * cross_entropy(peer, soft, logits / t)
             loss = peer.loss((inputs, targets), logits)
             peer.step((1 - self.weight) * loss + self.weight * mimicry)

@@ -6,6 +6,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from labkit.algorithms.base import Peer
@@ -17,8 +18,9 @@ from labkit.exchange import Kind, Mean, Message
 class Ensemble(Independent):
     """p(y|x) = (1/n) Σᵢ pᵢ(y|x), of peers trained apart from different weights  (arXiv:1612.01474, Sec. 2.4).
 
-    Each member has its own shard; in the paper each sees the whole set in an order of its own, which is
-    `shards=lk.data.Replicated(common_order=False)`.
+    Of labels that are yes or no pᵢ is the sigmoid of an output, or the output where that is a probability itself; of
+    real numbers the mean is that of the outputs. Each member has its own shard; in the paper each sees the whole set in
+    an order of its own, which is `shards=lk.data.Replicated(common_order=False)`.
     Raises SettingError for `every` below one.
 
     >>> import labkit as lk, torch
@@ -32,6 +34,13 @@ class Ensemble(Independent):
     means_of: ClassVar[tuple[Kind, ...]] = (Kind.PREDICTIONS,)
 
     def predict(self, peer: Peer, inputs: Tensor) -> Generator[Message, Any, Tensor]:
-        """The logarithm of the mean of all peers' probabilities, [B, C]."""
-        mean: Tensor = yield Mean(peer.logits(inputs).softmax(-1), kind=Kind.PREDICTIONS)
-        return mean.log()
+        """The mean of all peers' predictions, [B, …], as outputs: log p of classes, logit p of labels."""
+        outputs = peer.logits(inputs)
+        if peer.classes is not None:
+            outputs = outputs.softmax(peer.classes)
+        elif peer.labels:
+            outputs = outputs.sigmoid()
+        mean: Tensor = yield Mean(outputs, kind=Kind.PREDICTIONS)
+        if peer.classes is not None:
+            return mean.log()
+        return mean.logit(torch.finfo(mean.dtype).eps) if peer.labels else mean

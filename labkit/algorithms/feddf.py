@@ -12,7 +12,7 @@ from torch import Tensor
 
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.clients import Clients
-from labkit.algorithms.predictions import cross_entropy
+from labkit.algorithms.predictions import cross_entropy, probabilities
 from labkit.checks import number, whole
 from labkit.exchange import Kind, Mean
 from labkit.exchange.randomness import key
@@ -25,13 +25,16 @@ class FedDF(Clients):
     d are `public` batches of unlabelled inputs, on which the server steps by Adam with η = `server_lr`. This is the
     form for one architecture. In the paper clients send nothing but models, whose logits the server computes; here each
     client computes its own and sends them too, and all of them do the server's work alike.
-    Raises SettingError for settings out of range, and a run without public inputs DataError.
+    Raises SettingError for settings out of range, and for outputs that are no scores of classes; a run without public
+    inputs raises DataError.
 
     >>> import labkit as lk, torch
     >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
     >>> lk.train(model, digits, FedDF(public=2), peers=4, rounds=10, public=digits).result()
     History: FedDF, 4 peers, after 10 rounds test accuracy 8...%, 0.05 MB sent per peer
     """
+
+    class_scores: ClassVar[bool] = True
 
     means_of: ClassVar[tuple[Kind, ...]] = (Kind.CHANGE, Kind.PREDICTIONS)
 
@@ -54,7 +57,7 @@ class FedDF(Clients):
         together = yield Mean(logits, kind=Kind.PREDICTIONS)
         taught = together.chunk(self.public, dim=examples)
         peer.count(self.public)  # the server's steps: each client waits for them
-        peer.shared["params"] = self._distilled(peer, mean, inputs, [it.softmax(-1) for it in taught])
+        peer.shared["params"] = self._distilled(peer, mean, inputs, [probabilities(peer, it) for it in taught])
 
     def _distilled(
         self, peer: Peer, params: dict[str, Tensor], inputs: list[Tensor], taught: list[Tensor]

@@ -19,7 +19,8 @@ from labkit.exchange import Kind, Mean
 class FedMD:
     """f̃(x) = (1/n) Σᵢ fᵢ(x) on public x; digest: fᵢ → f̃; revisit: train on private data  (arXiv:1910.03581, Alg. 1).
 
-    f are class scores before the softmax, and to digest is to lessen the mean of |fᵢ − f̃|, as in the authors' code.
+    f are class scores before the softmax, and to digest is to lessen the mean of |fᵢ − f̃|, as in the authors' code,
+    which is good for outputs of any other task too.
     `public` batches are digested a round, then `every` private ones are revisited. The paper first trains all models
     on public labels, which here do not exist: the first `warmup` rounds are private training instead. Architectures
     may differ. Raises SettingError for settings out of range, and a run without public inputs DataError.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.algorithms.predictions import cross_entropy
+from labkit.algorithms.predictions import cross_entropy, probabilities
 from labkit.checks import number
 from labkit.errors import SettingError
 from labkit.exchange import Gather, Kind
@@ -19,7 +19,7 @@ class Mutual:
 
     λ is `weight`, 1 in the paper. There networks are updated one after the other, each looking at the newest
     predictions of the others; here all look at those from before the step. Architectures may differ.
-    Raises SettingError for a negative weight, or for a peer that is alone.
+    Raises SettingError for a negative weight, for a peer that is alone, and for outputs that are no scores of classes.
 
     >>> import labkit as lk, torch
     >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
@@ -29,6 +29,7 @@ class Mutual:
 
     starts_apart: ClassVar[bool] = True
     same_batches: ClassVar[bool] = True
+    class_scores: ClassVar[bool] = True
 
     means_of: ClassVar[tuple[Kind, ...]] = ()
 
@@ -46,7 +47,7 @@ class Mutual:
         inputs, _ = batch = next(batches)
         logits = peer.logits(inputs)  # [B, C]
         everyone = yield Gather(logits.detach())  # [n, B, C]
-        others = everyone.softmax(-1).sum(peer.ids.dim()) - logits.detach().softmax(-1)  # Σ_{j≠i} pⱼ
+        others = probabilities(peer, everyone).sum(peer.ids.dim()) - probabilities(peer, logits.detach())  # Σ_{j≠i} pⱼ
         # KL(pⱼ ‖ pᵢ) = CE(pⱼ, pᵢ) − H(pⱼ), and the entropy H(pⱼ) of the others is not ours to change
         mimicry = cross_entropy(peer, others, logits) / (peer.present - 1)
         peer.step(peer.loss(batch, logits) + self.weight * mimicry)

@@ -41,6 +41,9 @@ class Traits:
 
     `holds`: which part of the model each peer holds; None where it holds the whole one.
 
+    `class_scores`: peers compare what a model says of each class, in dimension `peer.classes` of its outputs; a run
+    whose outputs are no scores of classes is refused.
+
     `predict(peer, inputs)` is a generator like a round, by which peers agree on outputs. `check(peers)` refuses a
     number of peers that take part, before anything runs.
     """
@@ -56,6 +59,7 @@ class Traits:
     server: Callable[..., Any] | None = None
     predict: Callable[..., Any] | None = None
     holds: Holds | None = None
+    class_scores: bool = False
     check: Callable[[int], object] = _any_number
 
     @property

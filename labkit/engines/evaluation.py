@@ -176,14 +176,8 @@ class Evaluation:
     def _form(self, peer: int, shape: torch.Size, x: Tensor, targets: Tensor) -> tuple[Right | None, bool]:
         """What is right in outputs of this shape, as peer `peer` gives them; whether forward returns nothing else."""
         if shape not in self._forms:
-            net = self._experiment.fresh_model(peer).to(self.device).eval()
-            with torch.no_grad(), torch.random.fork_rng():
-                out = net(x[:2])
-            logits = outputs_of(out)
-            if logits.shape[1:] != shape:  # outputs that peers have agreed on
-                logits = out = logits.new_zeros(len(logits), *shape)
-            right = right_of(logits, targets, self._experiment.loss, lambda other: _put(other, logits, out))
-            self._forms[shape] = right, out is logits
+            net = self._experiment.fresh_model(peer).to(self.device)
+            self._forms[shape] = form_of(net, self._experiment.loss, x, targets, shape)[1:]
         return self._forms[shape]
 
     def _measured(self, outputs: Tensor, targets: Tensor, lead: int) -> dict[str, tuple[float, ...]]:
@@ -192,6 +186,22 @@ class Evaluation:
             name: tuple(measured(name, fn, own, targets) for own in each)
             for name, fn in self._experiment.metrics.items()
         }
+
+
+def form_of(
+    net: nn.Module, loss: Callable[[Any, Tensor], Tensor], x: Tensor, targets: Tensor, shape: torch.Size | None = None
+) -> tuple[torch.Size, Right | None, bool]:
+    """The shape of a model's outputs for one example, what is right in them, and whether forward returns nothing else.
+
+    `shape` is that of outputs that peers have agreed on.
+    """
+    with torch.no_grad(), torch.random.fork_rng():
+        out = net.eval()(x[:2])
+    logits = outputs_of(out)
+    if shape is not None and logits.shape[1:] != shape:
+        logits = out = logits.new_zeros(len(logits), *shape)
+    right = right_of(logits, targets, loss, lambda other: _put(other, logits, out))
+    return logits.shape[1:], right, out is logits
 
 
 class _Given:

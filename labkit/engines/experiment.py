@@ -39,13 +39,16 @@ class Findings:
     """What a trial of models, loss and optimisers found out: how they have to be treated.
 
     `unstacked` says why peers are computed one by one although the engine would stack them. `unused` are parameters
-    without a part in the loss.
+    without a part in the loss. `classes` is the dimension of the outputs, from the end, that has a score of each class,
+    and `labels` says whether each output is a logit by itself, where the algorithm compares predictions.
     """
 
     unstacked: str = ""
     changes_inputs: bool = False  # a model changes its inputs in place
     changes_targets: bool = False  # the loss changes its targets in place
     unused: tuple[str, ...] = ()
+    classes: int | None = None
+    labels: bool = False
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,14 @@ class Peers(PartHolder, ABC):
 
     # -- forward
 
+    @property
+    def classes(self) -> int | None:
+        return self._experiment.found.classes
+
+    @property
+    def labels(self) -> bool:
+        return self._experiment.found.labels
+
     @abstractmethod
     def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
         """The model's outputs, [B, C] (of sequences [B, T, C]) or [K, B, C], with the given parameters or its own."""

@@ -40,7 +40,7 @@ from labkit.training.requirements import (
 )
 from labkit.training.settings import Model, Settings
 from labkit.training.splitting import require_splittable
-from labkit.training.testing import asked_of_tests, try_metrics
+from labkit.training.testing import asked_of_tests, compared, try_metrics
 from labkit.training.trial import initialised, is_lazy, tried
 
 _APART = 1_000_003  # between the seeds of two peers that start apart, so that runs of neighbouring seeds share none
@@ -101,7 +101,7 @@ def plan(settings: Settings, budget: Budget | None = None) -> tuple[Engine, Expe
     require_one_model(experiment)
     require_splittable(experiment)
     require_schedule(experiment)
-    experiment = tried(engine, experiment)
+    experiment = compared(tried(engine, experiment))
     try_metrics(experiment)
     return engine, experiment if budget is None else _budgeted(engine, experiment, budget, settings)
 

@@ -21,6 +21,9 @@ from labkit.exchange.collectives import form
 class AllReduce:
     """x ← x − η (1/n) Σⱼ ∇ℓⱼ(x): with equal batches, exactly SGD on the joined batch (arXiv:1706.02677, §2).
 
+    So it is where the loss is a mean over the examples of a batch. One that weighs them, by class weights or by leaving
+    some out, or that sums, has a mean of its own in each peer's batch, of which this is the mean.
+
     With `accumulate` = A the gradient of a peer is (1/A) Σₐ ∇ℓ(x; ξₐ) over A batches, so that A times as many examples
     pay for one exchange. Where the run ends after so many epochs, peers without batches send nothing that counts: the
     mean is over the others.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import ClassVar
 
 import torch
@@ -159,11 +159,6 @@ class Stages(Holds):
         known = layers()
         pieces = self.pieces(peer, peers, known, lambda name: whole[name].numel() if name in whole else 0)
         mine = {name: whole[name] for piece in pieces for layer in piece for name in known[layer] if name in whole}
-        if not mine:
-            raise ModelError(
-                f"The layers of peer {peer} have no parameters to train: take fewer than {peers} peers, or a model of "
-                "more layers."
-            )
         inside = {layer for piece in pieces for layer in piece}
         for layer, names in known.items():
             if shared := [name for name in names if name in mine and layer not in inside]:
@@ -183,16 +178,23 @@ class Stages(Holds):
         return 0.0  # a stage counts its own ticks
 
     def pieces(self, peer: int, peers: int, layers: Mapping[str, Sequence[str]], sizes: Sizes) -> list[list[str]]:
-        names, count = list(layers), peers * self.per_peer
-        if len(names) < count:
+        groups: list[list[str]] = []  # each of one layer that has parameters, and what follows it
+        held = {name: sum(map(sizes, layers[name])) for name in layers}
+        for name in layers:
+            if not groups or (held[name] and any(map(held.get, groups[-1]))):
+                groups.append([])
+            groups[-1].append(name)
+        count = peers * self.per_peer
+        if len(groups) < count:
             raise ModelError(
-                f"{len(names)} layers do not fill {count} stages: take fewer peers, or a model of more layers."
+                f"{len(groups)} layers with parameters do not fill {count} stages: take fewer peers, or a model of "
+                "more layers."
             )
-        ends = list(accumulate(1 + sum(map(sizes, layers[name])) for name in names))  # an empty layer counts a little
+        ends = list(accumulate(sum(held[name] for name in group) for group in groups))
         cuts = [0]
         for k in range(1, count):
             wanted = ends[-1] * k / count
-            best = min(range(len(names)), key=lambda at: abs(ends[at] - wanted)) + 1
-            cuts.append(min(max(best, cuts[-1] + 1), len(names) - count + k))
-        cuts.append(len(names))
-        return [names[cuts[at] : cuts[at + 1]] for at in range(peer, count, peers)]
+            best = min(range(len(groups)), key=lambda at: abs(ends[at] - wanted)) + 1
+            cuts.append(min(max(best, cuts[-1] + 1), len(groups) - count + k))
+        cuts.append(len(groups))
+        return [[*chain(*groups[cuts[at] : cuts[at + 1]])] for at in range(peer, count, peers)]

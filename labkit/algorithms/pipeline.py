@@ -25,7 +25,7 @@ class Pipeline:
     What a stage does in each tick says the table of its `schedule`: "gpipe", "1f1b", "interleaved" (with `interleave`
     pieces of the model on each peer), "zero-bubble", or a lk.costs.PipelineTable of your own. arXiv:1811.06965 and
     arXiv:2104.04473, §2.2; the gradient is the mean over equal microbatches, so that `microbatches` has to divide the
-    batch.
+    batch; it is the batch's own where the loss is a mean over examples, without weights and none left out.
 
     Raises SettingError for an unknown schedule, and when the run is planned where microbatches do not divide a batch.
 

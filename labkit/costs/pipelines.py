@@ -80,8 +80,11 @@ class PipelineTable:
         return cls(_timed([order(s, p, m) for s in range(p)], p))
 
     def __post_init__(self) -> None:
-        if not self.ticks or len({len(row) for row in self.ticks}) != 1:
+        if not self.ticks or len({len(row) for row in self.ticks}) != 1 or not self.ticks[0]:
             raise SettingError("A table has a row for each stage, all of them of the same number of ticks.")
+        for op in (op for row in self.ticks for op in row):
+            if op is not None and (not isinstance(op, Op) or op.kind not in "FBW" or min(op[1:]) < 0):
+                raise SettingError(f'A table has {op!r}, which is no operation: give lk.costs.Op("F", 0), or None.')
         at: dict[tuple[int, Op], int] = {}
         for stage, row in enumerate(self.ticks):
             for tick, op in enumerate(row):

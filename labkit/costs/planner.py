@@ -202,7 +202,10 @@ def plan(
     >>> best.tensor * best.pipeline * best.data
     1024
     """
-    number(limit, "limit", most=1, above=True)
+    model = getattr(model, "shape", model)  # as lk.models.GPT has it
+    if not isinstance(model, Transformer):
+        raise SettingError(f"{type(model).__name__} is no shape of a transformer: give a lk.costs.Transformer.")
+    whole(batch, "batch"), number(limit, "limit", most=1, above=True)
     tried = [
         layout(model, machines, batch, precision=precision, **settings)  # type: ignore[arg-type]
         for settings in _settings(model, machines, batch)

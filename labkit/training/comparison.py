@@ -125,7 +125,7 @@ class Comparison(Background):
         if against not in ("bytes", "seconds"):
             raise SettingError(f'against={against!r} is no cost here: give "bytes" or "seconds".')
         quality = self._quality(of, better)
-        ends = {name: rows for name, rows in self._ends().items() if rows}
+        ends = {name: rows for name, rows in self._ends().items() if rows and name not in self.errors}
         scores = [[mean_of(row, quality.name) for row in rows] for rows in ends.values()]
         means = [fmean(nan if score is None else score for score in each) for each in scores]
         gains = [-mean if quality.lower else mean for mean in means]
@@ -140,10 +140,11 @@ class Comparison(Background):
         """
         histories, quality = self.histories.values(), self._quality(of, better)
         trails = [_trail(name, each, quality.name) for name, each in self.repeats.items()]
+        sound = [it for it in trails if it.name not in self.errors]
         return draw(
             trails,
             quality=quality,
-            best=(_best(trails, "bytes", quality.lower), _best(trails, "seconds", quality.lower)),
+            best=(_best(sound, "bytes", quality.lower), _best(sound, "seconds", quality.lower)),
             title=self._title,
             bytes_are=" or ".join(dict.fromkeys(map(_ledger, histories))),
             seconds_are=" or ".join(dict.fromkeys(map(_clock, histories))),

@@ -38,7 +38,13 @@ def require_schedule(experiment: Experiment) -> None:
             "schedule away, or take an algorithm with barriers such as AllReduce()."
         )
     for peer in range(len(experiment.optimizers)):
-        made = schedule(experiment.optimizer_like(peer)) if callable(schedule) else schedule
+        try:
+            made = schedule(experiment.optimizer_like(peer)) if callable(schedule) else schedule
+        except Exception as error:
+            raise ModelError(
+                f"The schedule function fails on an optimiser ({in_words(error)}): give a function of the optimiser "
+                "alone, for example functools.partial(torch.optim.lr_scheduler.StepLR, step_size=100)."
+            ) from error
         if not isinstance(made, LRScheduler):
             what = f"made a {type(made).__name__}" if callable(schedule) else f"is a {type(schedule).__name__}"
             raise ModelError(

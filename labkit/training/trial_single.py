@@ -113,6 +113,7 @@ class Single:
             outputs = outputs_of(out)
             with self._told(f"{{model}} and the loss do not fit {{data}} ({{said}}): {_compares(outputs, targets)}."):
                 loss = self._experiment.loss(out, targets)
+            self._require_paired(outputs, targets, loss, out is outputs)
         if not isinstance(loss, Tensor):
             what = f"a {type(loss).__name__}"
         elif loss.dim() or not loss.is_floating_point():
@@ -125,6 +126,21 @@ class Single:
             f"loss gives {what}: let it return one number of the whole batch that the model's outputs lead to, as "
             'losses of torch do with reduction="mean".'
         )
+
+    def _require_paired(self, outputs: Tensor, targets: Tensor, loss: Any, plain: bool) -> None:
+        """Raise ModelError where outputs [B, 1] beside targets [B] are compared as [B, B], each with all."""
+        alike = outputs.shape == (*targets.shape, 1) and targets.is_floating_point() and len(targets) > 1
+        if not (plain and alike and isinstance(loss, Tensor) and not loss.dim()):
+            return
+        try:
+            paired = self._experiment.loss(outputs.squeeze(-1), targets)
+        except Exception:  # noqa: BLE001  a loss that wants them as they are
+            return
+        if not torch.allclose(loss, paired, rtol=1e-4, equal_nan=True):
+            raise ModelError(
+                f"Outputs of shape {list(outputs.shape)} and targets of shape {list(targets.shape)} are compared each "
+                "with all others: give targets of the outputs' shape, such as y[:, None]."
+            )
 
     def _takes(self, inputs: Tensor) -> str:
         """What the model has to take."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from math import sqrt
+from math import isfinite, sqrt
 
 import torch
 from torch import Tensor, nn
@@ -177,6 +177,7 @@ def close(one: Tensor, other: Tensor, eps: float, scale: float = 0.0) -> bool:
     if not one.is_floating_point() or not one.numel():
         return torch.equal(one, other)
     largest = float(other.abs().nan_to_num(0.0, 0.0, 0.0).max())
+    scale = scale if isfinite(scale) else 0.0
     return torch.allclose(one, other, rtol=0, atol=3 * sqrt(eps) * largest + 10 * eps * scale, equal_nan=True)
 
 

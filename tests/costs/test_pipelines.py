@@ -52,6 +52,9 @@ F, B = (lambda k: Op("F", k)), (lambda k: Op("B", k))
         (((F(0), F(1), B(0)),), r"Stage 0 never does B1"),
         (((F(0), B(0)), (F(0),)), r"all of them of the same number of ticks"),
         ((), r"a row for each stage"),
+        (((),), r"a row for each stage"),
+        ((("F0", "B0"),), r"'F0', which is no operation"),
+        (((F(-1), B(-1)),), r"which is no operation"),
     ],
 )
 def test_a_table_that_cannot_be_carried_out_is_refused(ticks: tuple[tuple[Op | None, ...], ...], said: str) -> None:

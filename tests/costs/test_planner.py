@@ -62,3 +62,13 @@ def test_where_nothing_fits_the_nearest_is_named() -> None:
 def test_what_cannot_be_split_so_is_refused(settings: dict[str, int]) -> None:
     with pytest.raises(SettingError):
         layout(PRESETS["GPT-2"], Machines(4), batch=8, **settings)  # type: ignore[arg-type]
+
+
+def test_a_models_own_shape_will_do_and_other_models_are_refused() -> None:
+    from labkit.models import GPT
+
+    gpt = GPT(2, 16, 4, vocab=11, seq=8)
+    assert plan(gpt, Machines(2), batch=4).best == plan(gpt.shape, Machines(2), batch=4).best  # type: ignore[arg-type]
+    for model, batch in ((object(), 4), (gpt.shape, 2.0), (gpt.shape, 0)):
+        with pytest.raises(SettingError):
+            plan(model, Machines(2), batch=batch)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import labkit as lk
 from labkit.algorithms import EASGD, SCAFFOLD, AllReduce, Codistillation, FedAvg, FedProx, LocalSGD
-from labkit.errors import ModelError
+from labkit.errors import DivergenceError, ModelError
 from labkit.training import trial
 from tests.engines.experiments import MOMENTUM, SGD, convolution, difference, mlp, parameters
 
@@ -632,3 +632,37 @@ def test_the_trial_of_a_small_model_takes_little():
         trial.tried(engine, experiment)
         taken.append(process_time() - begun)
     assert min(taken) < 0.05
+
+
+@pytest.mark.parametrize("loss", [nn.functional.mse_loss, nn.functional.l1_loss, lambda o, t: ((o - t) ** 2).mean()])
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_outputs_that_would_be_compared_with_all_targets_are_refused(loss):
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(
+        ModelError, match=r"each with all others: give targets of the outputs' shape, such as y\[:, None\]"
+    ):
+        lk.train(nn.Linear(3, 1), lk.data.from_tensors(x, x.sum(1)), peers=2, rounds=2, batch_size=8, loss=loss)
+    squeezed = lambda o, t: nn.functional.mse_loss(o.squeeze(-1), t)  # noqa: E731
+    assert (
+        lk.train(nn.Linear(3, 1), lk.data.from_tensors(x, x.sum(1)), peers=2, rounds=2, batch_size=8, loss=squeezed)
+        .result()
+        .rows
+    )
+    assert lk.train(
+        nn.Linear(3, 1), lk.data.from_tensors(x, x.sum(1)[:, None]), peers=2, rounds=2, batch_size=8, loss=loss
+    ).result()
+
+
+def test_a_run_on_infinite_data_says_nothing_about_later_ones():
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    y = (x.sum(1) > 0).long()
+    bad = lk.data.from_tensors(torch.where(x > 1, torch.inf, x), y)
+    with pytest.raises(DivergenceError):
+        lk.train(nn.Linear(3, 2), bad, peers=2, rounds=3, batch_size=8).result()
+    clean = lk.train(nn.Linear(3, 2), lk.data.from_tensors(x, y), peers=2, rounds=3, batch_size=8).result()
+    assert not clean.events and "unstacked" not in clean.settings
+
+
+def test_a_schedule_that_lacks_its_settings_is_told():
+    with pytest.raises(ModelError, match=r"The schedule function fails on an optimiser .*step_size"):
+        lk.train(nn.Linear(64, 10), lk.data.load("digits"), peers=2, rounds=2, schedule=torch.optim.lr_scheduler.StepLR)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain, repeat
 from typing import NamedTuple
 
@@ -66,14 +66,15 @@ def replay(work: float, every: float, cost: float, restart: float, failures: Ite
     """What a run of so much work does when, if it fails at these moments (ascending).
 
     What was computed since the last checkpoint is lost, and after `restart` seconds done again; nothing is saved at the
-    end. A failure while it restarts lets it start over. Raises SettingError for times that cannot be.
+    end. A failure while it restarts lets it start over. Raises SettingError for times that cannot be, or whose order is
+    another one.
 
     >>> [tuple(it) for it in replay(work=4, every=2, cost=1, restart=1, failures=[4])]
     [('compute', 0, 2), ('checkpoint', 2, 3), ('lost', 3, 4), ('restart', 4, 5), ('compute', 5, 7)]
     """
     _require(every=every, cost=cost, restart=restart, work=work)
     spans: list[Span] = []
-    moments = chain(failures, repeat(math.inf))
+    moments = chain(_ascending(failures), repeat(math.inf))
     now: float = 0
     done: float = 0
     failure = next(moments)
@@ -91,6 +92,14 @@ def replay(work: float, every: float, cost: float, restart: float, failures: Ite
         spans.append(Span("restart", now, up))
         now = up
     return [span for span in spans if span.end > span.start]
+
+
+def _ascending(failures: Iterable[float]) -> Iterator[float]:
+    before = 0.0
+    for moment in failures:
+        number(moment, "a failure's moment", least=before, unit="seconds in ascending order,")
+        yield moment
+        before = moment
 
 
 def _require(**times: float) -> None:

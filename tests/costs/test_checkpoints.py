@@ -89,3 +89,8 @@ def test_times_that_cannot_be_are_refused(make) -> None:
 
 def test_a_machine_that_fails_long_before_it_can_save_never_ends() -> None:
     assert slowdown(every=1e6, cost=1, mtbf=1) == math.inf
+
+
+def test_failures_out_of_order_are_refused() -> None:
+    with pytest.raises(SettingError, match="ascending order"):
+        replay(10, 3, 0.5, 1, [5, 2])

@@ -631,7 +631,7 @@ def test_the_trial_of_a_small_model_takes_little():
         begun = process_time()
         trial.tried(engine, experiment)
         taken.append(process_time() - begun)
-    assert min(taken) < 0.05
+    assert min(taken) < 0.25  # an order of magnitude more than it takes on a machine that does nothing else
 
 
 @pytest.mark.parametrize("loss", [nn.functional.mse_loss, nn.functional.l1_loss, lambda o, t: ((o - t) ** 2).mean()])

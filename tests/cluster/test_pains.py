@@ -36,7 +36,7 @@ PAINS = {
     ],
     "a class of the notebook not found on the worker": [
         "cluster.test_pains:test_a_model_class_of_the_notebook_trains_on_workers",
-        "cluster.test_pains:test_a_model_class_of_a_local_module_is_sent_as_the_sentence_says",
+        "cluster.test_pains:test_a_model_class_of_a_module_beside_the_notebook_trains_on_workers",
         "cluster.test_shipping:test_a_function_of_the_users_own_module_travels_as_it_is_now",
     ],
     "daemonic processes are not allowed to have children": [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copyreg
 import io
+import os
 import site
 import sys
 import sysconfig
@@ -108,11 +109,15 @@ def is_users(module: Any) -> bool:
 
 
 @cache
+def _installed() -> tuple[str, ...]:
+    """How the paths of files begin that come with Python, with packages and with labkit."""
+    known = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    folders = [*known, *site.getsitepackages(), site.getusersitepackages(), Path(__file__).parents[1]]
+    return tuple(f"{Path(folder)}{os.sep}" for folder in folders)
+
+
 def _lies_with_user(file: str) -> bool:
-    installed = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    folders = [*installed, *site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parents[1])]
-    inside = any(Path(file).is_relative_to(folder) for folder in folders)
-    return not inside and Path(file).suffix == ".py"
+    return file.endswith(".py") and not file.startswith(_installed())
 
 
 # -- on a worker, those that are imported there by name

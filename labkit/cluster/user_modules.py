@@ -112,7 +112,7 @@ def is_users(module: Any) -> bool:
 def _installed() -> tuple[str, ...]:
     """How the paths of files begin that come with Python, with packages and with labkit."""
     known = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    folders = [*known, *site.getsitepackages(), site.getusersitepackages(), Path(__file__).parents[1]]
+    folders = [*known, *site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parents[1])]
     return tuple(f"{Path(folder)}{os.sep}" for folder in folders)
 
 

@@ -181,7 +181,8 @@ def test_a_run_whose_checkpoints_cannot_be_written_says_so_once_and_goes_on(lab,
     history = run.result(60)
     assert same(history, undisturbed)
     assert kinds(history).count("checkpoint failed") == 1
-    assert "could not be kept" in history.events[0].text and str(place) in history.events[0].text
+    failed = next(event for event in history.events if event.kind == "checkpoint failed")
+    assert "could not be kept" in failed.text and str(place) in failed.text
 
 
 class Peculiar(torch.optim.SGD):

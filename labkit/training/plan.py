@@ -55,15 +55,11 @@ def plan(settings: Settings, budget: Budget | None = None) -> tuple[Engine, Expe
     Raises SettingError, ModelError, DataError or LabClosed for what cannot be carried out.
     """
     engine, dataset = _engine(settings.on), settings.dataset
+    _require_dataset(dataset)
     algorithms = tuple(_algorithm(it) for it in _each(settings.algorithm))
     peers = whole(_peers(settings), "peers")
     batch_size, seed = whole(settings.batch_size, "batch_size"), whole(settings.seed, "seed", least=0)
     rounds, epochs = _count(settings.rounds, "rounds"), _count(settings.epochs, "epochs")
-    if not isinstance(dataset, Dataset):
-        raise DataError(
-            f"{type(dataset).__name__} is not a dataset of labkit: load one with lk.data.load(name), or make one with "
-            "lk.data.from_tensors(x, y), or of a torch dataset with lk.data.from_torch(train, test)."
-        )
     traits = _agreed(algorithms, peers)
     public = None if settings.public is None else _public(settings.public, dataset)
     dealing = _dealing(settings.shards, algorithms[0], traits)
@@ -104,6 +100,14 @@ def plan(settings: Settings, budget: Budget | None = None) -> tuple[Engine, Expe
     experiment = compared(tried(engine, experiment))
     try_metrics(experiment)
     return engine, experiment if budget is None else _budgeted(engine, experiment, budget, settings)
+
+
+def _require_dataset(dataset: Any) -> None:
+    if not isinstance(dataset, Dataset):
+        raise DataError(
+            f"{type(dataset).__name__} is not a dataset of labkit: load one with lk.data.load(name), or make one with "
+            "lk.data.from_tensors(x, y), or of a torch dataset with lk.data.from_torch(train, test)."
+        )
 
 
 def _budgeted(engine: Engine, experiment: Experiment, budget: Budget, settings: Settings) -> Experiment:

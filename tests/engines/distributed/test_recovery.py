@@ -225,6 +225,9 @@ def stuck(outputs, targets):
 
 @pytest.mark.slow
 def test_an_endless_loop_ends_in_one_sentence_within_the_timeout(lab):
+    start(lab, LocalSGD(2)).result(
+        60
+    )  # the workers may have come back only now, and the time is for them to begin, too
     begun = time.monotonic()
     with pytest.raises(
         (GangError, ExchangeError), match=r"rank 0 waited 2 s in a collective that not all ranks joined"

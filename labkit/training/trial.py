@@ -23,13 +23,13 @@ from labkit.algorithms.base import Batch
 from labkit.cluster.shipping import pack
 from labkit.data import Dataset, Tensors
 from labkit.engines.cluster import Cluster
+from labkit.engines.digest import Unseen, digest
 from labkit.engines.distributed.recovery import ranks_on
 from labkit.engines.experiment import Engine, Experiment, Findings, Loss
 from labkit.engines.modules import copied, evaluation_mode, give_originals, give_unpacked
 from labkit.engines.simulator import Simulator
 from labkit.errors import ModelError
 from labkit.text import in_words
-from labkit.training.fingerprint import fingerprint
 from labkit.training.trial_single import IGNORED, Single, Step
 from labkit.training.trial_stacked import why_unstacked
 
@@ -105,12 +105,15 @@ class Trial:
         it, (x, y) = self._experiment, self._batches[0][0]
         models = [it.model_of(k) for k in self._ids]
         algorithm = it.algorithm_of(self._ids[0])
-        code = fingerprint(models, it.optimizer_of(self._ids[0]), it.schedule, it.loss, type(algorithm))
+        try:
+            code = digest((models, it.optimizer_of(self._ids[0]), it.schedule, it.loss, type(algorithm)), numbers=False)
+        except (Unseen, RecursionError):
+            return None
         ends = [(int(y.min()), int(y.max())) for own in self._batches for _, y in own if not y.is_floating_point()]
         hooked = bool(nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
         how = self._stacked, self._sent, it.precision, it.clip, it.served, it.traits.asynchronous, self._rest, hooked
         shapes = x.shape, x.dtype, y.shape, y.dtype, self._tests.shape, self._tests.dtype, torch.get_default_dtype()
-        return None if code is None else (code, *ends, how, shapes)
+        return code, *ends, how, shapes
 
     def findings(self) -> Findings:
         """What it finds out; raises ModelError where the peers cannot be trained."""

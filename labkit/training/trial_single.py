@@ -23,7 +23,6 @@ from labkit.engines.experiment import Experiment
 from labkit.engines.peer import OnePeer, Place
 from labkit.errors import LabkitError, ModelError
 from labkit.text import in_words
-from labkit.training.fingerprint import is_torchs
 
 IGNORED = -100  # no class, but what torch's losses leave out
 
@@ -261,3 +260,8 @@ def _random_states() -> Sequence[Any]:
     """How torch's, Python's and NumPy's generators stand."""
     numpys: Any = np.random.get_state()
     return torch.get_rng_state().numpy().tobytes(), random.getstate(), (numpys[1].tobytes(), *numpys[2:])
+
+
+def is_torchs(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own layers, which keep nothing but parameters and buffers."""
+    return type(module).__module__.startswith("torch.")

@@ -137,3 +137,40 @@ def test_a_stream_that_cannot_be_counted_has_one_too():
 
     settings = {"dataset": lk.data.from_torch(Flow()), "algorithm": AllReduce()}
     assert difference(of(**settings), of(**settings)) == []
+
+
+@dataclasses.dataclass
+class Config:
+    scale: float
+
+
+SETTINGS = {"scale": 2.0}
+CONFIG = Config(2.0)
+WEIGHT = torch.ones(10)
+
+
+def by_a_dict(outputs, targets):
+    return SETTINGS["scale"] * nn.functional.cross_entropy(outputs, targets)
+
+
+def by_an_object(outputs, targets):
+    return CONFIG.scale * nn.functional.cross_entropy(outputs, targets)
+
+
+def by_a_tensor(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets, weight=WEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("loss", "name", "changed"),
+    [
+        (by_a_dict, "SETTINGS", {"scale": 3.0}),
+        (by_an_object, "CONFIG", Config(3.0)),
+        (by_a_tensor, "WEIGHT", 2 * torch.ones(10)),
+    ],
+)
+def test_whatever_the_loss_reads_from_its_module_decides_too(monkeypatch, loss, name, changed):
+    before = of(loss=loss)
+    assert difference(before, of(loss=loss)) == []
+    monkeypatch.setitem(globals(), name, changed)
+    assert difference(before, of(loss=loss)) == ["the loss"]

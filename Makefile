@@ -1,20 +1,29 @@
 # What needs more than a line is Python's business: `python -m labkit --help`.
 PYTHON  ?= python3
 PORT    ?=
+TO      ?= learner
 BROWSER ?= default
+KILLS   ?= 100
+MINUTES ?= 60
 VENV    := .venv
 RUN     := $(VENV)/bin/python -m
 READY   := $(VENV)/ready
 QUICK   := not claims and not soak
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test claims soak check notebooks bench
+.PHONY: help lab release book test claims soak check notebooks bench
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 lab: $(READY)  ## open the lessons in JupyterLab (PORT=8888 BROWSER=none)
 	@$(RUN) labkit lab --browser=$(BROWSER) $(if $(PORT),--port=$(PORT))
+
+release: $(READY)  ## write the learner's copy of the lessons, without solutions and results (TO=learner)
+	@$(RUN) labkit release $(TO)
+
+book: $(READY)  ## write the lessons as static pages, to be read and printed, into the folder book
+	@$(RUN) labkit book book
 
 test: $(READY)  ## run every test, notebooks and browser included
 	$(RUN) pytest -m "not alone and not paired and $(QUICK)" -n auto --dist worksteal --durations=40
@@ -24,8 +33,8 @@ test: $(READY)  ## run every test, notebooks and browser included
 claims: $(READY)  ## what each algorithm is for, shown over many seeds: minutes
 	$(RUN) pytest -m claims -n auto --dist worksteal
 
-soak: $(READY)  ## many kills and long runs: minutes
-	$(RUN) pytest -m soak
+soak: $(READY)  ## kills at random moments, and mixed work for long (KILLS=100 MINUTES=60)
+	$(RUN) pytest -s -m soak --kills=$(KILLS) --minutes=$(MINUTES)
 
 check: $(READY)  ## format, lint, types, import layers, short files, lessons as saved: seconds
 	$(RUN) ruff format --check
@@ -45,5 +54,5 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "labkit needs Python 3.11 or newer: add PYTHON=python3.12")'
 	@echo "Installing labkit into $(VENV): minutes the first time."
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	$(RUN) pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[test,dev]'
 	@touch $@

@@ -25,6 +25,8 @@ _NAMES = {  # module: the public names it defines
     "cluster.doctor": ("doctor",),
     "training.train": ("train",),
     "training.run": ("Run",),
+    "training.joining": ("join",),
+    "training.inviting": ("invite",),
     "training.compare": ("compare",),
     "training.comparison": ("Comparison",),
     "training.sweep": ("sweep",),
@@ -35,6 +37,12 @@ _NAMES = {  # module: the public names it defines
     "engines.cluster": ("Cluster",),
     "engines.distributed.data_parallel": ("DDP",),
     "cards.cards": ("formulas",),
+    "cards.glossary": ("glossary",),
+    "widgets.prediction": ("predict",),
+    "widgets.calibration": ("predictions",),
+    "widgets.lesson": ("go_on", "source"),
+    "widgets.quiz": ("quiz",),
+    "widgets.language": ("language",),
 }
 _HOME = {name: f"labkit.{module}" for module, names in _NAMES.items() for name in names}
 _MODULES = ("algorithms", "check", "costs", "data", "errors", "exchange", "models", "widgets")
@@ -53,6 +61,7 @@ if TYPE_CHECKING:  # the same names for whoever reads types
         widgets as widgets,
     )
     from labkit.cards.cards import formulas as formulas
+    from labkit.cards.glossary import glossary as glossary
     from labkit.cluster.connect import connect as connect
     from labkit.cluster.doctor import doctor as doctor
     from labkit.cluster.lab import Lab as Lab
@@ -67,10 +76,17 @@ if TYPE_CHECKING:  # the same names for whoever reads types
     from labkit.tasks.sync import ASP as ASP, BSP as BSP, SSP as SSP, Timeline as Timeline, synchronize as synchronize
     from labkit.training.compare import compare as compare
     from labkit.training.comparison import Comparison as Comparison
+    from labkit.training.inviting import invite as invite
+    from labkit.training.joining import join as join
     from labkit.training.run import Run as Run
     from labkit.training.stepping import step_through as step_through
     from labkit.training.sweep import sweep as sweep
     from labkit.training.train import train as train
+    from labkit.widgets.calibration import predictions as predictions
+    from labkit.widgets.language import language as language
+    from labkit.widgets.lesson import go_on as go_on, source as source
+    from labkit.widgets.prediction import predict as predict
+    from labkit.widgets.quiz import quiz as quiz
 
 
 def __getattr__(name: str) -> Any:

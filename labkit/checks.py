@@ -16,6 +16,7 @@ from labkit.text import name_all, short
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+SEEDS = 2**63 - 1  # the largest seed: torch takes no more
 
 
 def whole(
@@ -107,4 +108,4 @@ def speeds_of(speeds: Any, count: int, who: str, error: type[LabkitError]) -> Fl
 
 def generator(seed: Any, error: type[LabkitError] = SettingError) -> np.random.Generator:
     """Return numpy's generator for a whole, non-negative seed."""
-    return np.random.default_rng(whole(seed, "seed", error, least=0))
+    return np.random.default_rng(whole(seed, "seed", error, least=0, most=SEEDS))

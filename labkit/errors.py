@@ -115,7 +115,18 @@ class MissingPackage(LabkitError, ImportError):
 
 
 class CheckFailed(LabkitError, AssertionError):
-    """An exercise whose answer is not right yet."""
+    """An exercise whose answer is not right yet: `points` of it are right, `of` all.
+
+    A notebook shows its card (the sentence, where it has none) instead of the lines that led to it: they might hold the
+    answer.
+    """
+
+    card: str = ""
+    points: float = 0.0
+    of: float = 1.0
+
+    def _render_traceback_(self) -> list[str]:
+        return [self.card or f"✗ {self}", *getattr(self, "__notes__", ())]
 
 
 def let_go(error: BaseException) -> None:

@@ -39,7 +39,7 @@ class Table:
         )
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{escape(word)}</th>" for word in self.head)
+        head = "".join(f"<th>{escape(word)}</th>" if word else "<td></td>" for word in self.head)
         rows = ("".join(f"<td>{escape(word)}</td>" for word in row) for row in self.rows)
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -146,6 +146,15 @@ def short(thing: Any, most: int = 30) -> str:
     line = reprlib.Repr()
     line.maxstring = line.maxother = most
     return " ".join(line.repr(thing.item() if isinstance(thing, np.generic) else thing).split())
+
+
+def a(noun: str) -> str:
+    """A noun with its article.
+
+    >>> a("list"), a("Adam")
+    ('a list', 'an Adam')
+    """
+    return f"{'an' if noun[:1] in 'AEIOaeio' else 'a'} {noun}"
 
 
 def in_words(error: BaseException, most: int = 120) -> str:

@@ -46,6 +46,15 @@ def nbytes(tree: Tree) -> int:
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves(tree))
 
 
+def squares(tree: Tree, lead: int = 0) -> Tensor:
+    """‖x‖², of each row of the first `lead` dimensions.
+
+    >>> squares({"w": torch.tensor([[3.0, 4.0], [0.0, 1.0]])}, lead=1)
+    tensor([25.,  1.])
+    """
+    return torch.stack([leaf.flatten(lead).square().sum(-1) for leaf in leaves(tree)]).sum(0)
+
+
 def flatten(tree: Tree, lead: int = 0) -> Tensor:
     """All leaves as one vector, keeping the first `lead` dimensions, which the leaves share."""
     return torch.cat([leaf.reshape(*leaf.shape[:lead], leaf.shape[lead:].numel()) for leaf in leaves(tree)], dim=lead)

@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 from urllib.request import Request, urlopen
 
 import psutil
+from jupyter_client import BlockingKernelClient
 
 # Cells out of sight stay in the page, so that they can be looked at; no dialogue asks to fetch news.
 SETTINGS = {
@@ -82,6 +83,28 @@ def serve(command: Sequence[str], home: Path, timeout: float = 60.0) -> Iterator
             if process.poll() is None:
                 process.terminate()
             process.wait(30)
+
+
+def empty_notebook(home: Path) -> Path:
+    """A notebook without cells."""
+    notebook = home / "empty.ipynb"
+    notebook.write_text(json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    return notebook
+
+
+@contextmanager
+def kernel_of(server: Server, home: Path, timeout: float = 120.0) -> Iterator[tuple[str, BlockingKernelClient]]:
+    """A new kernel of that server, by its name, and what talks to it past the server (timeout: seconds to start)."""
+    status, model = server.ask("/api/kernels", server.token, method="POST")
+    assert status == 201, status
+    client = BlockingKernelClient(connection_file=str(home / "runtime" / f"kernel-{model['id']}.json"))
+    client.load_connection_file()
+    client.start_channels(hb=False)  # on a busy machine a heart seems to stand still
+    try:
+        client.wait_for_ready(timeout)
+        yield model["id"], client
+    finally:
+        client.stop_channels()
 
 
 def _private(home: Path) -> dict[str, str]:

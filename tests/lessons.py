@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -52,8 +54,33 @@ def execute(path: Path, timeout: float = 120.0) -> NotebookNode:
     folder = {"metadata": {"path": str(path.parent)}}
     client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=folder)
     client.coalesce_streams, client.record_timing = True, False
-    client.execute()
+    with TemporaryDirectory() as nobody:  # without the predictions of whoever saves it
+        client.execute(env=os.environ | {"XDG_DATA_HOME": nobody})
+    _as_it_ended(notebook)
     return normalise(notebook)
+
+
+def _as_it_ended(notebook: NotebookNode) -> bool:
+    """Let the still picture of each run be its last one: that of the moment it was shown has nothing on it.
+
+    Returns whether they were so already.
+    """
+    state, so_already = notebook.metadata.get("widgets", {}).get(STATE, {}).get("state", {}), True
+    for data in (output.data for cell in _code(notebook) for output in cell.outputs if VIEW in output.get("data", {})):
+        models = [state[it] for it in _parts(state, data[VIEW]["model_id"]) if it in state]
+        pictures = [it for it in models if it["model_name"] == "ImageModel" and it.get("buffers")]
+        if any(it["model_name"] == "IntProgressModel" for it in models) and pictures:
+            last = pictures[0]["buffers"][0]["data"]
+            so_already &= data["image/png"].strip() == last.strip()
+            data["image/png"] = last
+    return so_already
+
+
+def _parts(state: Mapping[str, Any], model: str) -> Iterator[str]:
+    """A widget's model and those of all its parts, from top to bottom."""
+    yield model
+    for child in state.get(model, {}).get("state", {}).get("children", ()):
+        yield from _parts(state, child.removeprefix("IPY_MODEL_"))
 
 
 def normalise(notebook: NotebookNode) -> NotebookNode:
@@ -86,6 +113,8 @@ def problems(path: Path) -> list[str]:
     notebook = nbformat.read(path, as_version=4)
     found = [*_unexecuted(notebook), *_unsightly(notebook), *_lost_widgets(notebook), *_misplaced(notebook)]
     found += _ungradable(notebook)
+    if not _as_it_ended(notebook):
+        found.append("the still picture of a run is not its last one (make notebooks)")
     if nbformat.writes(normalise(notebook)) != nbformat.writes(notebook):
         found.append("metadata that changes from run to run is saved (make notebooks)")
     if path.stat().st_size > LARGEST:

@@ -87,6 +87,7 @@ class Hosts:
         for space in self._spaces:
             _remove_space(space)
         for program in self._programs:
+            program.kill()  # it may not have come so far as to be on its host
             program.wait(10)
             for pipe in (program.stdin, program.stdout, program.stderr):
                 if pipe is not None:

@@ -16,7 +16,7 @@ from torch import nn
 
 import labkit as lk
 from labkit.cluster.display import NotebookBar, lab_page, widget_view
-from labkit.cluster.doctor import Check, Report
+from labkit.cluster.findings import Check, Report
 from labkit.cluster.workers import WorkerInfo, Workers
 from labkit.history.history import History
 from labkit.plots.panel import Panel, Picture

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -39,7 +40,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory):
         shutil.copy(path, target)
     subprocess.run([needs("git"), "init", "--quiet"], cwd=folder, check=True)
     yield folder
-    shutil.rmtree(folder)
+    threading.Thread(target=shutil.rmtree, args=[folder]).start()  # a minute and more, beside the next tests
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +112,25 @@ def test_a_port_in_use_is_said_and_not_replaced(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode != 0
     assert f"port {port} is not available" in done.stderr
+
+
+def test_a_wheel_has_the_lessons_and_lab_opens_a_copy_that_may_be_changed(
+    clone: Path, index: None, tmp_path: Path
+) -> None:
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(clone)]
+    subprocess.run(pip, check=True, timeout=300)
+    (wheel,) = tmp_path.glob("labkit-*.whl")
+    shutil.unpack_archive(wheel, installed := tmp_path / "installed", format="zip")
+    names = {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert {path.name for path in (installed / "labkit" / "notebooks").glob("*.ipynb")} == names
+    (home := tmp_path / "home").mkdir()
+    opened = "from labkit import __main__ as it; print(it.own_copy(it.START).resolve())"
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", opened], cwd=home, env={"PYTHONPATH": str(installed)}, text=True, capture_output=True
+        )
+        lesson = home / "labkit-lessons" / "00_start_here.ipynb"
+        assert done.stdout.splitlines()[-1:] == [str(lesson)], done.stderr
+        assert {path.name for path in lesson.parent.glob("*.ipynb")} >= names
+        lesson.with_name("mine.ipynb").touch()  # the second time it is what it was
+    assert (home / "labkit-lessons" / "mine.ipynb").exists()

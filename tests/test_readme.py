@@ -135,11 +135,12 @@ def test_a_researchers_idea_is_compared_and_tuned(research, lab, tmp_path, monke
 
 def test_a_message_of_your_own_agrees_on_all_engines_and_costs_what_it_says(names, lab):
     exec(block('"""Largest'), names)
+    largest = names["Largest"]  # alone: what other tests have left among the names need not fit a message
 
     class Boldest:
         def round(self, peer, batches):
             peer.step(peer.loss(next(batches)))
-            peer.params = yield names["Largest"](peer.params)
+            peer.params = yield largest(peer.params)
 
     runs = [result(on, Boldest(), peers=4) for on in (lk.Lockstep(), lk.Simulator(), lab)]
     assert difference(runs[0], runs[1]) < 1e-5 and difference(runs[0], runs[2]) < 1e-5
@@ -159,7 +160,7 @@ def test_a_widget_of_your_own_moves_with_its_sliders(names):
 def test_an_exercise_of_your_own_says_what_is_wrong(names):
     exec(block('"""Exercise'), names)
     check = names["ring_bytes"]
-    assert repr(check(lambda size, n: 2 * (n - 1) / n * size)) == "✓ ring_bytes: 3 cases right"
+    assert repr(check(lambda size, n: 2 * (n - 1) / n * size)) == "✓ ring_bytes: 23 cases right"
     with pytest.raises(lk.errors.CheckFailed, match=r"ring_bytes\(100, 4\) gave 100; expected 150: every worker"):
         check(lambda size, n: size)
 

@@ -12,6 +12,7 @@ from labkit.algorithms.diloco import DiLoCo
 from labkit.algorithms.distillation import Distillation
 from labkit.algorithms.easgd import EASGD
 from labkit.algorithms.ensemble import Ensemble
+from labkit.algorithms.expertparallel import ExpertParallel
 from labkit.algorithms.fedadam import FedAdam
 from labkit.algorithms.fedavg import FedAvg
 from labkit.algorithms.fedavgm import FedAvgM
@@ -25,6 +26,8 @@ from labkit.algorithms.fedyogi import FedYogi
 from labkit.algorithms.gossip import Gossip
 from labkit.algorithms.independent import Independent
 from labkit.algorithms.localsgd import LocalSGD
+from labkit.algorithms.measured import Measured
+from labkit.algorithms.mesh import Mesh
 from labkit.algorithms.mutual import Mutual
 from labkit.algorithms.parameterserver import ParameterServer
 from labkit.algorithms.pipeline import Pipeline
@@ -33,6 +36,7 @@ from labkit.algorithms.private import Private
 from labkit.algorithms.robust import Robust
 from labkit.algorithms.scaffold import SCAFFOLD
 from labkit.algorithms.secure import Secure
+from labkit.algorithms.sequenceparallel import SequenceParallel
 from labkit.algorithms.tensorparallel import TensorParallel
 from labkit.algorithms.wrapper import Wrapper
 from labkit.algorithms.zero import ZeRO
@@ -52,6 +56,7 @@ __all__ = [
     "DiLoCo",
     "Distillation",
     "Ensemble",
+    "ExpertParallel",
     "FedAdam",
     "FedAvg",
     "FedAvgM",
@@ -65,6 +70,8 @@ __all__ = [
     "Gossip",
     "Independent",
     "LocalSGD",
+    "Measured",
+    "Mesh",
     "Mutual",
     "ParameterServer",
     "Peer",
@@ -74,6 +81,7 @@ __all__ = [
     "Robust",
     "Round",
     "Secure",
+    "SequenceParallel",
     "TensorParallel",
     "Wrapper",
     "ZeRO",

@@ -54,11 +54,12 @@ class AllReduce:
         return self.accumulate
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
-        gradients, weight = self._accumulated(peer, batches)
-        mean = yield Mean(gradients, weight=weight, form=self.form, kind=Kind.GRADIENT)
+        gradients, weight = self.accumulated(peer, batches)
+        total = None if weight is None else float(peer.working)  # from sizes that all know, so no weight need travel
+        mean = yield Mean(gradients, weight=weight, form=self.form, kind=Kind.GRADIENT, total=total)
         peer.apply(mean)
 
-    def _accumulated(self, peer: Peer, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], float | None]:
+    def accumulated(self, peer: Peer, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], float | None]:
         """The mean gradient of the next A batches; where batches end, of those left, and whether there were any."""
         total: dict[str, Tensor] = {}
         seen = 0

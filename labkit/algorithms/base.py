@@ -39,8 +39,16 @@ class Peer(Protocol):
         """How many training examples the peer's shard holds; [K] when stacked."""
 
     @property
+    def batch_size(self) -> int:
+        """How many examples a batch has, unless it is the last one of an epoch."""
+
+    @property
     def epochs(self) -> int | None:
         """After how many passes over the peer's shard its batches end; None where they never do."""
+
+    @property
+    def working(self) -> int:
+        """How many of the peers have batches in this round, before they have come to the end of their epochs."""
 
     @property
     def number(self) -> int:
@@ -97,10 +105,19 @@ class Peer(Protocol):
         Neither Dropout's masks nor BatchNorm's statistics see anything of it.
         """
 
-    def loss(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
+    def loss(self, batch: Batch, logits: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
         """The mean loss of the batch, differentiable; recorded as the peer's loss of this step.
 
-        `logits` are the model's outputs for the batch, where they were needed before.
+        `logits` are the model's outputs for the batch, where they were needed before. With a `weight`, [K] when
+        stacked, it is multiplied by that, as the loss of a part of a batch is; of weight zero it need not be a number.
+        """
+
+    def weights(self, targets: Tensor, count: int, dim: int, logits: Tensor) -> Tensor:
+        """By what the losses of a batch's parts are to be multiplied, so that their mean is that of the batch, [count].
+
+        `targets` are the batch's, parts are `count` equal ones along `dim`, and `logits` have the shape of a part's.
+        Stacked, [K, count], or [1, count] where all see one batch. They are ones, except where the loss weighs targets
+        or leaves some out. Raises ModelError for a loss that is not made of its parts' losses so.
         """
 
     def losses(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
@@ -110,6 +127,9 @@ class Peer(Protocol):
         w, and zero of an example that it leaves out, as `ignore_index` does. Differentiable; the mean is recorded as
         the peer's loss of this step.
         """
+
+    def counted(self, batch: Batch, logits: Tensor) -> Tensor:
+        """Which examples have a part in the loss of the batch, [B], be it zero now: not those that it leaves out."""
 
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
         """∇loss by parameter name."""
@@ -145,6 +165,9 @@ class Peer(Protocol):
     @property
     def pieces(self) -> Sequence[Sequence[str]]:
         """The layers that it runs itself, in pieces of those that follow each other."""
+
+    def pieces_of(self, peer: int) -> Sequence[Sequence[str]]:
+        """Those that another one runs."""
 
     def part(self, layer: str) -> dict[str, Tensor]:
         """What it holds of a layer's parameters."""

@@ -55,9 +55,12 @@ class CoTeaching:
         return int((peer.number - 1) // per_epoch)
 
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
-        losses = peer.losses(next(batches))  # [B]
+        inputs, _ = batch = next(batches)
+        logits = peer.logits(inputs)
+        losses = peer.losses(batch, logits)  # [B]
         keep = max(1, int(self.kept(peer) * losses.shape[-1]))
-        counted = losses.detach().masked_fill(losses == 0, float("inf"))  # what the loss leaves out is not easy
-        chosen = counted.topk(keep, largest=False).indices  # [R·B]
+        left_out = ~peer.counted(batch, logits)  # which is not easy
+        easiest = losses.detach().masked_fill(left_out, float("inf")).argsort(stable=True)  # [B]
+        chosen = easiest[..., :keep]  # [R·B]
         theirs = yield Permute(chosen, pairs(peer.present))
         peer.step(losses.gather(-1, theirs).mean(-1))

@@ -17,8 +17,10 @@ class CoTeachingPlus(CoTeaching):
     """S = {examples that the partners classify differently}; step on the R(T)·|S| of them that the *partner* picks.
 
     Yu et al., arXiv:1901.04215, Alg. 1: disagreement keeps the two from becoming one. As in the authors' code the first
-    `warmup` epochs are plain co-teaching. Predicted classes travel first, then the choice, as one mark per example,
-    because |S| differs from pair to pair; where a pair agrees on everything it does not learn from that batch.
+    `warmup` epochs are plain co-teaching: 0 there on MNIST, 5 on CIFAR-100, 20 on CIFAR-10 and 100 on Tiny-ImageNet, of
+    200; 2 here, for runs that are short. Predicted classes travel first, then the choice, as one mark per example,
+    because |S| differs from pair to pair; where a pair agrees on everything it does not learn from that batch, of which
+    the authors' code takes all, at first.
     Raises SettingError for settings out of range, for an odd number of peers, and for outputs that are no scores of
     classes.
 
@@ -48,8 +50,10 @@ class CoTeachingPlus(CoTeaching):
             *losses.shape, -1
         )  # an example has one class, or one at each position
         theirs = yield Permute(mine, pairs(peer.present))
-        disagreed = (mine != theirs).any(-1) & (losses != 0)  # S, [B], without what the loss leaves out
-        rank = losses.detach().masked_fill(~disagreed, float("inf")).argsort(-1).argsort(-1)  # 0 for the least loss
+        disagreed = (mine != theirs).any(-1) & peer.counted(batch, logits)  # S, [B]
+        rank = (
+            losses.detach().masked_fill(~disagreed, float("inf")).argsort(stable=True).argsort(-1)
+        )  # 0 for the least loss
         keep = (self.kept(peer) * disagreed.sum(-1, keepdim=True)).ceil()
         chosen = yield Permute(rank < keep, pairs(peer.present))  # [B]
         peer.step((losses * chosen).sum(-1) / chosen.sum(-1).clamp(min=1))

@@ -6,15 +6,17 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from labkit.algorithms.base import Batch, Peer, Round
-from labkit.algorithms.predictions import cross_entropy, probabilities
+from labkit.algorithms.predictions import cross_entropy, outputs_of, probabilities
 from labkit.checks import number, whole
-from labkit.errors import ModelError
+from labkit.data.inputs import Inputs
+from labkit.errors import LabkitError, ModelError
+from labkit.text import in_words
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Distillation:
 
     `weight` is λ, `temperature` is T; T² keeps the soft targets' gradients as large as the labels' whatever T. The
     `teacher` is a trained module, which is copied and stays as it is. Nothing is sent.
-    Raises ModelError for a teacher that is no module, SettingError for settings out of range, and for outputs that are
-    no scores of classes.
+    Raises ModelError for a teacher that is no module, or whose outputs on the data are not like the models', and
+    SettingError for settings out of range, and for outputs that are no scores of classes.
 
     >>> import labkit as lk, torch
     >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
@@ -63,5 +65,31 @@ class Distillation:
     def _taught(self, inputs: Tensor, peer: Peer) -> Tensor:
         """The teacher's logits [..., B, C] for inputs [..., B, …], where … before B is the dimension of peers."""
         lead = peer.ids.dim()
-        logits: Tensor = self.teacher.to(inputs.device)(inputs.flatten(0, lead))
+        if not lead:
+            return self._outputs(inputs)
+        logits = self._outputs(inputs.flatten(0, lead))
         return logits.reshape(*inputs.shape[: lead + 1], *logits.shape[1:])
+
+    def _outputs(self, inputs: Any) -> Tensor:
+        """What the teacher makes of inputs [B, …], or of several."""
+        several = isinstance(inputs, Inputs)
+        teacher = self.teacher.to(inputs.tensors[0].device if several else inputs.device)
+        return outputs_of(teacher(*inputs.args, **inputs.kwargs) if several else teacher(inputs), "The teacher")
+
+    @torch.no_grad()
+    def try_on(self, inputs: Any, outputs: Tensor) -> None:
+        """Refuse a teacher that does not take these inputs, or gives other outputs than a model that learns from it."""
+        try:
+            taught = self._outputs(inputs)
+        except LabkitError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"The teacher, {type(self.teacher).__name__}, does not take the data's inputs ({in_words(error)}): "
+                "give one that was trained on such data."
+            ) from error
+        if taught.shape != outputs.shape:
+            raise ModelError(
+                f"The teacher's outputs are of shape {tuple(taught.shape)}, and the model's of {tuple(outputs.shape)}: "
+                "give a teacher of the same classes."
+            )

@@ -29,10 +29,17 @@ class Holds(ABC):
 
     @abstractmethod
     def part(self, whole: Params, peer: int, peers: int, layers: Layers) -> Params:
-        """What one of the peers holds; ModelError where the whole cannot be cut so.
+        """What one of the peers holds; ModelError where the layers cannot be cut so.
 
         `layers` tells the names of the parameters by layer, in the order of the layers.
         """
+
+    def require(self, whole: Params, peers: int) -> None:  # noqa: B027  most can be cut in any number
+        """Raise ModelError where the parameters cannot be shared out among so many peers."""
+
+    def cuts(self, name: str) -> bool:
+        """Whether peers compute a layer together because each has a slice of this parameter, which must be trained."""
+        return False
 
     def share(self, peers: int) -> float:
         """How much of a step of the whole model each loss costs a peer."""
@@ -45,6 +52,17 @@ class Holds(ABC):
     @abstractmethod
     def join(self, parts: Sequence[Params], like: Mapping[str, Tensor]) -> Params:
         """The whole that all peers' parts make."""
+
+
+@dataclass(frozen=True)
+class Whole(Holds):
+    """All of it, in copies that stay alike."""
+
+    def part(self, whole: Params, peer: int, peers: int, layers: Layers = dict) -> Params:
+        return {name: leaf.clone() for name, leaf in whole.items()}
+
+    def join(self, parts: Sequence[Params], like: Mapping[str, Tensor]) -> Params:
+        return parts[0]
 
 
 @dataclass(frozen=True)
@@ -68,14 +86,15 @@ class Shards(Holds):
         cut: Params = {}
         for name, leaf in whole.items():
             flat = leaf.flatten(leaf.dim() - like[name].dim()) if like[name].dim() else leaf.unsqueeze(-1)
-            filled = F.pad(flat, (0, -flat.shape[-1] % peers))
+            more = -flat.shape[-1] % peers
+            filled = F.pad(flat, (0, more)) if more else flat  # which else would be a copy
             cut[name] = filled.reshape(*filled.shape[:-1], peers, -1)
         return cut
 
     def glue(self, rows: Params, like: Mapping[str, Tensor]) -> Params:
         """The inverse of `cut`."""
         return {
-            name: leaf.flatten(-2)[..., : like[name].numel()].reshape(*leaf.shape[:-2], *like[name].shape)
+            name: leaf.flatten(-2)[..., : like[name].numel()].reshape((*leaf.shape[:-2], *like[name].shape))
             for name, leaf in rows.items()
         }
 
@@ -95,7 +114,7 @@ class Slices(Holds):
     along: Mapping[str, int]
     summed: tuple[str, ...] = ()  # layers whose outputs are summed over the peers
 
-    def part(self, whole: Params, peer: int, peers: int, layers: Layers = dict) -> Params:
+    def require(self, whole: Params, peers: int) -> None:
         for layer in self.summed:
             if f"{layer}.bias" in whole:
                 raise ModelError(
@@ -108,7 +127,6 @@ class Slices(Holds):
                     f"The model has no parameter {end!r} that could be split: name layers of its own, as "
                     "model.named_parameters() has them."
                 )
-        mine: Params = {}
         for name, leaf in whole.items():
             dim = self.dim(name)
             if dim is not None and leaf.shape[dim] % peers:
@@ -116,8 +134,13 @@ class Slices(Holds):
                     f"Parameter {name!r} of shape {tuple(leaf.shape)} is not divided by {peers} peers along dimension "
                     f"{dim}: take a number of peers that divides {leaf.shape[dim]}."
                 )
-            mine[name] = (leaf if dim is None else leaf.chunk(peers, dim)[peer]).clone()
-        return mine
+
+    def part(self, whole: Params, peer: int, peers: int, layers: Layers = dict) -> Params:
+        dims = {name: self.dim(name) for name in whole}
+        return {
+            name: (leaf if dims[name] is None else leaf.chunk(peers, dims[name] or 0)[peer]).clone()
+            for name, leaf in whole.items()
+        }
 
     def join(self, parts: Sequence[Params], like: Mapping[str, Tensor]) -> Params:
         dims = {name: self.dim(name) for name in parts[0]}
@@ -132,6 +155,9 @@ class Slices(Holds):
     def copied(self, params: Params) -> Params:
         """Those of the parameters that all peers hold alike."""
         return {name: leaf for name, leaf in params.items() if self.dim(name) is None}
+
+    def cuts(self, name: str) -> bool:
+        return self.dim(name) is not None
 
     def dim(self, name: str) -> int | None:
         """Along which dimension a parameter is cut; None where each peer has a copy."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.algorithms.holds import Params, Stages
@@ -16,6 +16,7 @@ from labkit.costs.pipelines import Op, PipelineTable
 from labkit.errors import SettingError
 from labkit.exchange import Pass
 from labkit.exchange.mean import Kind
+from labkit.exchange.tape import Tape
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,16 @@ class Pipeline:
 
     What a stage does in each tick says the table of its `schedule`: "gpipe", "1f1b", "interleaved" (with `interleave`
     pieces of the model on each peer), "zero-bubble", or a lk.costs.PipelineTable of your own. arXiv:1811.06965 and
-    arXiv:2104.04473, §2.2; the gradient is the mean over equal microbatches, so that `microbatches` has to divide the
-    batch; it is the batch's own where the loss is a mean over examples, without weights and none left out.
+    arXiv:2104.04473, §2.2; microbatches are equal, so that `microbatches` has to divide the batch. The loss is that of
+    the whole batch, also where it weighs targets or leaves some out: each microbatch counts as much as it has of their
+    weight.
 
-    Raises SettingError for an unknown schedule, and when the run is planned where microbatches do not divide a batch.
+    On workers the schedules of `torch.distributed.pipelining` do the work, for zero bubble its ZB1P. Your own table,
+    1F1B with fewer microbatches than stages, and zero bubble with a number of microbatches that torch refuses are left
+    to this generator.
+
+    Raises SettingError for an unknown schedule, and when the run is planned where microbatches do not divide a batch,
+    and ModelError for a loss that is not a mean of the microbatches' losses.
 
     >>> import labkit as lk, torch
     >>> net = lambda: torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
@@ -66,16 +73,49 @@ class Pipeline:
         if (stages := self.table(peers).stages) != peers:
             raise SettingError(f"The table has {stages} stages for {peers} peers: take peers={stages}.")
 
+    def fits(self, peers: int, model: nn.Module, inputs: torch.Size, targets: torch.Size) -> None:
+        """Refuse a batch that the microbatches do not divide."""
+        if inputs[0] % self.microbatches:
+            raise SettingError(
+                f"batch_size={inputs[0]} is not divided by {self.microbatches} microbatches: give a multiple."
+            )
+
+    def batch_parts(self, peers: int) -> tuple[int, int]:
+        """As many as there are microbatches, of examples."""
+        return self.microbatches, 0
+
     def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
         table, stage, n = self.table(peer.peers), int(peer.ids), peer.peers
         x, y = next(batches)
-        run = _Run(peer, x.chunk(self.microbatches), y.chunk(self.microbatches), table)
+        run = _Run(peer, x.chunk(self.microbatches), y.chunk(self.microbatches), table, self)
         for tick in range(len(table.ticks[0])):
-            forward, back = run.do(table.ticks[stage][tick])
+            forward, back = yield from run.do(table.ticks[stage][tick])
+            ops = [own[tick] for own in table.ticks]
+            yield from self.wait(peer, [None if op is None else op.piece for op in ops])
             came: dict[str, Tensor] = yield Pass.of(forward, back)
             run.receive("forward", came, table.ticks[(stage - 1) % n][tick], wraps=stage == 0)
             run.receive("back", came, table.ticks[(stage + 1) % n][tick], wraps=stage == n - 1)
-        peer.apply(run.gradients())
+        peer.apply((yield from self.summed(run.gradients())))
+
+    # -- what is otherwise where the peers of a stage compute it together
+
+    share: ClassVar[float] = 1.0  # of a stage, that a peer computes
+
+    def through(self, peer: Peer, piece: int, x: Tensor, params: Params) -> Generator[Any, Any, Tensor]:
+        """What a piece of the peer's layers makes of x."""
+        for layer in peer.pieces[piece]:
+            x = peer.run(layer, x, params)
+        yield from ()
+        return x
+
+    def wait(self, peer: Peer, pieces: Sequence[int | None]) -> Round:
+        """What a peer yields in a tick after its own work, given the piece that each stage works on."""
+        yield from ()
+
+    def summed(self, found: Params) -> Generator[Any, Any, Params]:
+        """The gradients, of which peers of a stage may have parts."""
+        yield from ()
+        return found
 
     def predict(self, peer: Peer, inputs: Tensor) -> Generator[Any, Any, Tensor]:
         """The logits: inputs go through all pieces, and their outputs once round the ring, to everyone."""
@@ -85,7 +125,8 @@ class Pipeline:
         for at in range(last + n):
             mine = at % n == stage and x is not None
             if mine and at <= last and x is not None:
-                x = _through(peer, at // n, x, peer.params)
+                x = yield from self.through(peer, at // n, x, peer.params)
+            yield from self.wait(peer, [at // n if k == at % n and at <= last else None for k in range(n)])
             if at >= last and mine and x is not None:
                 logits = x
             came = yield Pass.of(x if mine else None, None)
@@ -96,47 +137,62 @@ class Pipeline:
 class _Run:
     """One batch on its way through a stage: what has arrived, and what is open."""
 
-    def __init__(self, peer: Peer, xs: tuple[Tensor, ...], ys: tuple[Tensor, ...], table: PipelineTable) -> None:
-        self._peer, self._ys, self._table = peer, ys, table
+    def __init__(
+        self, peer: Peer, xs: tuple[Tensor, ...], ys: tuple[Tensor, ...], table: PipelineTable, pipeline: Pipeline
+    ) -> None:
+        self._peer, self._ys, self._table, self._pipeline = peer, ys, table, pipeline
+        self._weights: Tensor | None = None  # of the microbatches in the loss, once it is known what outputs are like
         self._params = peer.leaves(peer.params)
         self._arrived: dict[tuple[str, int, int], Tensor] = {}
         if int(peer.ids) == 0:
             self._arrived |= {("forward", k, 0): x for k, x in enumerate(xs)}
         self._open: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor | None]] = {}
+        self._tapes: dict[tuple[int, int], Tape] = {}  # of what went forward with messages
 
-    def do(self, op: Op | None) -> tuple[Tensor | None, Tensor | None]:
+    def do(self, op: Op | None) -> Generator[Any, Any, tuple[Tensor | None, Tensor | None]]:
         """Do what the table says; what goes on and what goes back from it."""
         if op is None:
             return None, None
-        self._peer.count(1 / (len(self._ys) * (3 if self._table.split else 2) * self._peer.peers * self._table.pieces))
+        ops = len(self._ys) * (3 if self._table.split else 2) * self._peer.peers * self._table.pieces
+        self._peer.count(self._pipeline.share / ops)
         kind, k, piece = op
         if kind == "F":
-            return self._forward(k, piece), None
+            return (yield from self._forward(k, piece)), None
         if kind == "B":
-            return None, self._back(k, piece)
+            return None, (yield from self._back(k, piece))
         _, out, y = self._open.pop((k, piece))
         self._collect(self._peer.pull(out, self._params, y))
         return None, None
 
-    def _forward(self, k: int, piece: int) -> Tensor | None:
+    def _forward(self, k: int, piece: int) -> Generator[Any, Any, Tensor | None]:
         start = self._peer.leaves({"": self._arrived.pop(("forward", k, piece))})[""]
-        out = _through(self._peer, piece, start, self._params)
+        tape = Tape()
+        out = yield from tape.forward(self._pipeline.through(self._peer, piece, start, self._params))
+        if tape.sent:
+            self._tapes[k, piece] = tape
         ends = int(self._peer.ids) == self._peer.peers - 1 and piece == self._table.pieces - 1
         if ends:
-            out = self._peer.loss((start, self._ys[k]), out) / len(self._ys)
+            if self._weights is None:
+                self._weights = self._peer.weights(torch.cat(self._ys), len(self._ys), 0, out)
+            loss = self._peer.loss((start, self._ys[k]), out, self._weights[k])
+            out = loss * self._pipeline.share / len(self._ys)
         self._open[k, piece] = start, out, None
         return None if ends else out.detach()
 
-    def _back(self, k: int, piece: int) -> Tensor | None:
+    def _back(self, k: int, piece: int) -> Generator[Any, Any, Tensor | None]:
         start, out, _ = self._open.pop((k, piece))
         y = self._arrived.pop(("back", k, piece), None)  # None of the loss itself
+        first = int(self._peer.ids) == 0 and piece == 0
+        if (k, piece) in self._tapes:
+            yield from self._tapes.pop((k, piece)).backward(out, y)  # the leaves collect their gradients
+            return None if first else start.grad
         wanted = {"": start} if self._table.split else self._params | {"": start}
         if self._table.split:
             self._open[k, piece] = start, out, y
         found = self._peer.pull(out, wanted, y, again=self._table.split)
         before = found.pop("", None)
         self._collect(found)
-        return None if int(self._peer.ids) == 0 and piece == 0 else before
+        return None if first else before
 
     def receive(self, way: str, came: dict[str, Tensor], sent: Op | None, wraps: bool) -> None:
         """Keep what came from a neighbour, who has just done `sent`; round the ring it goes to another piece."""
@@ -152,10 +208,3 @@ class _Run:
     def gradients(self) -> Params:
         """The sums over all microbatches."""
         return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self._params.items()}
-
-
-def _through(peer: Peer, piece: int, x: Tensor, params: Params) -> Tensor:
-    """What a piece of the peer's layers makes of x."""
-    for layer in peer.pieces[piece]:
-        x = peer.run(layer, x, params)
-    return x

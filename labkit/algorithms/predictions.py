@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from labkit.algorithms.base import Peer
+from labkit.errors import ModelError
+
+
+def outputs_of(out: Any, what: str = "The model") -> Tensor:
+    """The outputs proper in what a model's forward returned: a tensor, `out["logits"]`, `out.logits` or `out[0]`.
+
+    Raises ModelError where none of these is a tensor.
+
+    >>> import torch
+    >>> outputs_of({"logits": torch.zeros(2, 3), "hidden": torch.zeros(2, 8)}).shape
+    torch.Size([2, 3])
+    """
+    if isinstance(out, Tensor):
+        return out
+    found = out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", None)
+    if found is None and isinstance(out, tuple | list) and out:
+        found = out[0]
+    if not isinstance(found, Tensor):
+        raise ModelError(
+            f"{what} returns a {type(out).__name__} without a tensor of outputs: let forward return a tensor, a "
+            'tuple that begins with it, or a dict or an object with "logits".'
+        )
+    return found
 
 
 def probabilities(peer: Peer, logits: Tensor) -> Tensor:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from difflib import SequenceMatcher
 from functools import cache
 from typing import Any
+
+import torch
+from torch import nn
 
 from labkit.algorithms.base import Algorithm
 from labkit.algorithms.holds import Holds
@@ -21,13 +24,23 @@ def _any_number(peers: int) -> None:
     """Most algorithms are good for any number of peers."""
 
 
+def _one_part(peers: int) -> tuple[int, int]:
+    """Most take the loss of a whole batch."""
+    return 1, 0
+
+
+def _any_batch(peers: int, model: nn.Module, inputs: torch.Size, targets: torch.Size) -> None:
+    """Most models and batches are good for any number of peers that can hold their parts."""
+
+
 @dataclass(frozen=True)
 class Traits:
     """An algorithm has these as attributes, fields or methods; what it leaves out, or has as None, is as here.
 
     `every`: local steps in a round. `epochs`: passes over its shard that a peer makes in a round, where these count and
     not steps. `starts_apart`: every peer starts from random weights of its own. `same_batches`: all peers see the same
-    batches, because they talk about single examples. `means_of`: the kinds of the means that it asks for in a round, in
+    batches, because they talk about single examples. `batch_groups(peers)`: by peer a number, from 0 on; those of one
+    number see the same batches. `means_of`: the kinds of the means that it asks for in a round, in
     their order, `()` for none at all, or a method `means_of(number)` where rounds differ; None where it does not say.
 
     `participation`: the share of the registered peers that take part in each round; None where peers are not a server's
@@ -45,7 +58,10 @@ class Traits:
     whose outputs are no scores of classes is refused.
 
     `predict(peer, inputs)` is a generator like a round, by which peers agree on outputs. `check(peers)` refuses a
-    number of peers that take part, before anything runs.
+    number of peers that take part, before anything runs; where each holds a part of a model `fits(peers, model, inputs,
+    targets)` refuses what cannot be shared out, given the shapes of one batch's inputs and targets.
+    `batch_parts(peers)` tells of how many parts of a batch the losses are taken one by one, and along which of its
+    dimensions they are cut.
     """
 
     every: int = 1
@@ -53,6 +69,7 @@ class Traits:
     participation: float | None = None
     starts_apart: bool = False
     same_batches: bool = False
+    batch_groups: Callable[[int], Sequence[int]] | None = None
     means_of: tuple[Kind, ...] | Callable[[int], tuple[Kind, ...]] | None = None
     asynchronous: bool = False
     policy: BSP | SSP | ASP = ASP()  # noqa: RUF009  frozen
@@ -61,6 +78,8 @@ class Traits:
     holds: Holds | None = None
     class_scores: bool = False
     check: Callable[[int], object] = _any_number
+    batch_parts: Callable[[int], tuple[int, int]] = _one_part
+    fits: Callable[[int, nn.Module, torch.Size, torch.Size], object] = _any_batch
 
     @property
     def central(self) -> bool:
@@ -71,6 +90,10 @@ class Traits:
     def counts(self) -> bool:
         """Whether it matters how many examples a peer has: for the end of an epoch, or as its weight."""
         return self.participation is not None or self.epochs is not None or self.same_batches
+
+    def groups(self, peers: int) -> tuple[int, ...]:
+        """By peer, the number of those who see the same batches; nothing where each sees its own, or all the same."""
+        return () if self.batch_groups is None else tuple(self.batch_groups(peers))
 
     def means_in(self, number: int) -> tuple[Kind, ...] | None:
         """The kinds of the means in round `number`; None where the algorithm does not say."""
@@ -101,7 +124,7 @@ class Traits:
 
 
 TRAITS = tuple(field.name for field in fields(Traits))
-_METHODS = ("server", "predict", "check")
+_METHODS = ("server", "predict", "check", "fits", "batch_groups", "batch_parts")
 
 
 def _read(called: str, name: str, value: Any) -> Any:

@@ -25,6 +25,9 @@ class ZeRO:
     way forward and once more on the way back. 2 Ψ numbers are sent a step in stages 1 and 2, 3 Ψ in stage 3: S.
     Rajbhandari et al., arXiv:1910.02054, §5 and §7.
 
+    On workers FSDP2 (`fully_shard`) does the work, with a peer on each, where peers divide the first dimension of every
+    parameter, for it deals rows; it sends the same, and keeps activations, where this generator computes layers again.
+
     Stages 2 and 3 want a model of layers, one after the other: an nn.Sequential, or lk.models.GPT. Raises SettingError
     for another stage.
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from labkit.cards import judges
 from labkit.cards.judges import Judge, Verdict
+from labkit.translation.translate import spoken, tr
 
 __all__ = ["Card", "Formulas", "Verdict", "Words", "formulas"]
 
@@ -22,6 +23,16 @@ class Words(NamedTuple):
 
     en: str
     zh: str
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """What a card shows of them: both, or in Chinese the Chinese alone."""
+        return (self.zh,) if spoken() == "zh" else (self.en, self.zh)
+
+    @property
+    def said(self) -> str:
+        """A name in both languages, that of the reader first."""
+        return " · ".join(self[::-1] if spoken() == "zh" else self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,14 +66,14 @@ class Card:
         return self.judge(obj, peers)
 
     def __repr__(self) -> str:
-        first = f"{self.symbol:<8}{self.name.en} · {self.name.zh}"
-        about = (f"here: {self.here}", f"source: {self.source}")
-        return ("\n" + " " * 8).join([first, self.plain, *self.words, *about])
+        first = f"{self.symbol:<8}{self.name.said}"
+        about = (f"{tr('here')}: {tr(self.here)}", f"{tr('source')}: {self.source}")
+        return ("\n" + " " * 8).join([first, self.plain, *self.words.shown, *about])
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         formula = f"$$\n{self.latex} \\qquad {self.condition}\n$$"
-        parts = [f"**{self.symbol} · {self.name.en} · {self.name.zh}**", formula, *self.words]
-        about = [f"*Here:* {self.here}", f"*Source:* {self.source}\n"]
+        parts = [f"**{self.symbol} · {self.name.said}**", formula, *self.words.shown]
+        about = [f"*{tr('Here')}:* {tr(self.here)}", f"*{tr('Source')}:* {self.source}\n"]
         return {"text/markdown": "\n\n".join(parts + about), "text/latex": formula, "text/plain": repr(self)}
 
 
@@ -89,14 +100,14 @@ class Formulas(Mapping[str, Card]):
         return list(self._cards)
 
     def __repr__(self) -> str:
-        return "\n".join(f"{card.key:<8}{card.plain:<28}{card.name.en} · {card.name.zh}" for card in self.values())
+        return "\n".join(f"{card.key:<8}{card.plain:<28}{card.name.said}" for card in self.values())
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         rows = [
-            f'| `formulas["{card.key}"]` | ${card.latex}$ | {card.name.en} · {card.name.zh} | {card.here} |'
+            f'| `formulas["{card.key}"]` | ${card.latex}$ | {card.name.said} | {tr(card.here)} |'
             for card in self.values()
         ]
-        head = "| card | formula | what | here |\n| --- | --- | --- | --- |"
+        head = f"| {' | '.join(map(tr, ('card', 'formula', 'what', 'here')))} |\n| --- | --- | --- | --- |"
         return {"text/markdown": "\n".join([head, *rows, ""]), "text/plain": repr(self)}
 
 

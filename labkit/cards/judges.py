@@ -16,6 +16,7 @@ from labkit.tasks.schedule import Assignment, Schedule
 from labkit.tasks.split import Partition
 from labkit.tasks.sync import ASP, Timeline
 from labkit.text import name_all, plural, some
+from labkit.translation.translate import tr
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,7 +34,7 @@ class Verdict:
         return self.ok
 
     def __repr__(self) -> str:
-        return f"{'✓' if self.ok else '✗'} {self.sentence}"
+        return f"{'✓' if self.ok else '✗'} {tr(self.sentence)}"
 
 
 Judge = Callable[[Any, int | None], Verdict]  # of an object, for so many peers

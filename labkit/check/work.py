@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from labkit.cards.judges import judge_schedule, named
-from labkit.check.answers import Passed, answer_of, graded, in_line, listed, near, numbers_of, passed, wrong
+from labkit.check.answers import (
+    Part,
+    Passed,
+    answer_of,
+    drawn,
+    exercise,
+    first_wrong,
+    fresh_cases,
+    graded,
+    in_line,
+    listed,
+    near,
+    numbers_of,
+    verdict,
+    wrong,
+)
 from labkit.checks import Floats, Integers
 from labkit.errors import CheckFailed
 from labkit.tasks.schedule import Schedule, schedule as _schedule
@@ -19,7 +35,8 @@ PUZZLE = (4.0, 4.0, 7.0, 6.0, 3.0, 6.0, 4.0, 5.0, 4.0, 2.0, 7.0, 5.0)
 """Costs in seconds of the twelve tasks of the puzzle; three workers need 19 s, longest-first takes 20 s."""
 
 
-def speedup(fn: Callable[[float, float, int], tuple[float, float]]) -> Passed:
+@exercise
+def speedup(fn: Callable[[float, float, int], tuple[float, float]], *, seed: int | None = None) -> Passed:
     """fn(serial, parallel, workers) → (speed-up, efficiency): T₁/Tₙ and T₁/(n·Tₙ), both times in seconds."""
 
     def explain(got: Floats, expected: Floats, *_: float) -> tuple[str, str, str]:
@@ -33,19 +50,37 @@ def speedup(fn: Callable[[float, float, int], tuple[float, float]]) -> Passed:
 
     cases = [(10.0, 2.5, 4), (10.0, 10.0, 2), (9.0, 6.0, 3), (2.0, 4.0, 2), (12.0, 2.0, 4)]
     wanted = "two numbers, speed-up and efficiency"
-    return graded("speedup({:g}, {:g}, {})", fn, cases, lambda a, b, n: (a / b, a / b / n), explain, wanted)
+
+    def fresh(rng: np.random.Generator) -> tuple[float, float, int]:
+        return float(rng.integers(1, 200) / 4), float(rng.integers(1, 80) / 4), int(rng.integers(2, 33))
+
+    return graded(
+        "speedup({:g}, {:g}, {})",
+        fn,
+        cases,
+        lambda a, b, n: (a / b, a / b / n),
+        explain,
+        wanted,
+        fresh=fresh,
+        seed=seed,
+    )
 
 
-def split(fn: Callable[[int, int], Sequence[Sequence[int]]]) -> Passed:
+@exercise
+def split(fn: Callable[[int, int], Sequence[Sequence[int]]], *, seed: int | None = None) -> Passed:
     """fn(n, parts) → one list of indices for each part: blocks of neighbours, sizes differing by at most one."""
-    cases = [(8, 2), (9, 3), (7, 3), (11, 4), (9, 4), (5, 5), (6, 1), (3, 2)]
-    for n, parts in cases:
+
+    def answer(n: int, parts: int) -> tuple[str, list[list[int]]]:
         call = f"split({n}, {parts})"
         got = _parts(call, answer_of(call, fn, n, parts))
-        flat = list(chain.from_iterable(got))
         if len(got) != parts:
             hint = "every worker gets a list, if need be an empty one"
             raise wrong(call, f"{len(got)} parts", f"{parts} parts", hint)
+        return call, got
+
+    def union(n: int, parts: int) -> None:
+        call, got = answer(n, parts)
+        flat = list(chain.from_iterable(got))
         if astray := [item for item in flat if not 0 <= item < n]:
             raise wrong(call, str(got), f"indices 0 to {n - 1}", f"there is no {named(astray, 'item')}")
         if lost := [item for item in range(n) if item not in flat]:
@@ -53,13 +88,27 @@ def split(fn: Callable[[int, int], Sequence[Sequence[int]]]) -> Passed:
             raise wrong(call, str(got), "every index once", hint)
         if twice := sorted({item for item in flat if flat.count(item) > 1}):
             raise wrong(call, str(got), "every index once", f"{named(twice, 'item')} is held more than once")
+
+    def balanced(n: int, parts: int) -> None:
+        union(n, parts)  # of half of the indices nobody asks how they lie
+        call, got = answer(n, parts)
         sizes = [len(part) for part in got]
         if max(sizes) - min(sizes) > 1:
             hint = "give one item of the remainder to each of the first parts"
             raise wrong(call, f"parts of {sizes} items", "sizes that differ by at most one", hint)
-        if flat != list(range(n)):
+
+    def neighbours(n: int, parts: int) -> None:
+        union(n, parts)
+        call, got = answer(n, parts)
+        if list(chain.from_iterable(got)) != list(range(n)):
             raise wrong(call, str(got), "blocks of neighbours, in order", "this deals the items out in another order")
-    return passed("split", cases)
+
+    seed = drawn(seed)
+    cases = [(8, 2), (9, 3), (7, 3), (11, 4), (9, 4), (5, 5), (6, 1), (3, 2)]
+    cases += fresh_cases(lambda rng: (n := int(rng.integers(2, 40)), int(rng.integers(1, min(n, 9) + 1))), seed)
+    properties = {"no index is lost or held twice": union, "sizes differ by at most one": balanced,
+                  "blocks of neighbours, in order": neighbours}  # fmt: skip
+    return verdict("split", [Part(it, [partial(has, *case) for case in cases]) for it, has in properties.items()], seed)
 
 
 _LOADS: list[tuple[list[float], int]] = [
@@ -73,22 +122,36 @@ _LOADS: list[tuple[list[float], int]] = [
 ]
 
 
-def lpt(fn: Callable[[list[float], int], Sequence[int]]) -> Passed:
+@exercise
+def lpt(fn: Callable[[list[float], int], Sequence[int]], *, seed: int | None = None) -> Passed:
     """fn(costs, workers) → the worker of each task, in the order of `costs`, done as early as longest-first is."""
-    for costs, workers in _LOADS:
+
+    def answer(costs: list[float], workers: int) -> tuple[str, Integers]:
         call = f"lpt({costs}, {workers})"
-        got = _workers(call, answer_of(call, fn, list(costs), workers), len(costs), workers)
-        makespan = _load(got, costs, workers)
-        limit = _schedule(costs, workers, policy="lpt").makespan
+        return call, _workers(call, answer_of(call, fn, list(costs), workers), len(costs), workers)
+
+    def early(costs: list[float], workers: int) -> None:
+        call, got = answer(costs, workers)
+        makespan, limit = _load(got, costs, workers), _schedule(costs, workers, policy="lpt").makespan
         if makespan > limit * (1 + 1e-9):
             hint = (
                 "take the tasks longest first, give each to the worker that is free first, "
                 "and report the workers in the order in which the tasks were given"
             )
             raise wrong(call, f"{got.tolist()}, done at {makespan:g} s", f"done by {limit:g} s", hint)
-    return passed("lpt", _LOADS)
+
+    def fresh(rng: np.random.Generator) -> tuple[list[float], int]:
+        costs = rng.integers(1, 10, rng.integers(1, 11)).tolist()
+        return costs, int(rng.integers(1, 5))
+
+    seed = drawn(seed)
+    cases = [*_LOADS, *fresh_cases(fresh, seed)]
+    parts = [Part("every task has one worker", [partial(answer, *case) for case in cases]),
+             Part("done as early as longest-first", [partial(early, *case) for case in cases])]  # fmt: skip
+    return verdict("lpt", parts, seed)
 
 
+@exercise
 def schedule(
     plan: Schedule | Sequence[int], *, makespan: float, costs: Sequence[float] = PUZZLE, workers: int = 3
 ) -> Passed:
@@ -125,7 +188,8 @@ _STEPS: list[list[list[float]]] = [  # seconds, [workers][steps]
 ]
 
 
-def ssp(fn: Callable[[list[list[float]], int], Sequence[Sequence[float]]]) -> Passed:
+@exercise
+def ssp(fn: Callable[[list[list[float]], int], Sequence[Sequence[float]]], *, seed: int | None = None) -> Passed:
     """fn(step_times, s) → when each step starts, [workers][steps], all in seconds, under bounded staleness.
 
     A worker starts step k (k = 0, 1, …) once it has finished its own step k − 1 and every worker has finished k − s
@@ -133,7 +197,7 @@ def ssp(fn: Callable[[list[list[float]], int], Sequence[Sequence[float]]]) -> Pa
     """
 
     def explain(got: Floats, expected: Floats, times: list[list[float]], s: int) -> tuple[str, str, str]:
-        worker, step = np.argwhere(~np.isclose(got, expected))[0]
+        worker, step = first_wrong(got, expected)
         by_all = f"all have finished {max(0, step - s)} steps"
         if got[worker, step] < expected[worker, step]:
             hint = f"a step {step} has to wait until {by_all}, and for the worker's own last"
@@ -143,12 +207,21 @@ def ssp(fn: Callable[[list[list[float]], int], Sequence[Sequence[float]]]) -> Pa
         return f"{where} {got[worker, step]:g} s", f"{expected[worker, step]:g} s", hint
 
     cases = [(times, s) for times in _STEPS for s in (0, 1, 3)]
+    parts = {"a barrier (s = 0)": (1, lambda _, s: s == 0), "bounded staleness (s > 0)": (1, lambda _, s: s > 0)}
     return graded(
-        "ssp({}, s={})", fn, cases, lambda times, s: synchronize(times, SSP(s)).start, explain, "{} lists of {}"
-    )
+        "ssp({}, s={})", fn, cases, lambda times, s: synchronize(times, SSP(s)).start, explain, "{} lists of {}",
+        fresh=lambda rng: (_some_steps(rng), int(rng.integers(0, 5))), parts=parts, seed=seed,
+    )  # fmt: skip
 
 
-def frontier(fn: Callable[[list[list[float]], float], int]) -> Passed:
+def _some_steps(rng: np.random.Generator) -> list[list[float]]:
+    """Times of two or three workers and four to six steps, at random."""
+    times: list[list[float]] = rng.integers(1, 9, (rng.integers(2, 4), rng.integers(4, 7))).astype(float).tolist()
+    return times
+
+
+@exercise
+def frontier(fn: Callable[[list[list[float]], float], int], *, seed: int | None = None) -> Passed:
     """fn(finish, t) → how many steps every worker has finished by time t (at t counts), |𝒯_sync| = |∩ 𝒯ᵢ|.
 
     `finish` is [workers][steps] in seconds.
@@ -170,7 +243,13 @@ def frontier(fn: Callable[[list[list[float]], float], int]) -> Passed:
 
     lines = [synchronize(times, SSP(1)).finish for times in _STEPS]
     cases = [(line.tolist(), float(t)) for line in lines for t in (0.5, 2.0, line.max())]
-    return graded("frontier({}, t={:g})", fn, cases, lambda finish, t: finished(finish, t).min(), explain)
+
+    def fresh(rng: np.random.Generator) -> tuple[list[list[float]], float]:
+        finish = synchronize(_some_steps(rng), SSP(2)).finish
+        return finish.tolist(), float(rng.choice(finish.ravel()) + rng.integers(0, 2) / 2)
+
+    right = lambda finish, t: finished(finish, t).min()  # noqa: E731  a line of a table
+    return graded("frontier({}, t={:g})", fn, cases, right, explain, fresh=fresh, seed=seed)
 
 
 def _parts(call: str, got: Any) -> list[list[int]]:

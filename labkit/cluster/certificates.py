@@ -14,15 +14,18 @@ import ssl
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from distributed import Security
 
 from labkit.cluster import deadlines
+from labkit.errors import SettingError
 
 _NAME = "labkit"
 _DAYS = 365
 _ROLES = ("client", "scheduler", "worker")
+_FILES = {"cert": "cert.pem", "key": "key.pem"}
 
 
 def temporary_security() -> OwnSecurity:
@@ -54,6 +57,38 @@ def temporary_security() -> OwnSecurity:
     return OwnSecurity(  # type: ignore[no-untyped-call]
         require_encryption=True, tls_ca_file=cert, tls_min_version=ssl.TLSVersion.TLSv1_3, tls_ciphers=None, **roles
     )
+
+
+def write_certificates(folder: str | Path) -> Path:
+    """Make a certificate for a cluster of several machines: "cert.pem" and "key.pem" in a folder of this user alone.
+
+    Whoever has both files is let in, wherever it is copied to. Raises SettingError where the folder has one already.
+
+    >>> write_certificates("cluster")       # doctest: +SKIP
+    PosixPath('cluster')
+    """
+    made: Any = temporary_security()
+    folder = Path(folder).expanduser()
+    if there := [name for name in _FILES.values() if (folder / name).exists()]:
+        raise SettingError(f"{folder} has a {there[0]} already, which a cluster may need: choose another folder.")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for part, text in (("cert", made.tls_client_cert), ("key", made.tls_client_key)):
+        path = folder / _FILES[part]
+        path.touch(0o600, exist_ok=False)
+        path.write_text(text)
+    return folder
+
+
+def security_in(folder: str | Path) -> Security:
+    """The security of a folder that `write_certificates` has made, or a copy of it; raises SettingError for no such."""
+    folder = Path(folder).expanduser().absolute()
+    paths = {part: folder / name for part, name in _FILES.items()}
+    if missing := [path for path in paths.values() if not path.is_file()]:
+        raise SettingError(
+            f"security={str(folder)!r} has no {missing[0].name}: python -m labkit certificates DIR makes such a folder."
+        )
+    roles = {f"tls_{role}_{part}": str(path) for role in _ROLES for part, path in paths.items()}
+    return Security(tls_ca_file=str(paths["cert"]), require_encryption=True, **roles)
 
 
 class OwnSecurity(Security):

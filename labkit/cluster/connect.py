@@ -9,9 +9,11 @@ from typing import Any
 
 from distributed import Client
 
+from labkit.cluster.display import waiting_for
+from labkit.cluster.gateway import open_gateway, require_only_size
 from labkit.cluster.lab import Lab
 from labkit.cluster.local import open_gpus, open_local
-from labkit.cluster.remote import adopt, open_address, open_gateway, open_ssh
+from labkit.cluster.remote import adopt, open_address, open_ssh
 from labkit.cluster.workers import WorkerRequest
 from labkit.errors import ConnectError, SettingError
 
@@ -40,8 +42,9 @@ def connect(
     "tcp://host:8786", "tls://host:8786", "ssh://user@host1,host2", "gateway", a `distributed.Client`, or any object
     with `get_client()`. `workers` is their number (by default one per usable core or GPU; when asked again with
     another number, a cluster that this kernel started is scaled to it), `threads` per worker (1), `memory` per
-    worker in bytes or as "2 GiB" (an even share of what may be used), `security` a `distributed.Security` for
-    "tls://…", and `timeout` seconds within which something must answer.
+    worker in bytes or as "2 GiB" (an even share of what may be used), `security` for "tls://…" the folder that
+    `python -m labkit certificates` has written, or a `distributed.Security`, and `timeout` seconds within which
+    something must answer.
 
     Processes that this kernel starts on this machine talk over TLS with certificates that no other user can read. Over
     "tcp://…" to another machine nothing is encrypted: `launch` and training are refused there unless you say
@@ -59,12 +62,18 @@ def connect(
     request = WorkerRequest.of(workers, threads, memory, security, timeout)
     with _connecting:
         for stale in [key for key, lab in _labs.items() if lab.closed]:
-            del _labs[stale]
+            _labs.pop(stale).let_go()
         key = (os.getpid(), target if isinstance(target, str | None) else id(target))
         if key in _labs:
             _adapt(_labs[key], request)
         else:
-            _labs[key] = _open(target, request)
+            what = (
+                "Starting worker processes"
+                if isinstance(target, str | None) and target in (None, "gpu")
+                else "Connecting"
+            )
+            with waiting_for(what):
+                _labs[key] = _open(target, request)
         return _labs[key]
 
 
@@ -89,6 +98,8 @@ def _open(target: Any, request: WorkerRequest) -> Lab:
 
 def _adapt(lab: Lab, request: WorkerRequest) -> None:
     """Make a running lab what `request` asks for, or say why it cannot be."""
+    if lab.kind == "gateway":
+        require_only_size(request)
     workers = lab.workers
     same = (
         request.threads in (None, *(worker.threads for worker in workers))

@@ -24,7 +24,10 @@ GRACE = 3.0  # for a rank to leave its own code once it has been told to stop
 SETTLE = 1.0  # for the cause of a broken collective to come to light, so that it is named and not its consequence
 ANSWER = 30.0  # for ranks to answer what their gang asks, which may be much to send
 STACKS = 0.2  # for a worker that hangs to write down where it is
+LONG_TASK = 5.0  # after which a task counts as long, and ranks are not put behind it
+SILENT = 15.0  # for a worker that sends word twice a second to be held up by what it computes; an import takes less
 GONE_CLIENT = 10.0  # after which a dead client's workers are free, even where a rank never said that it has gone
+STUCK = 15.0  # after which a worker is ended that is still at a dead client's task; ranks see to that themselves before
 CLOSE_SEEN = 0.02  # for gloo to find that one of this rank's connections is at its end
 CLOSE_SEEN_BY_ALL = 0.3  # for the other ranks to find that too
 
@@ -33,12 +36,14 @@ STOP = 5.0  # for a round to obey Stop before its group is closed under it
 
 # -- how often somebody looks
 TICK = 0.1  # at a job's progress, at printed lines, at whether the lab is still open
+SHOWN_AGAIN = 2.0  # a lab's table, while something goes on
 GANG_POLL = 0.05  # at what the ranks of a run have told
 SCHEDULER_POLL = 0.5  # at whether the scheduler of a gang is still there
 CLIENT_POLL = 0.25  # at whether the client still wants a rank
 CONNECTION_POLL = 0.05  # at whether an answer is still worth waiting for
 WISHES = 0.2  # at what the user wishes of a run: all ranks agree on it
 END_POLL = 0.05  # at whether a process that was ended is gone
+ACTIVITY = 5.0  # at whether work is still under way, to tell cullers
 PARENT_POLL = 1.0  # at whether the kernel is there that started the template of workers
 WORKER_POLL = 0.02  # at whether a lost worker is back
 REPORTS = 0.5  # at what is new, to report it, unless the user says

@@ -9,13 +9,17 @@ import asyncio
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import Context
 from html import escape
+from time import monotonic
 from typing import Any, Protocol
 
 from labkit.cluster import deadlines
+from labkit.cluster.activity import kernel
 from labkit.cluster.workers import WorkerInfo
+from labkit.errors import LabkitError
 from labkit.text import amount
 
 _LINES = 500  # printed lines that stay in view
@@ -35,7 +39,10 @@ def table(title: str, aside: str, head: Sequence[str], rows: Iterable[Sequence[s
     body = "".join(
         "<tr>" + "".join(f'<td style="{cell}">{_text(value)}</td>' for value in row) + "</tr>" for row in rows
     )
-    heads = "".join(f'<th scope="col" style="{cell};font-weight:600">{_text(name)}</th>' for name in head)
+    heads = "".join(
+        f'<th scope="col" style="{cell};font-weight:600">{_text(name)}</th>' if name else f'<td style="{cell}"></td>'
+        for name in head
+    )
     return (
         f'<div style="{_FONT}"><div style="margin-bottom:.3em"><b>{_text(title)}</b> &ensp; {_text(aside)}</div>'
         f'<table style="font:inherit;border-collapse:collapse;margin:0"><thead><tr>{heads}</tr></thead>'
@@ -94,6 +101,67 @@ def widget_view(shown: Any, text: str) -> dict[str, Any]:
     return {**widget._repr_mimebundle_(), "text/plain": text}
 
 
+@contextmanager
+def waiting_for(what: str) -> Iterator[None]:
+    """Say what a cell waits for, and afterwards how long it took, where a person looks on.
+
+    A front end names the cell that it asks to run. Whoever runs notebooks to compare or export them does not, and gets
+    no output of which each run has another.
+    """
+    if not _a_person_asks():
+        yield
+        return
+    from IPython.display import HTML, display
+
+    started, shown = monotonic(), display(HTML(_said(f"{what} …")), display_id=True)
+    try:
+        yield
+    finally:
+        shown.update(HTML(_said(f"{what}: {monotonic() - started:.0f} s")))
+
+
+def _said(words: str) -> str:
+    return f'<span role="status" style="color:var(--jp-ui-font-color2,#666)">{escape(words)}</span>'
+
+
+def _a_person_asks() -> bool:
+    if not in_notebook():
+        return False
+    from IPython import get_ipython
+
+    asked: dict[str, Any] = getattr(get_ipython(), "get_parent", dict)() or {}
+    return bool(asked.get("metadata", {}).get("cellId"))
+
+
+def keep_showing(widget: Any, page: Callable[[], str], going: Callable[[], bool], over: Callable[[], bool]) -> None:
+    """Give a widget its page anew every two seconds while there is something `going` on, until it is `over`.
+
+    The page is made in another thread, for it may ask and wait, and the kernel's loop is for the kernel. Nothing is
+    sent while nothing goes on: an idle kernel looks idle to whoever ends idle kernels.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:  # no kernel's loop, as in a test
+        return
+
+    async def tick() -> None:
+        went = False
+        while not over():
+            await asyncio.sleep(deadlines.SHOWN_AGAIN)
+            with suppress(LabkitError, OSError):  # it closes just now
+                now = going()
+                if now or went:  # once more after the end
+                    widget.value = await asyncio.to_thread(page)
+                went = now
+
+    if not any(task.get_loop() is loop and task.get_name() == widget.model_id for task in _tasks):
+        task = loop.create_task(tick(), name=widget.model_id, context=Context())
+        _tasks.add(task)
+        task.add_done_callback(_tasks.discard)
+
+
+_tasks: set[asyncio.Task[None]] = set()  # asyncio itself holds them weakly
+
 # -- a running job
 
 
@@ -129,11 +197,7 @@ def make_bar(job: Shown) -> NotebookBar | TerminalBar:
 
 def in_notebook() -> bool:
     """Whether this is the kernel of a notebook, where outputs are rich."""
-    if "IPython" not in sys.modules:
-        return False
-    from IPython import get_ipython
-
-    return getattr(get_ipython(), "kernel", None) is not None
+    return kernel() is not None
 
 
 class TerminalBar:

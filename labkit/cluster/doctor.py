@@ -1,210 +1,114 @@
-"""`doctor`: what this machine is and whether labkit can work on it, each finding with its remedy."""
+"""`doctor`: whether labkit can work on this machine, or on the workers of a lab; each finding with its remedy."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import psutil
+from distributed import Client
 
 from labkit.cluster import deadlines
-from labkit.cluster.display import Markup, table, widget_view
-from labkit.cluster.machine import other_people, usable_cores, usable_memory, visible_gpus
-from labkit.errors import SettingError
-from labkit.text import amount, some
+from labkit.cluster.findings import Check, Report, looked
+from labkit.cluster.lab_checks import examined
+from labkit.cluster.local import local_cluster
+from labkit.cluster.machine_checks import EXAMINATIONS
+from labkit.cluster.stale import end, stale
+from labkit.errors import ConnectError, LabkitError
+from labkit.text import in_words, some
 
-_NEEDED = ("torch", "dask", "distributed", "jupyterlab", "ipywidgets")
-_MARKS = {"ok": "✓", "warn": "!", "fail": "✗"}
-_COLOURS = {
-    "ok": "var(--jp-success-color1,#2e7d32)",
-    "warn": "var(--jp-warn-color0,#b35900)",
-    "fail": "var(--jp-error-color1,#b00020)",
-}
-_GIB = 1 << 30
-_size = partial(amount, binary=True)
+_MEMORY = 1 << 30  # bytes for the worker that is started
 
 
-class Check(NamedTuple):
-    """One finding: "warn" works with less, "fail" does not work; `remedy` is empty where all is well."""
+def doctor(lab: Any = None, *, end_stale: bool = False) -> Report:
+    """Examine this machine, or a running lab; `.ok` is False when something must be mended first.
 
-    name: str
-    status: Literal["ok", "warn", "fail"]
-    found: str
-    remedy: str = ""
+    It takes some seconds and no network: it imports torch and starts one worker. `lab` is what `connect` gives, or a
+    `distributed.Client`, or anything with `get_client()`, of a cluster that `connect` refuses too. `end_stale` ends the
+    schedulers and workers of this user that nobody started who still lives.
 
-
-@dataclass(frozen=True)
-class Report:
-    """All findings; prints as a table."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing failed."""
-        return all(check.status != "fail" for check in self.checks)
-
-    @property
-    def summary(self) -> str:
-        """One line that says nothing about the machine, only whether labkit works on it."""
-        failed = [check.name for check in self.checks if check.status == "fail"]
-        state = f"not well: {', '.join(failed)}" if failed else "all well"
-        return f"labkit doctor: {len(self.checks)} checks, {state}"
-
-    def __repr__(self) -> str:
-        width = max(len(check.name) for check in self.checks)
-        lines = [self.summary]
-        for check in self.checks:
-            lines.append(f"{_MARKS[check.status]} {check.name:<{width}}  {check.found}")
-            if check.remedy:
-                lines.append(f"  {'':<{width}}  → {check.remedy}")
-        return "\n".join(lines)
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        columns = 4 if any(check.remedy for check in self.checks) else 3
-        head = ("", "what", "found", "remedy")[:columns]
-        rows = [(_mark(check.status), check.name, check.found, check.remedy)[:columns] for check in self.checks]
-        return widget_view(table(self.summary, "", head, rows), self.summary)
-
-
-def _mark(status: str) -> Markup:
-    return Markup(f'<b title="{status}" style="color:{_COLOURS[status]}">{_MARKS[status]}</b>')
-
-
-def doctor() -> Report:
-    """Examine this machine in about a second, offline; `.ok` is False when something must be mended first.
-
-    It raises nothing: what does not work is a finding.
+    It raises nothing for what does not work, which is a finding, but ConnectError for a `lab` that is none.
 
     >>> import labkit as lk
-    >>> [check.name for check in lk.doctor().checks][:3]
+    >>> [check.name for check in lk.doctor().checks][:3]          # doctest: +SKIP
     ['Python', 'CPU cores', 'memory']
+    >>> lk.doctor(lab).ok                                         # doctest: +SKIP
+    True
     """
-    examinations: tuple[Callable[[], Check], ...] = (
-        *(_python, _cores, _memory, _gpus),
-        *(partial(_package, name) for name in _NEEDED),
-        *(_loopback, _processes, _disk, _shared_memory, _hub),
-    )
-    return Report(tuple(examine() for examine in examinations))
+    if lab is not None:
+        with _client_of(lab) as client:
+            return Report(tuple(examined(client)))
+    return Report(tuple(_examine_machine(end_stale)))
 
 
-def _python() -> Check:
-    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    return Check("Python", "ok", found)
-
-
-def _cores() -> Check:
+@contextmanager
+def _client_of(lab: Any) -> Iterator[Client]:
+    """The client of a lab, closed in the end where a cluster made one for the asking."""
+    known = set(Client._instances)
+    client = lab if isinstance(lab, Client) else getattr(lab, "client", None)
+    if client is None and callable(getattr(lab, "get_client", None)):
+        client = lab.get_client()
+    if not isinstance(client, Client):
+        raise ConnectError(f"{lab!r} is no lab: give what lk.connect(…) returned, or a distributed.Client.")
     try:
-        cores = usable_cores()
-    except SettingError as error:
-        return Check("CPU cores", "fail", f"CPU_LIMIT={os.environ['CPU_LIMIT']!r}", str(error))
-    found = f"{cores} of {psutil.cpu_count() or cores} usable{_limited_by('CPU_LIMIT')}"
-    if cores == 1:
-        remedy = "two workers take turns on one core, so no speed-up will be seen: ask for a second core."
-        return Check("CPU cores", "warn", found, remedy)
-    return Check("CPU cores", "ok", found)
+        yield client
+    finally:
+        if client not in known:
+            client.close()
 
 
-def _memory() -> Check:
+def _examine_machine(end_stale: bool) -> Iterator[Check]:
+    yield from (looked(name, examine) for name, examine in EXAMINATIONS.items())
+    yield looked("old clusters", partial(clusters, end_stale))
+    imported = importing_torch()
+    yield imported
+    # which would import torch as well, and each time it ends another one would be started
+    yield starting_a_worker() if imported.status == "ok" else Check("a worker", "fail", "not tried", imported.remedy)
+
+
+def clusters(end_them: bool = False) -> Check:
+    """Whether something of this user computes, or waits, for nobody."""
+    found = stale()
+    if not found:
+        return Check("old clusters", "ok", "none")
+    what = f"{some(len(found), 'process')} of yours, left by clusters whose kernel is gone"
+    if end_them:
+        end(found)
+        return Check("old clusters", "ok", f"{what}: ended")
+    pids = ", ".join(str(process.pid) for process in found[:5]) + (", …" if len(found) > 5 else "")
+    remedy = "python -m labkit doctor --end-stale ends them, and lk.doctor(end_stale=True), unless you need them."
+    return Check("old clusters", "warn", f"{what} (numbers {pids})", remedy)
+
+
+def importing_torch() -> Check:
+    """Import it in a process of its own: one that does not fit the machine may take its process along."""
+    command = [
+        sys.executable,
+        "-c",
+        "import torch, torch.distributed as it; it.is_available() or exit('no distributed')",
+    ]
     try:
-        usable = usable_memory()
-    except SettingError as error:
-        return Check("memory", "fail", f"MEM_LIMIT={os.environ['MEM_LIMIT']!r}", str(error))
-    memory = psutil.virtual_memory()
-    free = min(memory.available, usable)
-    found = f"{_size(usable)} usable of {_size(memory.total)}{_limited_by('MEM_LIMIT')}, {_size(free)} free"
-    if free < 2 * _GIB:
-        remedy = "each worker needs about half a GiB for torch: close other programs, or use fewer workers."
-        return Check("memory", "warn", found, remedy)
-    return Check("memory", "ok", found)
-
-
-def _limited_by(variable: str) -> str:
-    limit = os.environ.get(variable)
-    return f", {variable}={limit}" if limit else ""
-
-
-def _gpus() -> Check:
-    gpus = visible_gpus()
-    return Check("GPUs", "ok", f"{len(gpus)} NVIDIA" if gpus else "none, and none is needed")
-
-
-def _package(name: str) -> Check:
-    try:
-        return Check(name, "ok", importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError:
-        return Check(name, "fail", "not installed", f"pip install {name}, into the environment of {sys.executable}.")
-
-
-def _loopback() -> Check:
-    """Workers, scheduler and notebook talk over 127.0.0.1, which all users of the machine reach."""
-    try:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            socket.create_connection(server.getsockname(), timeout=deadlines.DOOR).close()
-    except OSError as error:
-        remedy = "a firewall or sandbox forbids 127.0.0.1: allow it, for no worker can be reached without."
-        return Check("loopback", "fail", str(error), remedy)
-    if others := other_people():
-        shown = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
-        remedy = (
-            "a lab lets none of them in; what torch leaves open while ranks meet stands in labkit's README, and your "
-            "files are yours alone after chmod 700 ~."
-        )
-        return Check(
-            "loopback", "warn", f"127.0.0.1 connects, for {some(len(others), 'other user')} too: {shown}", remedy
-        )
-    return Check("loopback", "ok", "127.0.0.1 connects")
-
-
-def _processes() -> Check:
-    """A worker is a process of its own."""
-    try:
-        subprocess.run([sys.executable, "-c", "pass"], check=True, capture_output=True, timeout=deadlines.PROGRAM)
+        tried = subprocess.run(command, capture_output=True, text=True, timeout=deadlines.PRELOAD, check=False)
     except (OSError, subprocess.SubprocessError) as error:
-        return Check("processes", "fail", str(error), "this sandbox starts no processes: run labkit elsewhere.")
-    return Check("processes", "ok", "can be started")
+        return Check("import torch", "fail", str(error), "look at what else this machine does, and try again.")
+    if tried.returncode:
+        said = (tried.stderr.strip().splitlines() or [f"it ended with status {tried.returncode}"])[-1]
+        remedy = f"install it anew: {sys.executable} -m pip install --force-reinstall torch."
+        return Check("import torch", "fail", said, remedy)
+    return Check("import torch", "ok", "works")
 
 
-def _disk() -> Check:
-    """Dask keeps what does not fit into memory in the folder for temporary files."""
-    folder = tempfile.gettempdir()
-    free = shutil.disk_usage(folder).free
-    found = f"{_size(free)} free in {folder}"
-    if not os.access(folder, os.W_OK) or free < _GIB // 4:
-        return Check("disk", "fail", found, "empty it, or set TMPDIR to another folder.")
-    return Check("disk", "ok", found)
-
-
-def _shared_memory() -> Check:
-    """A DataLoader with num_workers > 0 passes batches through /dev/shm, which containers keep at 64 MiB."""
-    folder = Path("/dev/shm")
-    if not folder.is_dir():
-        return Check("shared memory", "ok", f"as {platform.system()} manages it")
-    free = shutil.disk_usage(folder).free
-    found = f"{_size(free)} free in {folder}"
-    if free < _GIB // 4:
-        remedy = "DataLoader(num_workers=…) will fail on large batches: start the container with --shm-size=1g."
-        return Check("shared memory", "warn", found, remedy)
-    return Check("shared memory", "ok", found)
-
-
-def _hub() -> Check:
-    prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX")
-    if prefix is None:
-        return Check("JupyterHub", "ok", "not inside one")
+def starting_a_worker() -> Check:
+    """Start one, with certificates of its own, and have it compute."""
     try:
-        importlib.metadata.version("jupyter-server-proxy")
-    except importlib.metadata.PackageNotFoundError:
-        return Check("JupyterHub", "warn", prefix, "Dask's dashboard needs pip install jupyter-server-proxy.")
-    return Check("JupyterHub", "ok", f"inside, at {prefix}")
+        with local_cluster(1, threads=1, memory=_MEMORY) as cluster, Client(cluster, set_as_default=False) as client:
+            client.submit(abs, -1).result(deadlines.PRELOAD)
+    except LabkitError as error:
+        return Check("a worker", "fail", str(error), "mend what stands above.")
+    except Exception as error:  # noqa: BLE001  whatever keeps it from starting
+        remedy = "mend what stands above; where all is well, start Python anew and look at what it prints."
+        return Check("a worker", "fail", f"does not start ({in_words(error)})", remedy)
+    return Check("a worker", "ok", "starts, computes and ends")

@@ -21,16 +21,23 @@ def uninterrupted(call: Callable[[], T], undo: Callable[[T], object] | None = No
     if threading.current_thread() is not threading.main_thread():
         return call()
     done: Future[T] = Future()
+    left, undoing, undone = threading.Event(), threading.Lock(), threading.Event()
 
     def work() -> None:
         try:
             done.set_result(call())
         except BaseException as error:  # noqa: BLE001  raised where it is waited for
             done.set_exception(error)
+        if left.is_set():
+            take_back()
 
     def take_back() -> None:
-        if done.exception() is None and undo is not None:
-            undo(done.result())
+        if undo is None or done.exception() is not None:
+            return
+        with undoing:
+            if not undone.is_set():
+                undone.set()
+                undo(done.result())
 
     try:
         try:
@@ -39,6 +46,7 @@ def uninterrupted(call: Callable[[], T], undo: Callable[[T], object] | None = No
             work()
         return done.result()
     except KeyboardInterrupt:
+        left.set()  # first of all: a second interrupt may come before a thread has begun
         if not isinstance(done.exception(0) if done.done() else None, KeyboardInterrupt):
             _thread(take_back).join()
         raise

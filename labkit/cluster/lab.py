@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import weakref
@@ -13,7 +14,9 @@ from urllib.parse import urlsplit
 import psutil
 
 from labkit.checks import number
-from labkit.cluster.display import lab_page, widget_view
+from labkit.cluster import deadlines
+from labkit.cluster.activity import keep_kernel_busy
+from labkit.cluster.display import keep_showing, lab_page, table, widget_view
 from labkit.cluster.gang.launch import Gang
 from labkit.cluster.interrupts import uninterrupted
 from labkit.cluster.job import Job
@@ -21,7 +24,7 @@ from labkit.cluster.kernel_settings import KernelSettings, SettingsWatch
 from labkit.cluster.preparation import leave_random_alone
 from labkit.cluster.sabotage import MOST, Brake, process_of
 from labkit.cluster.under_way import Handle, Runs
-from labkit.cluster.workers import WorkerInfo, Workers, gpu_memory_now, probe
+from labkit.cluster.workers import WorkerInfo, Workers, gpu_memory_now, probe, responding
 from labkit.errors import ConnectError, LabClosed, SettingError
 from labkit.text import some
 
@@ -64,6 +67,7 @@ class Lab:
         self._identity: dict[str, Any] = {"workers": {}}  # the scheduler's last answer
         self._probes: dict[str, dict[str, Any]] = {}
         self._brakes: dict[int, Brake] = {}  # by process
+        self._widget: Any = None  # that shows it
         self._watch = SettingsWatch(local=False)
         leave_random_alone()
 
@@ -87,10 +91,12 @@ class Lab:
     def workers(self) -> Workers:
         """A fresh table of the workers, ordered by name; raises LabClosed."""
         self.require_open()
-        known = self.known()
+        return self._table(self.known())
+
+    def _table(self, known: dict[str, dict[str, Any]]) -> Workers:
         missing = [address for address in known if address not in self._probes]
         if missing:
-            self._probes |= self.client.run(probe, workers=missing, on_error="ignore")
+            self._probes |= self.client.sync(self._probed, responding(known, missing))
         return Workers.ordered(
             WorkerInfo(
                 name=str(worker["name"]),
@@ -100,8 +106,14 @@ class Lab:
                 **self._probes[address],
             )
             for address, worker in known.items()
-            if address in self._probes  # else it left between the two questions
+            if address in self._probes  # else it left between the two questions, or a task of it lets nobody speak
         )
+
+    async def _probed(self, addresses: Sequence[str]) -> dict[str, dict[str, Any]]:
+        asked = [self.client._run(probe, workers=[address], on_error="ignore") for address in addresses]
+        limited = [asyncio.wait_for(it, deadlines.ANSWER) for it in asked]
+        answers = await asyncio.gather(*limited, return_exceptions=True)
+        return {address: it for answer in answers if isinstance(answer, dict) for address, it in answer.items()}
 
     def known(self) -> dict[str, dict[str, Any]]:
         """What the scheduler says of each worker, by address; what it said last, where it does not answer."""
@@ -110,7 +122,8 @@ class Lab:
     def _asked(self) -> dict[str, Any]:
         # Client.scheduler_info returns an attribute that a timer of the client's fills with answers without workers.
         with suppress(OSError):
-            self._identity = self.client.sync(self.client.scheduler.identity, n_workers=-1)
+            asking = self.client.scheduler.identity
+            self._identity = self.client.sync(asking, n_workers=-1, callback_timeout=deadlines.ANSWER)
         return self._identity
 
     def restart_workers(self, addresses: Sequence[str] | None = None) -> None:
@@ -225,6 +238,8 @@ class Lab:
     def track(self, work: Handle) -> None:
         """List the work while it is under way, and call `work.cancel()` when the lab closes."""
         self._running.add(work)
+        if not work.part_of:
+            keep_kernel_busy(work)
 
     def make_way(self) -> list[str]:
         """Stop the runs that no name refers to any more; returns what they were."""
@@ -257,8 +272,14 @@ class Lab:
                     self.client.close()
             finally:
                 if self.owned:
-                    self.cluster.close()
+                    self._end_cluster()
             self._ended = True
+
+    def _end_cluster(self) -> None:
+        self.cluster.close()
+
+    def let_go(self) -> None:
+        """Called when another lab takes the place of this one, which was closed or lost."""
 
     def __enter__(self) -> Lab:
         self.require_open()
@@ -272,9 +293,10 @@ class Lab:
     @property
     def dashboard(self) -> str | None:
         """Where a browser finds Dask's dashboard, also through a JupyterHub's proxy; None where there is none."""
-        if self.kind == "gateway":  # it serves the dashboard itself
-            return str(self.cluster.dashboard_link)
-        asked = self._asked()
+        return self._dashboard(self._asked)
+
+    def _dashboard(self, ask: Callable[[], dict[str, Any]]) -> str | None:
+        asked = ask()
         port, path = asked.get("services", {}).get("dashboard"), asked.get("dashboard_path", "/status")
         if port is None:  # Bokeh is not installed there
             return None
@@ -288,19 +310,38 @@ class Lab:
     def __repr__(self) -> str:
         if self.closed:
             return "Lab: closed"
-        threads = self._threads()
+        return self._summary(self._threads(self.known))
+
+    def _summary(self, threads: Sequence[int]) -> str:
         each = f" × {some(threads[0], 'thread')}" if len(set(threads)) == 1 else ""
         return f"Lab: {some(len(threads), 'worker')}{each}, {self.kind}"
 
-    def _threads(self) -> list[int]:
-        return [worker["nthreads"] for worker in self.known().values()]
+    def _threads(self, known: Callable[[], dict[str, dict[str, Any]]]) -> list[int]:
+        return [worker["nthreads"] for worker in known().values()]
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         if self.closed:
             return {"text/plain": repr(self)}
-        used = {address: int(worker["metrics"].get("memory", 0)) for address, worker in self.known().items()}
-        workers = self.workers
+        from ipywidgets import HTML
+
+        self._widget = self._widget or HTML()  # one, however often it is shown
+        self._widget.value = self._page()
+        keep_showing(self._widget, self._page, lambda: bool(self.runs), lambda: self.closed)
+        return widget_view(self._widget, repr(self))
+
+    def _page(self) -> str:
+        """The workers and their memory as they are now: one question to the scheduler, and one to workers with GPUs."""
+        if self.closed:
+            return table(repr(self), "", (), ())
+        asked = self._asked()
+        known = asked["workers"]
+        used = {address: int(worker["metrics"].get("memory", 0)) for address, worker in known.items()}
+        workers = self._table(known)
         seeing = [worker.address for worker in workers if worker.gpus]
-        on_gpus = self.client.run(gpu_memory_now, workers=seeing, on_error="ignore") if seeing else {}
-        page = lab_page(repr(self), self.dashboard, workers, used, on_gpus)
-        return widget_view(page, repr(self))
+        on_gpus: dict[str, Any] = {}
+        with suppress(TimeoutError):  # a worker that is held up; the others' are shown the next time
+            if seeing:
+                options = {"on_error": "ignore", "callback_timeout": deadlines.ANSWER}
+                on_gpus = self.client.sync(self.client._run, gpu_memory_now, workers=seeing, **options)
+        summary = self._summary(self._threads(lambda: known))
+        return lab_page(summary, self._dashboard(lambda: asked), workers, used, on_gpus)

@@ -8,7 +8,6 @@ Elsewhere Dask's thread is all there is.
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import select
@@ -36,13 +35,15 @@ class LocalWorker(Worker):
 
 def end_group(leader: int | None) -> None:
     """Kill what is left of the process group of a worker, which is gone."""
-    if leader is not None:
+    if leader is not None and hasattr(os, "killpg"):  # Windows has none
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(leader, signal.SIGKILL)
 
 
 def kill_at_end_of(pipe: int, owner: int) -> None:
     """Have the system kill `owner`, a process or minus a group, when nobody can write into this pipe any more."""
+    import fcntl  # which Windows lacks
+
     fcntl.fcntl(pipe, fcntl.F_SETOWN, owner)
     fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)

@@ -7,6 +7,9 @@ Workers that take the place of lost ones are forked from a template, a process t
 Such a worker trains within half a second, instead of the five seconds that importing all it needs takes, which is what
 a run waits for whose worker has died. The template is multiprocessing's fork server: it is single-threaded, touches no
 GPU, ends when the kernel and its workers have, and is asked for a process the way a spawned one is made.
+
+Where memory is limited, as in a classroom, the first workers are forked from it as well: `connect` then waits for its
+imports, but only one process makes them, and after a training a lab of two takes 670 MiB with its kernel, not 1,050.
 """
 
 from __future__ import annotations
@@ -25,10 +28,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import dask.config
-import distributed.core
 import psutil
 from distributed import Client, Nanny, Scheduler, Security, Status
 from distributed.core import Server
@@ -41,9 +44,12 @@ from labkit.cluster.interrupts import uninterrupted
 from labkit.cluster.kernel_settings import SettingsWatch
 from labkit.cluster.lab import Lab
 from labkit.cluster.lifeline import LocalWorker, end_group
-from labkit.cluster.machine import own_folder, usable_cores, usable_memory, visible_gpus
+from labkit.cluster.machine import own_folder, usable_cores, visible_gpus
+from labkit.cluster.machine_checks import known_causes
 from labkit.cluster.map_task import RECORD, recorded
+from labkit.cluster.memory import as_many_as_fit, hold_this_worker_to, hold_to, memory_is_limited, share_of
 from labkit.cluster.preparation import Preparation
+from labkit.cluster.retention import BRIEF, LOGS, RecentSpans, keep_no_schedulers
 from labkit.cluster.workers import WorkerRequest
 from labkit.errors import ConnectError, SettingError
 from labkit.text import some
@@ -61,12 +67,15 @@ _QUIET = {
     "distributed.worker.memory.monitor-interval": "500ms",
     "distributed.worker.profile.enabled": False,
     "distributed.worker.http.routes": [],  # a worker's own page would show anybody what it does
+    **BRIEF,
 }
 
 
 def open_local(request: WorkerRequest) -> Lab:
-    """Processes on this machine: as many as `request` says, else one per `threads` usable cores."""
+    """Processes on this machine: as many as `request` says, else one per `threads` usable cores, if memory bears it."""
     workers = request.workers or max(1, usable_cores() // (request.threads or 1))
+    if request.workers is None and request.memory is None:
+        workers = as_many_as_fit(workers)
     return _open(request, workers, "local")
 
 
@@ -89,30 +98,47 @@ def open_gpus(request: WorkerRequest, devices: Sequence[str] | None = None) -> L
 
 def _open(request: WorkerRequest, workers: int, kind: str, environments: Sequence[Mapping[str, str]] = ()) -> Lab:
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise ConnectError(
-            "connect() ran while a worker was importing your script: put the script's work below "
-            'if __name__ == "__main__":.'
-        )
+        sys.exit(1)  # a worker imports the script that asks for it: the script's own process says so, once
     return uninterrupted(partial(_start, request, workers, kind, environments), undo=LocalLab.close)
 
 
+def _has_no_guard() -> bool:
+    """Whether this is a script that never asks for its `__name__`, so that all of it runs where it is imported."""
+    path = getattr(sys.modules["__main__"], "__file__", None)
+    try:
+        return path is not None and "__name__" not in Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def _start(request: WorkerRequest, workers: int, kind: str, environments: Sequence[Mapping[str, str]]) -> LocalLab:
-    memory = request.memory or usable_memory() // workers
+    memory = request.memory or share_of(workers)
     threads = request.threads or 1
     try:
         cluster = local_cluster(workers, threads, memory, security=request.security, environments=environments)
     except Exception as error:
-        raise ConnectError(
-            f"{some(workers, 'local worker')} could not be started ({error}): ask lk.doctor() what is missing here, "
-            'and in a script call lk.connect() below if __name__ == "__main__":.'
-        ) from error
+        if _has_no_guard():
+            raise ConnectError(
+                "Workers import the script that starts them, and this one starts workers as it is imported: put its "
+                'work below if __name__ == "__main__":.'
+            ) from None
+        raise ConnectError(_why_not(workers, error)) from error
     try:
-        client = Client(cluster, timeout=request.timeout)
+        with dask.config.set(_QUIET):
+            client = Client(cluster, timeout=request.timeout)
         client.register_plugin(Preparation(interruptible=False))
         return LocalLab(client, kind=kind, cluster=cluster, owned=True, memory=request.memory)
     except BaseException:
         cluster.close()
         raise
+
+
+def _why_not(workers: int, error: Exception) -> str:
+    """The cause, where it lies with the machine and is known."""
+    began = f"{some(workers, 'local worker')} could not be started ({error})"
+    if causes := known_causes():
+        return f"{began}: {'; '.join(f'{it.name}: {it.found}, so {it.remedy}' for it in causes)}"
+    return f"{began}: see what lk.doctor() says as it starts one worker, and how far it comes."
 
 
 class LocalLab(Lab):
@@ -132,20 +158,22 @@ class LocalLab(Lab):
         """The keys of the tasks that were under way in workers as these died, of late."""
         return [key for nanny in self.cluster.workers.values() for key in nanny.ended_with]
 
-    def _threads(self) -> list[int]:
+    def _threads(self, _: object) -> list[int]:
         # A worker that died counts: it is back in a second.
         return [self.cluster.new_spec["options"]["nthreads"]] * len(self.cluster.worker_spec)
 
     def scale(self, workers: int, timeout: float = 30.0) -> None:
         """Start or end workers until there are `workers`; ends the newest first.
 
-        Raises SettingError where each worker has a GPU, and ConnectError if it takes more than `timeout` seconds.
+        Where the user has not said how much memory a worker has, all of them share anew what there is. Raises
+        SettingError where each worker has a GPU, or memory does not bear so many, and ConnectError if it takes more
+        than `timeout` seconds.
         """
         if self.kind == "gpu":
             raise SettingError("each worker of this lab has a GPU of its own: close the lab to change their number.")
         spec = self.cluster.new_spec
-        share = {"memory_limit": self._memory or usable_memory() // workers}
-        self.cluster.new_spec = spec | {"options": spec["options"] | share}
+        memory = self._memory or share_of(workers)
+        self.cluster.new_spec = spec | {"options": spec["options"] | {"memory_limit": memory}}
         self.cluster.scale(workers)
         deadline = time.monotonic() + timeout
         while len(self.known()) != workers:
@@ -154,6 +182,9 @@ class LocalLab(Lab):
                     f"the lab did not become {workers} workers in {timeout:g} s: close it and connect again."
                 )
             time.sleep(deadlines.END_POLL)
+        cluster = self.cluster
+        cluster.sync(hold_to, memory, cluster.workers.values(), cluster.scheduler)
+        self.client.run(hold_this_worker_to, memory, on_error="ignore")
 
 
 # -- Dask's cluster and nanny, each with what it lacks here
@@ -182,6 +213,8 @@ def local_cluster(
         index: worker | {"options": worker["options"] | {"env": dict(environment)}}
         for index, environment in enumerate(environments)
     }
+    if not environments and memory_is_limited():
+        _start_template(_counts(threads))  # for the first workers too, which share with it what it has imported
     with dask.config.set(_QUIET):
         cluster = OwnCluster(  # type: ignore[no-untyped-call]
             scheduler={"cls": LocalScheduler, "options": shared | {"port": 0, "dashboard_address": f"{LOOPBACK}:0"}},
@@ -197,16 +230,6 @@ def local_cluster(
     return cluster
 
 
-def _keep_no_schedulers() -> None:
-    """Let Dask forget closed schedulers, half a megabyte each, which two of its caches would keep."""
-    with suppress(AttributeError):  # another version of Dask
-        distributed.core._expects_comm.cache_clear()
-    with suppress(ImportError):  # without Bokeh there are no pages
-        from distributed.dashboard import scheduler as pages
-
-        pages.template_variables = getattr(pages.template_variables, "__wrapped__", pages.template_variables)
-
-
 class LocalScheduler(Scheduler):
     """A scheduler whose pages are shown to those only who know the secret that their address begins with.
 
@@ -214,8 +237,12 @@ class LocalScheduler(Scheduler):
     look for their scripts in the wrong place.
     """
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.extensions["spans"] = RecentSpans(self)
+
     def start_http_server(self, *args: Any, **options: Any) -> None:
-        _keep_no_schedulers()
+        keep_no_schedulers()
         super().start_http_server(*args, **options)  # type: ignore[no-untyped-call]
         self.secret = secrets.token_urlsafe(16)
         pages: Any = self.http_application
@@ -289,7 +316,7 @@ class LocalNanny(Nanny):
         self._items: int | None = None
         if sys.platform == "linux":  # a file without a name, in which the worker notes them
             self._items = os.memfd_create("labkit-items")
-            weakref.finalize(self, os.close, self._items)
+            self._close_items = weakref.finalize(self, os.close, self._items)
             self._wished[RECORD] = f"/proc/{os.getpid()}/fd/{self._items}"
 
     async def listen(self, *args: Any, **options: Any) -> None:
@@ -307,7 +334,7 @@ class LocalNanny(Nanny):
 
     def _on_worker_exit_sync(self, exitcode: Any) -> None:
         end_group(self._leader)  # the processes that its tasks have started
-        if self._items is not None:
+        if self._items is not None and self._close_items.alive:
             self.ended_with.extend(recorded(self._items))
         super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
 
@@ -323,6 +350,8 @@ class LocalNanny(Nanny):
             return await super().close(timeout or 10.0, reason)
         finally:
             impatience.cancel()
+            if self._items is not None:
+                self._close_items()
 
 
 def _counts(threads: int) -> dict[str, str]:
@@ -347,7 +376,8 @@ def _borrowed(variables: Iterable[str], method: str) -> Iterator[None]:
     if _starting == 0:
         _afterwards.enter_context(_restored(variables))
         # Daemonic workers could have no children, and a DataLoader with num_workers > 0 would fail on them.
-        _afterwards.enter_context(dask.config.set({"distributed.worker.daemon": False, _METHOD: method}))
+        own = {"distributed.worker.daemon": False, _METHOD: method, LOGS: BRIEF[LOGS]}
+        _afterwards.enter_context(dask.config.set(own))
     _starting += 1
     try:
         yield

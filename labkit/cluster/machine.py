@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,16 +41,64 @@ def usable_cores() -> int:
 def usable_memory() -> int:
     """Bytes this process may use: the least of the machine's memory, its control groups and MEM_LIMIT.
 
-    Raises SettingError when MEM_LIMIT is not a number.
+    MEM_LIMIT is bytes, as JupyterHub writes it, or "2G", as people do. Raises SettingError for anything else.
     """
     limits = [float(psutil.virtual_memory().total)]
     for folder in _control_groups("memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
             if (number := _number(folder / name)) is not None:
                 limits.append(number)
-    if (limit := _limit_from_environment("MEM_LIMIT")) is not None:
+    if (limit := _limit_from_environment("MEM_LIMIT", _bytes)) is not None:
         limits.append(limit)
     return int(min(limits))
+
+
+def free_memory() -> int:
+    """Bytes that nobody uses yet, of the machine and of this process's control groups."""
+    left = [int(psutil.virtual_memory().available)]
+    for folder in _control_groups("memory"):
+        limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
+        if limit is not None and used is not None:
+            with suppress(OSError, KeyError, ValueError):
+                told = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                used -= int(told["inactive_file"])  # which the system gives back when it is needed
+            left.append(max(0, limit - used))
+    return min(left)
+
+
+def most_files() -> int | None:
+    """How many file handles this process may hold; None where there is no limit, or the system knows none."""
+    try:
+        import resource  # which Windows lacks
+    except ImportError:
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if limit == resource.RLIM_INFINITY else int(limit)
+
+
+def tasks_left() -> int | None:
+    """How many more processes and threads this user may start (`ulimit -u`, control groups); None: no limit."""
+    left = []
+    for folder in _control_groups("pids"):
+        most, now = _number(folder / "pids.max"), _number(folder / "pids.current")
+        if most is not None and now is not None:
+            left.append(most - now)
+    if sys.platform == "linux":
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+        if limit != resource.RLIM_INFINITY:
+            left.append(limit - _tasks_of(os.getuid()))
+    return min(left, default=None)
+
+
+def _tasks_of(user: int) -> int:
+    count = 0
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it ended meanwhile
+            if process.uids().real == user:
+                count += process.num_threads()
+    return count
 
 
 def _control_groups(controller: str) -> list[Path]:
@@ -87,16 +138,29 @@ def _number(path: Path) -> int | None:
         return None
 
 
-def _limit_from_environment(name: str) -> float | None:
+def _limit_from_environment(name: str, read: Callable[[str], float] = float) -> float | None:
     """JupyterHub writes CPU_LIMIT (cores) and MEM_LIMIT (bytes) into the environment; 0 or nothing means no limit."""
     text = os.environ.get(name, "").strip()
     if not text:
         return None
     try:
-        limit = float(text)
+        limit = read(text)
     except ValueError:
         raise SettingError(f"{name}={text!r} is not a number: unset it, or give it as a number.") from None
     return limit if limit > 0 else None
+
+
+def _bytes(text: str) -> float:
+    """Bytes, or a number with a letter, which JupyterHub, Docker and systemd count in powers of 1024.
+
+    >>> _bytes("2147483648") == _bytes("2G") == _bytes("2 GiB") == _bytes("2048m")
+    True
+    """
+    found = re.fullmatch(r"([\d.]+(?:e\d+)?)\s*(?:([kmgt])i?b?|b)?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise ValueError(text)
+    power: int = 1024 ** (" kmgt".index((found[2] or " ").lower()))
+    return float(found[1]) * power
 
 
 def own_folder() -> Path:

@@ -1,4 +1,4 @@
-"""Clusters that run elsewhere: at an address, over SSH, behind a classroom's gateway, or handed over by the user."""
+"""Clusters that run elsewhere: at an address, over SSH, or handed over by the user."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ import psutil
 from distributed import Client, Security
 from distributed.comm.core import connect
 
-from labkit.cluster import deadlines
+from labkit.cluster.gang.queue_access import QueueAccess
 from labkit.cluster.lab import Lab
 from labkit.cluster.preparation import Preparation
+from labkit.cluster.versions import differences
 from labkit.cluster.workers import WorkerRequest
 from labkit.errors import ConnectError, MissingPackage, SettingError
 
@@ -42,7 +43,7 @@ def open_address(address: str, request: WorkerRequest) -> Lab:
         client = Client(address, security=request.security, timeout=request.timeout)
     except Exception as error:
         raise ConnectError(f"the scheduler at {address} did not take this kernel for a client: {error}.") from error
-    return _furnish(Lab(client, kind=parts.scheme, exposed=exposed))
+    return furnish(Lab(client, kind=parts.scheme, exposed=exposed))
 
 
 def open_ssh(address: str, request: WorkerRequest) -> Lab:
@@ -86,25 +87,7 @@ def open_ssh(address: str, request: WorkerRequest) -> Lab:
         raise ConnectError(
             f"no cluster could be started over {address} ({error}): try `ssh {names[0]}` in a terminal."
         ) from error
-    return _furnish(Lab(cluster.get_client(), kind="ssh", cluster=cluster, owned=True))
-
-
-def open_gateway(request: WorkerRequest) -> Lab:
-    """A cluster of this user at the Dask Gateway that the environment names, as on a classroom's JupyterHub."""
-    try:
-        from dask_gateway import Gateway
-    except ImportError as error:
-        raise MissingPackage('"gateway" needs dask-gateway: pip install "labkit[classroom]".') from error
-    try:
-        gateway = Gateway()
-        running = gateway.list_clusters()  # a kernel that died left its cluster behind
-        cluster = gateway.connect(running[0].name, shutdown_on_close=True) if running else gateway.new_cluster()
-        cluster.scale(request.workers or 2)
-        client = cluster.get_client()
-        client.wait_for_workers(request.workers or 1, timeout=deadlines.ARRIVAL)
-    except Exception as error:
-        raise ConnectError(f"the Dask Gateway gave no cluster ({error}): ask whoever runs this JupyterHub.") from error
-    return _furnish(Lab(client, kind="gateway", cluster=cluster, owned=True))
+    return furnish(Lab(cluster.get_client(), kind="ssh", cluster=cluster, owned=True))
 
 
 def adopt(target: Any, request: WorkerRequest) -> Lab:
@@ -119,14 +102,15 @@ def adopt(target: Any, request: WorkerRequest) -> Lab:
         raise ConnectError(
             f"the Client of this {type(target).__name__} is {client.status}: hand over one that is connected."
         )
-    return _furnish(Lab(client, kind="client", cluster=target, keep_client=client is target))
+    return furnish(Lab(client, kind="client", cluster=target, keep_client=client is target))
 
 
-def _furnish(lab: Lab) -> Lab:
+def furnish(lab: Lab) -> Lab:
     """Prepare the workers of a cluster that may have another environment than the kernel's."""
     try:
         _check_packages(lab.client)
         lab.client.register_plugin(Preparation())
+        lab.client.sync(QueueAccess.of(lab.client).ready, lab.client)  # it looks after what others leave behind
     except BaseException:
         lab.close()
         raise
@@ -134,25 +118,9 @@ def _furnish(lab: Lab) -> Lab:
 
 
 def _check_packages(client: Client) -> None:
-    """Raise ConnectError when the cluster could not run what this kernel sends: functions, labkit's code, tensors."""
-    versions: Any = client.get_versions(packages=["labkit", "torch"])
-    here = versions["client"]["packages"]
-    places = {"the scheduler": versions["scheduler"]} | {f"worker {at}": it for at, it in versions["workers"].items()}
-    for place, there in places.items():
-        for package in ("python", "labkit", "torch"):
-            if package == "torch" and place == "the scheduler":
-                continue
-            wanted, found = here[package], there["packages"].get(package)
-            if wanted is not None and _release(wanted, package) != _release(found, package):
-                state = f"has {package} {found}" if found else f"has no {package}"
-                raise ConnectError(f"{place} {state} while this kernel has {wanted}: install {package} {wanted} there.")
-
-
-def _release(version: str | None, package: str) -> str | None:
-    """The part of a version that must agree: Python's minor version, labkit and torch without build (+cpu, +cu130)."""
-    if version is None:
-        return None
-    return ".".join(version.split(".")[:2]) if package == "python" else version.partition("+")[0]
+    """Raise ConnectError when the cluster could not run what this kernel sends."""
+    if found := differences(client):
+        raise ConnectError(f"{found[0]}: {found[0].remedy}")
 
 
 def _parse(address: str) -> SplitResult:
@@ -234,7 +202,7 @@ def _encrypted(plain: socket.socket, parts: SplitResult, request: WorkerRequest)
     security: Any = request.security or Security()
     context: ssl.SSLContext | None = security.get_connection_args("client").get("ssl_context")
     if context is None:
-        raise ConnectError("tls:// needs the cluster's certificates: give them as security=distributed.Security(…).")
+        raise ConnectError("tls:// needs the cluster's certificates: give their folder as security=.")
     return context.wrap_socket(plain, server_hostname=parts.hostname)
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from dask.utils import parse_bytes
 from distributed import Security
 
 from labkit.checks import number, whole
-from labkit.cluster.certificates import temporary_security
+from labkit.cluster import deadlines
+from labkit.cluster.certificates import security_in, temporary_security
 from labkit.cluster.kernel_settings import KernelSettings
 from labkit.cluster.machine import gpu_memory, visible_gpus
 from labkit.cluster.under_way import Handle
@@ -58,6 +60,16 @@ def memory_limit(nbytes: int) -> str:
     ('1.5 GiB', 'no limit')
     """
     return amount(nbytes, binary=True) if nbytes else "no limit"
+
+
+def responding(known: Mapping[str, Mapping[str, Any]], addresses: Iterable[str]) -> list[str]:
+    """Those of the addresses whose workers, as the scheduler knows them, have sent word of late.
+
+    >>> responding({"a": {"last_seen": 100.0}, "b": {"last_seen": 40.0}}, ["a", "b"])
+    ['a']
+    """
+    newest = max((worker["last_seen"] for worker in known.values()), default=0.0)
+    return [it for it in addresses if newest - known[it]["last_seen"] < deadlines.SILENT]
 
 
 def probe() -> dict[str, Any]:
@@ -143,8 +155,11 @@ def _bytes(memory: Any) -> int | None:
 def _secured(security: Any) -> Security | None:
     if security is None or isinstance(security, Security):
         return security
+    if isinstance(security, str | Path):
+        return security_in(security)
     if not isinstance(security, bool):
         raise SettingError(
-            f"security={security!r} is neither True, False nor a distributed.Security: give one of them."
+            f"security={security!r} is neither a folder of certificates, True, False nor a distributed.Security: give "
+            "one of them."
         )
     return temporary_security() if security else Security(require_encryption=False)

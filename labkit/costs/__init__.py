@@ -9,7 +9,7 @@ from labkit.costs.checkpoints import Span, best_interval, lost_share, replay, sl
 from labkit.costs.link import Link
 from labkit.costs.memory import Memory, states
 from labkit.costs.pareto import pareto
-from labkit.costs.pipelines import Op, PipelineTable, bubble
+from labkit.costs.pipelines import Op, PipelineSketch, PipelineTable, bubble
 from labkit.costs.planner import Layout, Layouts, Machines, layout, plan
 from labkit.costs.speedup import amdahl, gustafson
 from labkit.costs.staleness import stable_rate, stalest
@@ -25,6 +25,7 @@ __all__ = [
     "Machines",
     "Memory",
     "Op",
+    "PipelineSketch",
     "PipelineTable",
     "Span",
     "Transformer",

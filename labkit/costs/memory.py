@@ -27,18 +27,35 @@ class Memory:
     gradients: float = 0.0
     optimizer: float = 0.0
     activations: float = 0.0
+    buffers: float = 0.0
+
+    @property
+    def states(self) -> float:
+        """Parameters, gradients and what the optimiser keeps, bytes."""
+        return self.parameters + self.gradients + self.optimizer
 
     @property
     def total(self) -> float:
         """All of it together, bytes."""
-        return self.parameters + self.gradients + self.optimizer + self.activations
+        return self.states + self.activations + self.buffers
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Bytes by what for, as a picture names them, without what takes none.
+
+        >>> Memory(parameters=4e6, optimizer=8e6).parts
+        {'parameters': 4000000.0, 'optimiser': 8000000.0}
+        """
+        named = {"parameters": self.parameters, "gradients": self.gradients, "optimiser": self.optimizer,
+                 "activations": self.activations}  # fmt: skip
+        return {what: size for what, size in named.items() if size}
 
     def plus(self, activations: float) -> Memory:
         """The same with so many bytes of activations more."""
         return replace(self, activations=self.activations + activations)
 
     def __repr__(self) -> str:
-        parts = ("parameters", "gradients", "optimizer", "activations")
+        parts = ("parameters", "gradients", "optimizer", "activations", *["buffers"] * (self.buffers > 0))
         named = [f"{part.replace('optimizer', 'optimiser')} {amount(getattr(self, part))}" for part in parts]
         return f"Memory: {amount(self.total)} = {' + '.join(named)}"
 

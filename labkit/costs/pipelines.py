@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property, lru_cache
+from typing import NamedTuple, Self
 
 from labkit.checks import one_of, whole
 from labkit.errors import SettingError
+from labkit.plots.panel import Picture
+from labkit.plots.ticks import ticks
 from labkit.text import percent
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero-bubble")
@@ -42,42 +46,34 @@ class Op(NamedTuple):
         return f"{self.kind}{self.microbatch}" + "'" * self.piece
 
 
+class Fault(NamedTuple):
+    """What keeps a table from being carried out: where (`tick` is None of what is missing), and why in a sentence."""
+
+    stage: int
+    tick: int | None
+    sentence: str
+
+
 @dataclass(frozen=True, repr=False)
-class PipelineTable:
-    """What each stage does tick by tick, and None where it stands still.
+class PipelineSketch:
+    """What each stage does tick by tick, None where it stands still: a table that may be unfinished or impossible.
 
-    Raises SettingError for a table that cannot be carried out: an operation that is missing or there twice, or that
-    comes before what it needs.
-
-    >>> PipelineTable.of("1f1b", stages=2, microbatches=2)
-    stage 0  F0 F1 ·  B0 ·  B1
-    stage 1  ·  F0 B0 F1 B1 ·
-    bubble 33.3%, open microbatches 2, 1
+    >>> sketch = PipelineSketch.read("F0 B0")
+    >>> sketch.open, sketch.faults
+    ((1,), ())
+    >>> PipelineSketch.read("F0 · \\n · B0").faults[0].sentence
+    'Stage 0 never does B0: every microbatch goes through every stage and back.'
     """
 
     ticks: tuple[tuple[Op | None, ...], ...]
 
     @classmethod
-    def of(cls, schedule: str, stages: int, microbatches: int, interleave: int = 1) -> PipelineTable:
-        """The table of a known schedule: "gpipe", "1f1b", "interleaved" or "zero-bubble".
-
-        GPipe goes forward with all and then back (arXiv:1811.06965); 1F1B goes back as early as it can
-        (PipeDream-Flush, arXiv:2006.09503); interleaved it has `interleave` pieces of the model on each stage
-        (arXiv:2104.04473, §2.2); zero bubble is ZB-H1, which fills ticks with the gradients of weights
-        (arXiv:2401.10241, §2).
-        """
-        one_of(schedule, "schedule", SCHEDULES)
-        p, m, v = whole(stages, "stages"), whole(microbatches, "microbatches"), whole(interleave, "interleave")
-        if schedule == "interleaved":
-            if m % p:
-                raise SettingError(
-                    f"{m} microbatches are not divided by {p} stages, as interleaving wants: give {p * m}."
-                )
-            return cls(_timed([_interleaved(s, p, m, v) for s in range(p)], p * v))
-        if v > 1:
-            raise SettingError(f'interleave={v} goes with schedule="interleaved" alone, and this is {schedule!r}.')
-        order = {"gpipe": _gpipe, "1f1b": _one_forward_one_backward, "zero-bubble": _zero_bubble}[schedule]
-        return cls(_timed([order(s, p, m) for s in range(p)], p))
+    def read(cls, text: str) -> Self:
+        """A table as its repr writes it: a line for each stage, such as "F0 F1 · B0"; SettingError for another word."""
+        rows = [re.sub(r"^\s*stage \d+", "", line).split() for line in text.splitlines()]
+        rows = [row for row in rows if row and row[0] != "bubble"]
+        wide = max(map(len, rows), default=0)
+        return cls(tuple(tuple(map(_op, row)) + (None,) * (wide - len(row)) for row in rows))
 
     def __post_init__(self) -> None:
         if not self.ticks or len({len(row) for row in self.ticks}) != 1 or not self.ticks[0]:
@@ -85,27 +81,41 @@ class PipelineTable:
         for op in (op for row in self.ticks for op in row):
             if op is not None and (not isinstance(op, Op) or op.kind not in "FBW" or min(op[1:]) < 0):
                 raise SettingError(f'A table has {op!r}, which is no operation: give lk.costs.Op("F", 0), or None.')
+
+    @cached_property
+    def faults(self) -> tuple[Fault, ...]:
+        """Operations that are there twice, missing, or before what they need."""
+        found: list[Fault] = []
         at: dict[tuple[int, Op], int] = {}
         for stage, row in enumerate(self.ticks):
             for tick, op in enumerate(row):
-                if op is None:
-                    continue
-                if (stage, op) in at:
-                    raise SettingError(f"Stage {stage} does {op} twice, in ticks {at[stage, op]} and {tick}.")
-                at[stage, op] = tick
+                if op is not None and (stage, op) in at:
+                    said = f"Stage {stage} does {op} twice, in ticks {at[stage, op]} and {tick}."
+                    found.append(Fault(stage, tick, said))
+                elif op is not None:
+                    at[stage, op] = tick
         for stage, op in self.wanted():
             if (stage, op) not in at:
-                raise SettingError(
-                    f"Stage {stage} never does {op}: every microbatch goes through every stage and back."
-                )
+                said = f"Stage {stage} never does {op}: every microbatch goes through every stage and back."
+                found.append(Fault(stage, None, said))
         pieces = self.pieces * self.stages
         for (stage, op), tick in at.items():
             for other in _needs(stage, op, self.stages, pieces):
                 if other not in at or at[other] >= tick:
-                    raise SettingError(
+                    said = (
                         f"Stage {stage} does {op} in tick {tick}, before stage {other[0]} has done {other[1]}, which "
                         "it needs: move it to a later tick."
                     )
+                    found.append(Fault(stage, tick, said))
+        return tuple(found)
+
+    def ready(self, stage: int, tick: int) -> list[Op]:
+        """What a stage could do in that tick and does nowhere yet: the next forward, and the next back."""
+        at = {(s, op): t for s, row in enumerate(self.ticks) for t, op in enumerate(row) if op is not None}
+        kinds = "FBW" if self.split else "FB"
+        following = [Op(kind, sum(op is not None and op.kind == kind for op in self.ticks[stage])) for kind in kinds]
+        needed = {op: _needs(stage, op, self.stages, self.stages) for op in following}
+        return [op for op in following if all(at.get(other, tick) < tick for other in needed[op])]
 
     def wanted(self) -> list[tuple[int, Op]]:
         """All that has to be done, by stage."""
@@ -118,22 +128,22 @@ class PipelineTable:
             for k in range(self.microbatches)
         ]
 
-    @property
+    @cached_property
     def stages(self) -> int:
         """How many stages there are."""
         return len(self.ticks)
 
-    @property
+    @cached_property
     def microbatches(self) -> int:
         """How many microbatches go through."""
         return 1 + max((op.microbatch for op in self._ops()), default=-1)
 
-    @property
+    @cached_property
     def pieces(self) -> int:
         """How many pieces of the model each stage has."""
         return 1 + max((op.piece for op in self._ops()), default=0)
 
-    @property
+    @cached_property
     def split(self) -> bool:
         """Whether the gradients of weights have ticks of their own."""
         return any(op.kind == "W" for op in self._ops())
@@ -157,6 +167,12 @@ class PipelineTable:
             most.append(peak)
         return tuple(most)
 
+    def plot(self, *, most: int | None = None) -> Picture:
+        """The table as a picture: faults are framed, and stages marked that keep more than `most` microbatches open."""
+        rows = [[None if op is None else (op.kind, str(op)[1:]) for op in row] for row in self.ticks]
+        faulty = {(fault.stage, fault.tick) for fault in self.faults}
+        return ticks(rows, self.open, most=most, faulty=faulty, title="Who computes what when", alt=repr(self))
+
     def __repr__(self) -> str:
         wide = max((len(str(op)) for op in self._ops()), default=1)
         rows = [" ".join(("·" if op is None else str(op)).ljust(wide) for op in row).rstrip() for row in self.ticks]
@@ -165,6 +181,63 @@ class PipelineTable:
 
     def _ops(self) -> list[Op]:
         return [op for row in self.ticks for op in row if op is not None]
+
+
+@dataclass(frozen=True, repr=False)
+class PipelineTable(PipelineSketch):
+    """What each stage does tick by tick, and None where it stands still.
+
+    Raises SettingError for a table that cannot be carried out: an operation that is missing or there twice, or that
+    comes before what it needs.
+
+    >>> PipelineTable.of("1f1b", stages=2, microbatches=2)
+    stage 0  F0 F1 ·  B0 ·  B1
+    stage 1  ·  F0 B0 F1 B1 ·
+    bubble 33.3%, open microbatches 2, 1
+    """
+
+    @classmethod
+    def of(cls, schedule: str, stages: int, microbatches: int, interleave: int = 1) -> PipelineTable:
+        """The table of a known schedule: "gpipe", "1f1b", "interleaved" or "zero-bubble".
+
+        GPipe goes forward with all and then back (arXiv:1811.06965); 1F1B goes back as early as it can
+        (PipeDream-Flush, arXiv:2006.09503); interleaved it has `interleave` pieces of the model on each stage
+        (arXiv:2104.04473, §2.2); zero bubble is ZB-H1, which fills ticks with the gradients of weights
+        (arXiv:2401.10241, §2).
+        """
+        one_of(schedule, "schedule", SCHEDULES)
+        p, m, v = whole(stages, "stages"), whole(microbatches, "microbatches"), whole(interleave, "interleave")
+        if schedule == "interleaved":
+            if m % p:
+                raise SettingError(
+                    f"{m} microbatches are not divided by {p} stages, as interleaving wants: give {p * m}."
+                )
+        elif v > 1:
+            raise SettingError(f'interleave={v} goes with schedule="interleaved" alone, and this is {schedule!r}.')
+        return _known(schedule, p, m, v)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if faults := self.faults:
+            raise SettingError(faults[0].sentence)
+
+
+@lru_cache(maxsize=64)  # every peer asks in every round
+def _known(schedule: str, p: int, m: int, v: int) -> PipelineTable:
+    if schedule == "interleaved":
+        return PipelineTable(_timed([_interleaved(s, p, m, v) for s in range(p)], p * v))
+    order = {"gpipe": _gpipe, "1f1b": one_forward_one_backward, "zero-bubble": _zero_bubble}[schedule]
+    return PipelineTable(_timed([order(s, p, m) for s in range(p)], p))
+
+
+def _op(word: str) -> Op | None:
+    """An operation as it is written: F0, B12, W3, F0' of the second piece, and a dot for none."""
+    if word in (".", "·", "-"):
+        return None
+    found = re.fullmatch(r"([FBW])(\d+)('*)", word)
+    if found is None:
+        raise SettingError(f"{word!r} is no operation: write F0, B0 or W0 for microbatch 0, and · for none.")
+    return Op(found[1], int(found[2]), len(found[3]))
 
 
 def _needs(stage: int, op: Op, stages: int, pieces: int) -> list[tuple[int, Op]]:
@@ -204,7 +277,12 @@ def _gpipe(stage: int, p: int, m: int) -> list[Op]:
     return [Op("F", k) for k in range(m)] + [Op("B", k) for k in reversed(range(m))]
 
 
-def _one_forward_one_backward(stage: int, p: int, m: int) -> list[Op]:
+def one_forward_one_backward(stage: int, p: int, m: int) -> list[Op]:
+    """What stage `stage` of p does under 1F1B with m microbatches, in order (arXiv:2006.09503).
+
+    >>> print(*one_forward_one_backward(0, p=2, m=3))
+    F0 F1 B0 F2 B1 B2
+    """
     ahead = min(p - stage - 1, m)
     pairs = [op for k in range(m - ahead) for op in (Op("F", ahead + k), Op("B", k))]
     return [*(Op("F", k) for k in range(ahead)), *pairs, *(Op("B", k) for k in range(m - ahead, m))]

@@ -205,6 +205,8 @@ def plan(
     model = getattr(model, "shape", model)  # as lk.models.GPT has it
     if not isinstance(model, Transformer):
         raise SettingError(f"{type(model).__name__} is no shape of a transformer: give a lk.costs.Transformer.")
+    if not isinstance(machines, Machines):
+        raise SettingError(f"machines={machines!r} does not say what they are: give lk.costs.Machines(8), or its like.")
     whole(batch, "batch"), number(limit, "limit", most=1, above=True)
     tried = [
         layout(model, machines, batch, precision=precision, **settings)  # type: ignore[arg-type]

@@ -20,23 +20,23 @@ _UNSIGNED = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64, np.dt
 def inputs(x: Any, name: str = "x") -> Tensor:
     """Inputs as a tensor: token numbers stay integers, all else becomes float32.
 
-    Raises DataError for what holds no numbers, or NaN.
+    Raises DataError for what holds no numbers, or NaN or infinite numbers.
     """
     given = _numbers(x, name)
     if not isinstance(given, Tensor):
         raise DataError(f"{name} holds words such as {short(given[0])}: encode them as numbers first.")
-    return _without_nan(given.to(torch.int64 if given.dtype in _TOKENS else torch.float32), name)
+    return _finite(given.to(torch.int64 if given.dtype in _TOKENS else torch.float32), name)
 
 
 def targets(y: Any, name: str = "y") -> Tensor | Sequence[str]:
     """Targets as a tensor of their own shape, integers and truth values as int64 and real numbers as float32; or names.
 
-    Raises DataError for what holds neither, or NaN.
+    Raises DataError for what holds neither, or NaN or infinite numbers.
     """
     given = _numbers(y, name)
     if not isinstance(given, Tensor):
         return given
-    return _without_nan(given.to(torch.float32 if given.is_floating_point() else torch.int64), name)
+    return _finite(given.to(torch.float32 if given.is_floating_point() else torch.int64), name)
 
 
 def numbered(*each: Tensor | Sequence[str]) -> tuple[list[Tensor], tuple[str, ...]]:
@@ -69,10 +69,15 @@ def classes_of(y: Tensor) -> int:
     return 0 if y.is_floating_point() or not y.numel() else int(y.max()) + 1
 
 
-def _without_nan(values: Tensor, name: str) -> Tensor:
-    if values.is_floating_point() and bool((odd := values.isnan()).any()):
+def _finite(values: Tensor, name: str) -> Tensor:
+    if values.is_floating_point() and bool((odd := ~values.isfinite()).any()):
         first = int(odd.flatten(1).any(1).nonzero()[0]) if values.dim() > 1 else int(odd.nonzero()[0])
-        raise DataError(f"{name} holds NaN, first in row {first}: fill in what is missing, or leave such rows out.")
+        if bool(values[first].isnan().any()):
+            raise DataError(f"{name} holds NaN, first in row {first}: fill in what is missing, or leave such rows out.")
+        raise DataError(
+            f"{name} holds numbers that are infinite as float32, first in row {first}: scale them down, or leave such "
+            "rows out."
+        )
     return values
 
 
@@ -81,7 +86,10 @@ def _numbers(given: Any, name: str) -> Tensor | Sequence[str]:
     _require_rows(given, name)
     found: Tensor | Sequence[str] = given if isinstance(given, Tensor) else _converted(given, name)
     if isinstance(found, Tensor):
-        if found.is_complex() or found.is_sparse:
+        if found.is_quantized or found.is_nested:
+            what, remedy = ("quantized", "dequantize()") if found.is_quantized else ("nested", "to_padded_tensor(0)")
+            raise DataError(f"{name} is a {what} tensor: give {name}.{remedy}.")
+        if found.is_complex() or found.layout is not torch.strided:
             raise DataError(f"{name} holds {'complex numbers' if found.is_complex() else 'a sparse tensor'}: give real "
                             "numbers in a dense tensor.")  # fmt: skip
         if not found.dim():
@@ -90,8 +98,14 @@ def _numbers(given: Any, name: str) -> Tensor | Sequence[str]:
 
 
 def _require_rows(given: Any, name: str) -> None:
+    if callable(getattr(given, "toarray", None)) and hasattr(given, "nnz"):  # of scipy
+        raise DataError(f"{name} is a sparse matrix: give {name}.toarray(), or the numbers that matter as columns.")
     if given is None:
         raise DataError(f"{name} is None: give inputs and targets, as many of one as of the other.")
+    if isinstance(given, np.ma.MaskedArray) and bool(np.ma.getmaskarray(given).any()):
+        raise DataError(
+            f"{name} is an array with masked values: fill them, as {name}.filled(0) does, or leave them out."
+        )
     if isinstance(given, Iterator):
         raise DataError(f"{name} is a {type(given).__name__}, which can be gone through only once: give list({name}).")
     if isinstance(given, str | bytes | dict | set) or not (hasattr(given, "__len__") or hasattr(given, "__array__")):
@@ -137,16 +151,33 @@ def _mixed(given: Any, name: str) -> Tensor | Sequence[str]:
     flat = given.reshape(-1).tolist()
     if flat and all(isinstance(it, str) for it in flat):
         return _names(given, name)
+    if heap := next((it for it in flat if isinstance(it, dict | set | frozenset)), None):
+        raise DataError(f"{name} holds a {type(heap).__name__}: turn each into a row of numbers first.")
     if any(hasattr(it, "__len__") and not isinstance(it, str) for it in flat):  # rows that numpy took for objects
         return _converted(list(given), name) if given.ndim > 1 else _rows(flat, name)
     odd = next((it for it in flat if isinstance(it, str)), None)
+    missing = next((k for k, it in enumerate(flat) if _is_missing(it)), None)
+    if missing is not None:
+        row = missing // max(1, len(flat) // len(given))
+        raise DataError(f"{name} holds {flat[missing]!r}, first in row {row}: fill in what is missing, or leave such "
+                        "rows out.")  # fmt: skip
     if odd is not None:
         raise DataError(f"{name} holds {odd!r} among numbers: encode that column as numbers, or leave it away.")
     whole = all(isinstance(it, int | np.integer) for it in flat)
     try:
         return torch.from_numpy(given.astype(np.int64 if whole else np.float64))
+    except OverflowError:
+        raise DataError(f"{name} holds whole numbers beyond 64 bits: scale them down, or give real numbers.") from None
     except (TypeError, ValueError) as error:
         raise DataError(f"{name} holds what is no number ({in_words(error)}): turn it into numbers first.") from None
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether this stands for no value: None, NaN, and what tables have in their places."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas.NA is neither the same as itself nor another
+        return True
 
 
 def _rows(rows: list[Any], name: str) -> Tensor | Sequence[str]:

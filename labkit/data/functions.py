@@ -19,7 +19,7 @@ from labkit.data.conversion import classes_of, inputs, numbered, targets
 from labkit.data.dataset import Dataset
 from labkit.data.tensors import Tensors, from_tensors
 from labkit.errors import DataError, LabkitError
-from labkit.text import in_words
+from labkit.text import a, in_words
 
 _KEPT = 2  # datasets that a process keeps, the ones used last
 _PARTS = {"x", "y", "test_x", "test_y"}
@@ -101,7 +101,7 @@ def _read(path: str, version: tuple[int, int]) -> Tensors:
         or not {"x", "y"} <= set(found) <= _PARTS
         or ("test_x" in found) != ("test_y" in found)
     ):
-        holds = ", ".join(map(str, found)) if isinstance(found, dict) else f"a {type(found).__name__}"
+        holds = ", ".join(map(str, found)) if isinstance(found, dict) else a(type(found).__name__)
         raise DataError(f"{at} holds {holds}: save x and y, and test_x and test_y if they are apart.")
     if "test_x" not in found:
         return from_tensors(found["x"], found["y"], name=at.stem)

@@ -15,7 +15,8 @@ from labkit.data.thread_generator import current
 class Randomness:
     """A context in which Python's, numpy's and torch's random numbers follow from `key`, and go on from exit to entry.
 
-    Outside they are as they would have been (but for the second of two that `numpy.random.randn` draws at once).
+    Outside they are as they would have been (but for the second of two that `numpy.random.randn` draws at once). In a
+    thread with generators of its own it is these that follow, and no other thread notices.
     So a random crop is the same in every engine, in the process that trains or loads ahead, and after a checkpoint.
 
     >>> import random
@@ -38,10 +39,13 @@ class Randomness:
 
     def __enter__(self) -> Randomness:
         self._outside = random.getstate(), torch.get_rng_state()
-        self._others = get_bit_generator()
         self._thread = current()
         self._before = (self._thread.drawn, self._thread.watch()) if self._thread else (False, False)
-        set_bit_generator(self._numpys)
+        if self._thread is None:
+            self._others = get_bit_generator()
+            set_bit_generator(self._numpys)
+        else:
+            self._thread.numpy, self._threads = np.random.RandomState(self._numpys), self._thread.numpy
         if self._inside is None:
             python, numpys, torchs = np.random.SeedSequence(self._key).generate_state(3)
             random.seed(int(python))
@@ -53,7 +57,10 @@ class Randomness:
 
     def __exit__(self, *_: object) -> None:
         self._inside = random.getstate(), torch.get_rng_state()
-        set_bit_generator(self._others)
+        if self._thread is None:
+            set_bit_generator(self._others)
+        else:
+            self._thread.numpy = self._threads
         _restore(*self._outside)
         if self._thread is not None:  # what data draw does not mean that the model does
             self._thread.drawn, watches = self._before

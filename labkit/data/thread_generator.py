@@ -1,19 +1,24 @@
-"""A run's own random numbers: torch's default generator as one thread sees it, apart from that of all others.
+"""A run's own random numbers: torch's default generator as one thread sees it, and Python's and NumPy's likewise.
 
 torch has one default generator in a process, so a training in the background that seeds it, or a model that draws from
 it as Dropout does, would change what the notebook draws meanwhile. Here the operators that draw are given a generator
 of the run, and torch's functions that seed, save or restore the default one act on that in its thread. Looking at each
 operator takes some microseconds, so it ends after a first round in which nothing was drawn.
+
+The functions of the modules `random` and `numpy.random` heed the thread too. A name that was imported from these before
+the first run, as by `from random import random`, is the function as it was, and draws what all draw from.
 """
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -45,7 +50,9 @@ def unwatched() -> Iterator[None]:
 
 
 class ThreadGenerator:
-    """A context in whose thread torch draws, by default, from generators that follow from `seed`.
+    """A context in whose thread torch draws, by default, from generators that follow from `seed`, as all else does.
+
+    `python` and `numpy` are what the functions of `random` and `numpy.random` draw from there.
 
     >>> with ThreadGenerator(1):
     ...     drawn = torch.rand(2)
@@ -58,6 +65,14 @@ class ThreadGenerator:
         self._seed = seed
         self._each: dict[torch.device, torch.Generator] = {}
         self._mode: _Given | None = None
+
+    @cached_property
+    def python(self) -> random.Random:
+        return random.Random(self._seed)
+
+    @cached_property
+    def numpy(self) -> np.random.RandomState:
+        return np.random.RandomState(np.random.MT19937(self._seed))
 
     def __enter__(self) -> ThreadGenerator:
         _install()
@@ -162,6 +177,7 @@ _COMPOSED: dict[str, Callable[..., Any]] = {
 # -- torch's own functions, each as it always was but in a thread with a generator of its own
 
 _installed = False
+_NUMPYS = {"seed": "seed", "sample": "random_sample", "ranf": "random_sample"}  # functions, and no methods
 
 
 def _install() -> None:
@@ -181,6 +197,22 @@ def _install() -> None:
         replaced = _heeding(getattr(torch.random, name), act)
         setattr(torch.random, name, replaced)
         setattr(torch, name, replaced)
+    for module, default, of in (
+        (random, random._inst, "python"),
+        (np.random, np.random.mtrand._rand, "numpy"),
+    ):
+        for name, function in list(vars(module).items()):
+            if getattr(function, "__self__", None) is default:
+                setattr(module, name, _heeding(function, _drawn_from(of, name)))
+            elif module is np.random and name in _NUMPYS:
+                setattr(module, name, _heeding(function, _drawn_from(of, _NUMPYS[name])))
+
+
+def _drawn_from(of: str, name: str) -> Callable[..., Any]:
+    def draw(own: ThreadGenerator, *args: Any, **kwargs: Any) -> Any:
+        return getattr(getattr(own, of), name)(*args, **kwargs)
+
+    return draw
 
 
 def _heeding(default: Callable[..., Any], act: Callable[..., Any]) -> Callable[..., Any]:

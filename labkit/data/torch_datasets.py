@@ -25,6 +25,7 @@ from labkit.data.loading import Reader, prefetched
 from labkit.data.randomness import Randomness
 from labkit.data.shards import Replicated
 from labkit.errors import DataError, SettingError
+from labkit.text import a
 
 COUNTING = 60.0  # seconds that going through a stream to count its items may take
 
@@ -86,7 +87,7 @@ def _require_dataset(given: Any, which: str) -> None:
     if isinstance(given, IterableDataset) and not isinstance(given, type):
         return
     if isinstance(given, type) or not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
-        what = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+        what = f"the class {given.__name__}" if isinstance(given, type) else a(type(given).__name__)
         raise DataError(
             f"{which} is {what}, and no torch dataset: give an object with __getitem__ and __len__, or an "
             "IterableDataset."

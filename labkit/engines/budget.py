@@ -11,11 +11,13 @@ EVALUATIONS, SELDOM = 25, 50  # tests in a run, and rounds between two of them a
 @dataclass(frozen=True)
 class Budget:
     """The run ends after the round in which one of these is reached: gradient steps of a peer, and bytes that it has
-    sent, both on average, or seconds of training. None is no limit."""
+    sent, both on average, or seconds of training. None is no limit; `bounded` steps were not asked for, and only see to
+    it that a run ends that never comes to the others."""
 
     steps: int | None = None
     bytes: float | None = None
     seconds: float | None = None
+    bounded: bool = False
 
     def share(self, steps: float, bytes: float, seconds: float) -> float:
         """How much of the budget is spent: the largest of the shares.

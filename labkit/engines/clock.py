@@ -153,6 +153,8 @@ class Timed:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        if self.network is not None and not isinstance(self.network, Link):
+            raise SettingError(f"network={self.network!r} is no link: give one such as lk.Link(…).")
         if self.step_seconds is not None:
             number(self.step_seconds, "step_seconds", unit="seconds")
         try:

@@ -25,12 +25,13 @@ from labkit.engines.control import Control
 from labkit.engines.distributed.checkpoints import Store
 from labkit.engines.distributed.data_parallel import DDP
 from labkit.engines.distributed.recovery import Recovery, ranks_on
-from labkit.engines.distributed.reporting import Result, Rows
+from labkit.engines.distributed.reporting import Ended, Result, Rows
 from labkit.engines.distributed.steering import follow
 from labkit.engines.distributed.train_rank import RankSettings
 from labkit.engines.evaluation import rebuilt, trained
-from labkit.engines.experiment import Experiment, Outcome
-from labkit.errors import DataError, GangError, LabkitError, SettingError, Stopped
+from labkit.engines.expected_memory import ledger
+from labkit.engines.experiment import Experiment, Models, Outcome
+from labkit.errors import ClusterError, DataError, GangError, LabkitError, SettingError, Stopped
 from labkit.history.rows import Event, Reporter
 from labkit.tasks.sync import BSP, Timeline
 
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
 class Cluster:
     """Train on the lab's workers; `on=lab` is short for it.
 
-    `ddp` says how torch's DistributedDataParallel does AllReduce's work; `ddp=None` runs AllReduce by its generator.
+    `ddp` says how torch's DistributedDataParallel does AllReduce's work. With `ddp=None` the generators of AllReduce,
+    ZeRO, TensorParallel and Pipeline run themselves, message by message, instead of torch's own forms of them.
 
     `timeout` limits, in seconds, the wait for free workers and the wait of one rank for the others' messages.
     Each rank reports what is new once in `report_every` seconds; None: at the end only, when nobody watches.
@@ -79,6 +81,10 @@ class Cluster:
             whole(self.checkpoint_every, "checkpoint_every")
         if self.resume and self.checkpoint_to is None:
             raise SettingError("resume=True needs to know where the checkpoints are: give checkpoint_to=… as well.")
+        if self.checkpoint_to is not None:
+            path = Path(self.checkpoint_to).absolute()
+            if file := next((it for it in (path, *path.parents) if it.exists() and not it.is_dir()), None):
+                raise SettingError(f"checkpoint_to={str(self.checkpoint_to)!r}: {file} is a file; give a folder.")
         if self.device not in (None, "cpu"):
             raise SettingError(f'device={self.device!r} is not understood: give "cpu", or leave it to the workers.')
         if self.elastic and self.ddp not in (None, DDP()):
@@ -90,21 +96,8 @@ class Cluster:
         """Train all peers; see `labkit.engines.experiment.Engine`."""
         train = _train_asynchronously if experiment.traits.asynchronous else _train
         device = common_device(self.lab.workers, self.lab.kind, self.device)
-        try:
-            ended = train(replace(self, device="cpu" if device == "cpu" else None), experiment, report, control)
-        except GangError as error:
-            cause = error.__cause__
-            if isinstance(cause, DataError):  # what one worker cannot read, another may
-                raise DataError(f"On worker {error.worker}: {cause}") from cause
-            if isinstance(cause, LabkitError):
-                raise cause from None
-            raise
-        if ended is None:
-            return Outcome()  # the group was closed under a round that would not end: no model is whole
-        return _outcome(experiment, *ended)
-
-
-Ended = tuple[list[range], list[Result]] | None  # each rank's peers, and what it has
+        ended = train(replace(self, device="cpu" if device == "cpu" else None), experiment, report, control)
+        return _outcome(experiment, ended)
 
 
 def _train(on: Cluster, experiment: Experiment, report: Reporter, control: Control) -> Ended:
@@ -119,7 +112,7 @@ def _train(on: Cluster, experiment: Experiment, report: Reporter, control: Contr
     return Recovery(
         on.lab,
         experiment,
-        RankSettings(on.ddp, on.report_every, on.checkpoint_every, alone, on.device),
+        RankSettings(on.ddp, on.report_every, on.checkpoint_every, alone, on.device, on.timeout),
         Store.of_run(experiment, on.checkpoint_to, on.resume),
         ranks,
         on.timeout,
@@ -142,27 +135,80 @@ def _train_asynchronously(on: Cluster, experiment: Experiment, report: Reporter,
             report(news)
 
     try:
-        return blocks, follow(gang, control, take, lambda text: report(Event(1, 0.0, "note", {"text": text})))
+        each = follow(gang, control, take, lambda text: report(Event(1, 0.0, "note", {"text": text})))
+        return Ended(blocks, dict(enumerate(each)))
     except Stopped:
-        return None
+        return Ended.early(blocks, gang.left, None)
+    except ClusterError as error:
+        return Ended.early(blocks, gang.left, error)
 
 
-def _outcome(experiment: Experiment, blocks: list[range], results: list[Result]) -> Outcome:
-    states = [state for result in results for state in result.states]
-    models = experiment.models_of(partial(_model, experiment, states))
+# -- what came of it
+
+
+def _outcome(experiment: Experiment, ended: Ended) -> Outcome:
+    blocks, results = ended.blocks, [result for _, result in sorted(ended.results.items())]
+    error = None if ended.error is None else _raised(ended.error)
+    models = _models(experiment, ended)
     best = rebuilt(experiment, [state for result in results for state in result.best or ()])
-    return Outcome(models, _timeline(experiment, blocks, results), _staleness(results), best)
+    if len(results) < len(blocks):
+        if error is not None and models and not _has_one(experiment):
+            error = _with_loss(error, blocks, [*ended.results])
+        return Outcome(models, best=best, error=error)
+    found = {peer: own for result in results for peer, own in (result.memory or {}).items()}
+    held = ledger(experiment, found, results[0].by_torch)
+    return Outcome(models, _timeline(experiment, blocks, results), _staleness(results), best, error, held)
+
+
+def _raised(error: Exception) -> Exception:
+    """What the user is to see of a gang's error: labkit's own sentence, where a rank failed with one."""
+    cause = error.__cause__
+    if not isinstance(error, GangError) or not isinstance(cause, LabkitError):
+        return error
+    if isinstance(cause, DataError):  # what one worker cannot read, another may
+        said = DataError(f"On worker {error.worker}: {cause}")
+        said.__cause__ = cause
+        return said
+    cause.__cause__, cause.__suppress_context__ = None, True
+    return cause
+
+
+def _has_one(experiment: Experiment) -> bool:
+    """Whether all peers have the same model, each rank's or rank 0's."""
+    return experiment.served or experiment.traits.central
+
+
+def _models(experiment: Experiment, ended: Ended) -> Sequence[nn.Module]:
+    """Those of the peers whose ranks have not died; none where a part is missing of the one that all make together."""
+    there = [k for rank in sorted(ended.results) for k in ended.blocks[rank]]
+    states = [state for _, result in sorted(ended.results.items()) for state in result.states]
+    if not states or (experiment.split and len(there) < experiment.peers):
+        return []
+    if _has_one(experiment) or experiment.split or len(there) == experiment.peers:
+        return experiment.models_of(partial(_model, experiment, states))
+    return Models(len(there), lambda at: _loaded(experiment, there[at], states[at]))
 
 
 def _model(experiment: Experiment, states: list[dict[str, Any]], peer: int) -> nn.Module:
     if experiment.split:
         return trained(experiment.joined(states))
+    return _loaded(experiment, peer, states[0 if _has_one(experiment) else peer])
+
+
+def _loaded(experiment: Experiment, peer: int, state: dict[str, Any]) -> nn.Module:
     model = experiment.fresh_model(peer)
-    model.load_state_dict(states[0 if experiment.served or experiment.traits.central else peer])
+    model.load_state_dict(state)
     return trained(model)
 
 
-def _timeline(experiment: Experiment, blocks: list[range], results: list[Result]) -> Timeline | None:
+def _with_loss(error: Exception, blocks: Sequence[range], left: Sequence[int]) -> Exception:
+    """The error, whose sentence says whose models there are."""
+    names = ", ".join(str(k) for rank in sorted(left) for k in blocks[rank])
+    error.args = (f"{error} The run has the models of peers {names}; those of the others were lost with their worker.",)
+    return error
+
+
+def _timeline(experiment: Experiment, blocks: Sequence[range], results: list[Result]) -> Timeline | None:
     """When each peer worked, from message to message; the peers of one worker work together."""
     each = [np.array(result.intervals).reshape(-1, 2) for result in results]
     if experiment.traits.asynchronous:  # stopped, they have not all done as many rounds

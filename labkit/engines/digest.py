@@ -11,7 +11,7 @@ import hashlib
 import re
 import sys
 from functools import cache, partial
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ _WHOLE = 16 << 20  # bytes of a tensor that are looked at; of a larger one as ma
 _MOST = 4000  # things that are looked at, before somebody's object is said to be too large
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial, staticmethod, classmethod, property)
-_HOLDERS = (Tensor, np.ndarray, nn.Module, list, tuple, dict, set, frozenset)
+_HOLDERS = (Tensor, np.ndarray, nn.Module, SimpleNamespace, list, tuple, dict, set, frozenset)
 _OF_EVERY_MODULE = vars(nn.Module()).keys() - {"training", "_forward_hooks", "_forward_pre_hooks"}
 
 
@@ -60,8 +60,10 @@ class _Reader:
     def _made_of(self, what: Any) -> bytes:
         if isinstance(what, nn.Parameter):
             return f"parameter {what.shape} {what.dtype} {what.requires_grad}".encode()
-        if isinstance(what, Tensor | np.ndarray):
-            return self._tensor(torch.as_tensor(what))
+        if isinstance(what, Tensor):
+            return self._tensor(what)
+        if isinstance(what, np.ndarray):
+            return self._array(what)
         if isinstance(what, dict):
             return b"dict" + self._all(sorted(((str(key), value) for key, value in what.items()), key=lambda it: it[0]))
         if isinstance(what, set | frozenset):
@@ -78,7 +80,7 @@ class _Reader:
             return f"module {what.__name__}".encode()
         if isinstance(what, nn.Module):
             layers = [(name, type(it), _held(it)) for name, it in what.named_modules()]
-            return self._all(layers) + self._all([*what.parameters()])
+            return self._all(layers) + self._all([*what.parameters(), *what.named_buffers()])
         held = _held(what)
         if not held and not self._numbers and not hasattr(what, "__dict__"):
             raise Unseen
@@ -86,6 +88,16 @@ class _Reader:
 
     def _all(self, each: Any) -> bytes:
         return b"".join(hashlib.sha256(self.read(it)).digest() for it in each)
+
+    def _array(self, what: Any) -> bytes:
+        form = f"array {what.shape} {what.dtype}".encode()
+        if not self._numbers:
+            return form
+        if what.dtype.hasobject:
+            return form + self.read(what.tolist())
+        flat = what.reshape(-1)
+        raw = flat[:: -(-flat.nbytes // _WHOLE) or 1].tobytes()
+        return form + hashlib.sha256(raw).digest()
 
     def _tensor(self, what: Tensor) -> bytes:
         form = f"tensor {tuple(what.shape)} {what.dtype} {what.requires_grad}".encode()

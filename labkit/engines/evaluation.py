@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from math import inf, isnan
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from labkit.algorithms.predictions import outputs_of
 from labkit.data.inputs import Inputs
 from labkit.engines.experiment import Experiment, Metric, Models
 from labkit.engines.modules import give_originals
@@ -23,27 +24,6 @@ from labkit.text import in_words
 
 AT_ONCE = 4096  # examples
 _KEPT = 1 << 25  # outputs of all test examples that are kept to be looked at together
-
-
-def outputs_of(out: Any) -> Tensor:
-    """The outputs proper in what a model's forward returned: a tensor, `out["logits"]`, `out.logits` or `out[0]`.
-
-    Raises ModelError where none of these is a tensor.
-
-    >>> outputs_of({"logits": torch.zeros(2, 3), "hidden": torch.zeros(2, 8)}).shape
-    torch.Size([2, 3])
-    """
-    if isinstance(out, Tensor):
-        return out
-    found = out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", None)
-    if found is None and isinstance(out, tuple | list) and out:
-        found = out[0]
-    if not isinstance(found, Tensor):
-        raise ModelError(
-            f"The model returns a {type(out).__name__} without a tensor of outputs: let forward return a tensor, a "
-            'tuple that begins with it, or a dict or an object with "logits".'
-        )
-    return found
 
 
 class Scores(NamedTuple):

@@ -63,6 +63,29 @@ def example_losses(criterion: Loss, rows: Callable[..., Any]) -> Loss:
     return each
 
 
+def counted(criterion: Loss) -> Loss:
+    """What maps outputs [B, …] and targets [B, …] to which examples have a part in the criterion, [B].
+
+    Those have none, such as the ones with a target to ignore or a class of weight zero, with whose outputs the
+    criterion never changes; one that is learnt, and whose loss has come to zero, would count with other outputs.
+
+    >>> hinge = torch.nn.MultiMarginLoss()
+    >>> counted(hinge)(torch.tensor([[9.0, 0.0], [0.0, 9.0]]), torch.tensor([0, 0]))
+    tensor([True, True])
+    >>> counted(torch.nn.functional.cross_entropy)(torch.zeros(2, 3), torch.tensor([0, -100]))
+    tensor([ True, False])
+    """
+
+    def counts(outputs: Any, targets: Tensor) -> Tensor:
+        here = tree_map_only(Tensor, Tensor.detach, outputs)
+        # other outputs that the criterion takes too, between the least and the most of these
+        there = tree_map_only(Tensor, lambda it: it.amin() + it.amax() - it if it.is_floating_point() else it, here)
+        here_or_there = [_flat(grad(criterion)(at, targets)) for at in (here, there)]
+        return torch.stack([((it != 0) & ~it.isnan()).any(1) for it in here_or_there]).any(0)
+
+    return counts
+
+
 def _flat(slopes: Any) -> Tensor:
     """The gradients of all outputs of each example in a row, [B, numbers]."""
     return torch.cat([leaf.reshape(len(leaf), -1) for leaf in tree_leaves(slopes)], dim=1)

@@ -21,6 +21,7 @@ from labkit.engines.budget import SELDOM, Budget
 from labkit.engines.control import Control
 from labkit.engines.modules import copied, give_copies, give_unpacked
 from labkit.errors import DataError, DivergenceError
+from labkit.history.memory import MemoryLedger
 from labkit.history.rows import Reporter, Row
 from labkit.text import some
 
@@ -72,6 +73,7 @@ class Experiment:
     evaluate_every: int
     kinds: tuple[int, ...] = ()
     common_order: bool = False  # everyone sees the same examples in the same order
+    groups: tuple[int, ...] = ()  # by peer; those of one number see the same examples in the same order
     public: Tensor | None = None  # inputs [N, …] that everyone may see, without labels
     sharding: str = ""  # how the examples were dealt, in words
     schedule: Schedule | None = None  # made with each optimiser, and stepped after each of its steps
@@ -82,6 +84,7 @@ class Experiment:
     client_tests: Sequence[Indices] = ()  # each peer's own test examples, among those for training
     epochs: int | None = None  # how often each peer goes through its whole shard; None: batches never end
     budget: Budget | None = None  # ends the run between two rounds, at the latest after the last of `rounds`
+    memory: bool = False  # whether it is counted what peers hold
     found: Findings = Findings()
 
     @property
@@ -191,7 +194,7 @@ class Experiment:
         They never end, or after `epochs` passes over its shard. Where passes count, for the end of the run or of a
         round's local work, they have all examples, and their last batches what is left.
         """
-        order = self.seed, 0 if self.common_order else peer
+        order = self.seed, 0 if self.common_order else self.groups[peer] if self.groups else peer
         shard = self.shards[peer]
         if isinstance(shard, StreamShard):
             return StreamBatches(shard, self.batch_size, *order, self.epochs, start)
@@ -326,6 +329,7 @@ class Outcome:
     staleness: Any = None
     best: Sequence[nn.Module] = field(default_factory=list)
     error: Exception | None = None
+    memory: MemoryLedger | None = None
 
 
 class Engine(Protocol):
@@ -357,7 +361,7 @@ def require_finite(losses: Iterable[float], round: int, ids: Iterable[int]) -> N
         if not np.isfinite(loss):
             raise DivergenceError(
                 f"The loss of peer {peer} became {loss} in round {round}: lower the learning rate, clip the "
-                "gradients, or look for NaN in the data."
+                "gradients, or look for NaN in the data, and for batches of which the loss leaves out every target."
             )
 
 

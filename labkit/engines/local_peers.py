@@ -21,6 +21,7 @@ from labkit.engines.checkpoint import Part, kept, moved, restore
 from labkit.engines.evaluation import AT_ONCE, NOTHING, Best, Evaluation, Scores, trained
 from labkit.engines.experiment import Experiment, require_finite
 from labkit.engines.last_round import LastRound
+from labkit.engines.live_tensors import Found, Watch
 from labkit.engines.peer import Exchanged, OnePeer, Peers, Place
 from labkit.engines.round_checks import started
 from labkit.engines.stacked.peers import StackedPeers
@@ -54,7 +55,8 @@ class LocalPeers:
     part in a round, one of them goes through it as a stand-in, whose messages are left out: its process still has to
     receive the replies, by which it keeps up what all peers share.
 
-    They go on from a checkpoint, given the `parts` of it that the members are in.
+    They go on from a checkpoint, given the `parts` of it that the members are in. `agree` gives the largest of what all
+    processes say that hold some of the peers.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class LocalPeers:
         most: int | None = None,
         single: Callable[[Experiment, int, Place], OnePeer] | None = None,
         parts: Sequence[Part] = (),
+        agree: Callable[[float], float] | None = None,
     ) -> None:
         self._experiment, self.members = experiment, members
         self._place = Place.of(experiment, device, archived=experiment.served)
@@ -77,9 +80,11 @@ class LocalPeers:
         self._stand_in = False
         self.taken = 0.0  # steps of all members since the start
         self.best = Best()
+        self.memory: dict[int, Found] = {}  # of each member, once it was counted
+        self._rounds = 0
         self.present: Sequence[int] = members
         self._blocks: list[Block] = []
-        self._last_round = LastRound()
+        self._last_round, self._kept_shared = LastRound(agree), dict[int, dict[str, Tree]]()
         if parts:
             self._go_on(parts)
         if not experiment.served:
@@ -107,8 +112,18 @@ class LocalPeers:
         """Run the round from barrier to barrier; `answer` gives a reply to the message of each block."""
         own = self._experiment.algorithm_of
         rounds = [started(own(block.peers.members[0]), block.peers, block.stream) for block in self._blocks]
+        self._rounds += 1
+        watches = self._watches()
+        rounds = [watch.through(steps) for watch, steps in zip(watches, rounds, strict=True)] if watches else rounds
         for number, (messages, replies) in enumerate(barriers(rounds, answer), 1):
             yield Meeting(self._number, number, self.present, messages, replies)
+        for watch, block in zip(watches, self._blocks, strict=False):
+            self.memory |= dict.fromkeys(block.peers.members, watch.found())
+
+    def _watches(self) -> list[Watch]:
+        """Those of the round in which it is counted what peers hold: the second, whose optimisers have their states."""
+        wanted = self._experiment.memory and self._rounds == min(2, self._experiment.rounds)
+        return [Watch(block.peers) for block in self._blocks] if wanted else []
 
     def end(self) -> None:
         """Take over what the round has written to `shared` and `state`, once its losses were looked at."""
@@ -124,17 +139,25 @@ class LocalPeers:
                 for k, own in zip(block.peers.members, block.stream.indices, strict=True)
             }
 
-    def keep(self) -> None:
-        """Remember the models as they are after a whole round; a server's are made anew in each, and need no copy."""
-        self._kept_shared = dict(self.shared_state.values)
+    def keep(self, number: int) -> None:
+        """Remember the models as they are after round `number`; a server's are made anew in each, and need no copy."""
         if not self._experiment.served:
-            self._last_round.keep(self._changed)
+            self._last_round.keep(number, self._changed)
+        wanted = (number - 1, number) if self._experiment.served else self._last_round.rounds
+        self._kept_shared[number] = dict(self.shared_state.values)
+        self._kept_shared = {k: own for k, own in self._kept_shared.items() if k in wanted}
 
-    def rewind(self) -> None:
-        """Go back to the models of the last whole round, as the next one has failed."""
-        self.shared_state.load(self._kept_shared)
+    @property
+    def rounds_kept(self) -> list[int]:
+        """The whole rounds to whose models `rewind` can go back."""
+        return sorted(self._kept_shared)
+
+    def rewind(self, number: int | None = None) -> None:
+        """Go back to the models of this whole round, or of the last one, as the next one has failed."""
+        number = self.rounds_kept[-1] if number is None else number
+        self.shared_state.load(self._kept_shared[number])
         if not self._experiment.served:
-            self._last_round.restore(self._changed)
+            self._last_round.restore(number, self._changed)
 
     @property
     def _changed(self) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,6 +15,7 @@ from labkit.engines.barriers import Meeting, exhaust
 from labkit.engines.clock import Clock, Timed
 from labkit.engines.control import Control
 from labkit.engines.evaluation import rebuilt
+from labkit.engines.expected_memory import ledger
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.engines.local_peers import LocalPeers
 from labkit.engines.peer import OnePeer
@@ -59,7 +60,8 @@ class Lockstep(Timed):
             failed = error
             local.rewind()
         best = rebuilt(experiment, local.best.states)
-        return Outcome(experiment.models_of(local.model), runtime.clock.timeline(), best=best, error=failed)
+        outcome = Outcome(experiment.models_of(local.model), runtime.clock.timeline(), best=best, error=failed)
+        return replace(outcome, memory=ledger(experiment, local.memory))
 
 
 def _answer(messages: list[Message]) -> Sequence[Tree]:

@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
+from labkit.algorithms.holds import Holds
 from labkit.engines.experiment import Experiment
+from labkit.engines.live_tensors import LiveTensors
 from labkit.errors import ModelError, SettingError
 
 Call = Callable[[nn.Module, dict[str, Tensor], Any], Any]  # a module with these parameters by name, on inputs
@@ -20,16 +23,19 @@ class Parts:
     """The layers of a model of which peers hold parts, and the shapes of the whole.
 
     The model's own trainable parameters go to the meta device, so that the whole takes no memory. `call` runs a module
-    with other parameters than its own. Raises ModelError for a model with statistics or random masks of its own, which
-    layers that run more than once would change more than once.
+    with other parameters than its own. Raises ModelError for a model with statistics or random masks in training mode,
+    which layers that run more than once would change more than once.
     """
 
     def __init__(self, model: nn.Module, call: Call) -> None:
         for name, layer in model.named_modules():
-            if getattr(layer, "track_running_stats", False) or (isinstance(layer, nn.Dropout) and layer.p):
+            if layer.training and (
+                getattr(layer, "track_running_stats", False)
+                or (getattr(layer, "p", 0) and isinstance(layer, _DropoutNd))
+            ):
                 raise ModelError(
                     f"Layer {name!r} ({type(layer).__name__}) would not be the same for peers that hold parts of the "
-                    "model and run it in pieces: use LayerNorm or GroupNorm, and Dropout(0)."
+                    "model and run it in pieces: use LayerNorm or GroupNorm, and Dropout(0), or freeze it with .eval()."
                 )
         self.model, self._call = model, call
         self.modules = dict(model.named_modules(remove_duplicate=False))
@@ -97,10 +103,16 @@ def own_part(experiment: Experiment, model: nn.Module, peer: int) -> dict[str, T
     return {name: p.requires_grad_() for name, p in part.items()}
 
 
+def dense(gradient: Tensor) -> Tensor:
+    """The gradient with all its zeros."""
+    return gradient if gradient.layout is torch.strided else gradient.to_dense()
+
+
 class PartHolder:
     """What peers offer to algorithms whose peers hold parts of a model."""
 
     parts: Parts | None = None  # where each holds a part
+    watch: LiveTensors | None = None  # while it counts what the peer holds
     lead: int
     params: Any
     members: tuple[int, ...]
@@ -114,6 +126,11 @@ class PartHolder:
                 "`holds`, such as Shards()."
             )
         return self.parts
+
+    @property
+    def holds(self) -> Holds | None:
+        """Which part of the model; None where it is the whole one."""
+        return self._experiment.traits.holds
 
     @property
     def like(self) -> dict[str, Tensor]:
@@ -135,20 +152,36 @@ class PartHolder:
         own = self.params
         return {name: own[name] for name in self._model.layers[layer]}
 
-    @cached_property
+    @property
     def pieces(self) -> list[list[str]]:
-        whole, holds = self._model, self._experiment.traits.holds
+        return self.pieces_of(self.members[0])
+
+    def pieces_of(self, peer: int) -> list[list[str]]:
+        return self._pieces[peer]
+
+    @cached_property
+    def _pieces(self) -> list[list[list[str]]]:
+        """By peer."""
+        whole, holds, n = self._model, self.holds, self._experiment.peers
         assert holds is not None
         sizes = {name: like.numel() for name, like in whole.like.items()}
-        return holds.pieces(self.members[0], self._experiment.peers, whole.layers, lambda name: sizes.get(name, 0))
+        return [holds.pieces(k, n, whole.layers, lambda name: sizes.get(name, 0)) for k in range(n)]
 
     def leaves(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         rows = self.rows
         each = {n: x if rows is None else x.expand(rows, *x.shape[1:]) for n, x in tensors.items()}
-        return {n: x.detach().requires_grad_(x.is_floating_point()) for n, x in each.items()}
+        made = {n: x.detach().requires_grad_(x.is_floating_point()) for n, x in each.items()}
+        self._note(made, "gathered")
+        return made
 
     def run(self, layer: str, x: Any, params: Mapping[str, Tensor]) -> Any:
+        self._note(params, "gathered")
         return self._model.run(layer, x, params)
+
+    def _note(self, tensors: Mapping[str, Tensor], kind: str) -> None:
+        """Have those that have names of parameters counted, where somebody counts."""
+        if self.watch is not None and self.parts is not None:
+            self.watch.note((it for name, it in tensors.items() if name in self.like), kind)
 
     def pull(
         self, out: Tensor, leaves: dict[str, Tensor], gradient: Tensor | None = None, again: bool = False
@@ -158,4 +191,6 @@ class PartHolder:
             return {}
         y = torch.ones_like(out) if gradient is None else gradient
         found = torch.autograd.grad(out, list(wanted.values()), y, again, allow_unused=True, materialize_grads=True)
-        return dict(zip(wanted, found, strict=True))
+        gradients = dict(zip(wanted, map(dense, found), strict=True))
+        self._note(gradients, "whole")
+        return gradients

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from labkit.algorithms.base import Batch
-from labkit.engines.evaluation import AT_ONCE, Evaluation, Scores, outputs_of, trained
-from labkit.engines.example_losses import example_losses, one_after_the_other
+from labkit.algorithms.predictions import outputs_of
+from labkit.engines.evaluation import AT_ONCE, Evaluation, Scores, trained
+from labkit.engines.example_losses import counted, example_losses, one_after_the_other
 from labkit.engines.experiment import PRECISIONS, Experiment, Loss
 from labkit.engines.modules import called, evaluation_mode, training_mode
 from labkit.engines.optimizer_step import LearningRate, OptimizerStep, Pace
-from labkit.engines.parts import PartHolder, Parts, own_part
+from labkit.engines.part_weights import part_weights
+from labkit.engines.parts import PartHolder, Parts, dense, own_part
 from labkit.engines.round_checks import logged, require_shapes
 from labkit.engines.shared_state import SharedState, SharedView, State
 from labkit.tree import Tree
@@ -64,11 +67,12 @@ class Peers(PartHolder, ABC):
     shared: SharedView
     _mean_loss: Loss
     _each_loss: Loss  # of each example
+    _counts: Loss  # which examples have a part in the mean
 
     def __init__(self, experiment: Experiment, ids: Sequence[int], place: Place, named: dict[str, Tensor]) -> None:
         self.members = tuple(ids)
         self.peers, self.present, self.seed = experiment.peers, experiment.present, experiment.seed
-        self.epochs = experiment.epochs
+        self.epochs, self.batch_size = experiment.epochs, experiment.batch_size
         self.number, self.rated = 0, 0
         self._counted: float = 0
         self._experiment, self._place = experiment, place
@@ -82,6 +86,7 @@ class Peers(PartHolder, ABC):
         self._used: set[str] | None = None  # the parameters that have a part in the loss; None: all, as far as is known
         self._applied = True  # gradients were asked for no more since the last step
         self._public: Iterator[Tensor] | None = None
+        self._sparse = any(getattr(it, "sparse", False) for it in experiment.model_of(ids[0]).modules())
         self.state = State(self.lead, self.members, place.archive)
 
     def begin(self, number: int) -> None:
@@ -90,6 +95,8 @@ class Peers(PartHolder, ABC):
         if self._place.archive is not None and self._experiment.schedule is not None:
             self._go_on(self.members[0])
         self.shared = self._place.shared_state.view(self.lead)
+        for p in self.named.values() if self._experiment.split else ():
+            p.grad = None  # of the last step, which would take memory until the next one
         self._public = None
         if self.rated < self._place.rate.version and self._place.rate.value is not None:
             self.rated, self.learning_rate = self._place.rate.version, self._place.rate.value
@@ -123,6 +130,10 @@ class Peers(PartHolder, ABC):
         """
         return None
 
+    @property
+    def working(self) -> int:
+        return self._experiment.working(self.number)
+
     # -- parameters
 
     @property
@@ -155,21 +166,34 @@ class Peers(PartHolder, ABC):
     def logits(self, inputs: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
         """The model's outputs, [B, C] (of sequences [B, T, C]) or [K, B, C], with the given parameters or its own."""
 
-    def loss(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
-        loss = self._compared(self._mean_loss, batch, logits)
+    def loss(self, batch: Batch, logits: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+        if logits is not None and weight is not None and not weight.any():  # the mean of nothing is no number
+            loss = 0.0 * logits.flatten(self.lead).sum(-1)
+        else:
+            loss = self._compared(self._mean_loss, batch, logits)
+            if weight is not None:
+                loss = torch.where(weight == 0, 0.0, loss) * weight
         self._record(loss)
         return loss
+
+    def weights(self, targets: Tensor, count: int, dim: int, logits: Tensor) -> Tensor:
+        own = partial(part_weights, self._experiment.loss)
+        if not self.lead:
+            return own(targets, count, dim, logits)
+        return torch.stack([own(y, count, dim, logits[0]) for y in targets])
 
     def losses(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
         losses = self._compared(self._each_loss, batch, logits)
         self._record(losses.mean(-1))
         return losses
 
+    def counted(self, batch: Batch, logits: Tensor) -> Tensor:
+        return self._compared(self._counts, batch, logits).detach()
+
     def _compared(self, loss: Loss, batch: Batch, logits: Tensor | None) -> Tensor:
         inputs, targets = batch
         logits = self.logits(inputs) if logits is None else logits
-        returned, self._returned = self._returned, None
-        outputs = logits if returned is None or returned[0] is not logits else returned[1]
+        outputs = logits if self._returned is None or self._returned[0] is not logits else self._returned[1]
         with self.casting():
             return loss(outputs, targets)
 
@@ -208,7 +232,7 @@ class Peers(PartHolder, ABC):
         scaled = self.optimizer_step.scaled(loss.sum())
         found = torch.autograd.grad(scaled, list(named.values()), allow_unused=True)
         self._note_used({name for name, gradient in zip(named, found, strict=True) if gradient is not None})
-        each = [torch.zeros_like(p) if g is None else g for p, g in zip(named.values(), found, strict=True)]
+        each = [torch.zeros_like(p) if g is None else dense(g) for p, g in zip(named.values(), found, strict=True)]
         return dict(zip(named, self.optimizer_step.unscaled(each), strict=True))
 
     def _note_used(self, names: set[str]) -> None:
@@ -240,6 +264,10 @@ class Peers(PartHolder, ABC):
         self.optimizer_step.scaled(loss.sum()).backward()  # type: ignore[no-untyped-call]
 
     def update(self) -> None:
+        self._returned = None
+        if self._sparse:  # an embedding's gradients, which peers that average have dense
+            for p in self.named.values():
+                p.grad = None if p.grad is None else dense(p.grad)
         self.optimizer_step.step()
         self._taken += 1
 
@@ -332,10 +360,15 @@ class OnePeer(Peers):
         self.ids = torch.tensor(peer)
         trainable: dict[str, Tensor] = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
         if experiment.split:
-            trainable = own_part(experiment, self.net, peer)
+            trainable = self._trained(own_part(experiment, self.net, peer))
             self.parts = Parts(self.net, lambda module, params, x: called(module, params, x)[0])
         super().__init__(experiment, [peer], place, trainable)
         self._mean_loss, self._each_loss = experiment.loss, example_losses(experiment.loss, one_after_the_other)
+        self._counts = counted(experiment.loss)
+
+    def _trained(self, part: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors that the optimiser steps, for the part of a model that the peer holds."""
+        return part
 
     @property
     def examples(self) -> float:  # type: ignore[override]  # asked for, a stream may not know it

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from inspect import isgenerator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from inspect import isgenerator, signature
 from typing import Any
 
 import torch
@@ -13,22 +13,39 @@ from torch import Tensor
 from labkit.algorithms.base import Algorithm, Batch, Peer, Round
 from labkit.errors import ExchangeError, SettingError
 from labkit.exchange import Message
-from labkit.text import name_all
+from labkit.history.measures import TAKEN
+from labkit.text import a, name_all
 
 _ENGINES = "labkit.engines"
 
 
 def started(algorithm: Algorithm, peer: Peer, batches: Iterator[Batch]) -> Round:
     """The peer's round as a generator that stands before its first line; ExchangeError where it is none."""
-    made: Any = algorithm.round(peer, batches)
-    if callable(getattr(made, "send", None)):
-        return made  # type: ignore[no-any-return]
     code = getattr(algorithm.round, "__code__", None)
     where = f" (line {code.co_firstlineno})" if code is not None else ""
+    try:
+        made: Any = algorithm.round(peer, batches)
+    except TypeError as error:
+        if _takes(algorithm.round, peer, batches):
+            raise
+        raise ExchangeError(
+            f"{type(algorithm).__name__}.round{where} does not take a peer and its batches: write it as "
+            "`def round(self, peer, batches)`."
+        ) from error
+    if callable(getattr(made, "send", None)):
+        return made  # type: ignore[no-any-return]
     raise ExchangeError(
         f"{type(algorithm).__name__}.round{where} is no generator, and gave {_kind(made)}: let it yield its messages, "
         "as in mean = yield Mean(peer.params), or end with `yield from ()` where it exchanges nothing."
     )
+
+
+def _takes(function: Callable[..., Any], *given: Any) -> bool:
+    try:
+        signature(function).bind(*given)
+    except TypeError:
+        return False
+    return True
 
 
 def refuse_barrier(met: Sequence[Any], generators: Sequence[Any]) -> None:
@@ -96,6 +113,8 @@ def logged(name: Any, value: Any, peers: int, lead: int) -> Tensor:
     """A number of each peer [K] to put into a row; SettingError where it is not one, or has no name."""
     if not isinstance(name, str) or not name:
         raise SettingError(f"{caller()} logs under the name {name!r}: give a word, as in peer.log('H', 4).")
+    if name.replace("_", " ") in TAKEN:
+        raise SettingError(f"{caller()} logs {name!r}, which rows have already: choose another name.")
     try:
         numbers = torch.as_tensor(value, dtype=torch.float64).detach()
     except (TypeError, ValueError, RuntimeError):
@@ -109,7 +128,7 @@ def logged(name: Any, value: Any, peers: int, lead: int) -> Tensor:
 
 
 def _kind(thing: Any) -> str:
-    return "nothing" if thing is None else f"a {type(thing).__name__}"
+    return "nothing" if thing is None else a(type(thing).__name__)
 
 
 def _short(qualname: str) -> str:

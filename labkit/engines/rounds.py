@@ -37,7 +37,7 @@ def train(
                 return runtime.summed((local.taken / peers, runtime.sent / peers, mine * runtime.clock.seconds))
 
         spending = Spending(experiment.budget, spent, parts=not experiment.evaluate_every, begun=start > 0)
-    local.keep()
+    local.keep(start)
     for number in range(start + 1, experiment.rounds + 1):
         if not runtime.proceed(number):
             break
@@ -57,7 +57,7 @@ def train(
         sent, seconds = runtime.sent / peers, runtime.clock.seconds
         row = Row(number, measured.losses, None, sent, seconds, local.sampled, local.learning_rate)
         row = replace(row, steps=local.taken / peers, logged=measured.logged)
-        local.keep()
+        local.keep(number)
         runtime.report(found.put_into(row))
         runtime.checkpoint(number)
         if over:

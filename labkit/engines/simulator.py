@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from labkit.engines.barriers import exhaust
 from labkit.engines.clock import Clock, Timed
 from labkit.engines.control import Control
 from labkit.engines.evaluation import rebuilt
+from labkit.engines.expected_memory import ledger
 from labkit.engines.experiment import Experiment, Outcome
 from labkit.engines.local_peers import LocalPeers
 from labkit.engines.lockstep import Lockstep
@@ -71,4 +72,5 @@ class Simulator(Timed):
                 failed = error
                 local.rewind()
             best = rebuilt(experiment, local.best.states)
-            return Outcome(experiment.models_of(local.model), runtime.clock.timeline(), best=best, error=failed)
+            outcome = Outcome(experiment.models_of(local.model), runtime.clock.timeline(), best=best, error=failed)
+            return replace(outcome, memory=ledger(experiment, local.memory, scores=single is None))

@@ -2,6 +2,7 @@
 
 from labkit.exchange import topologies
 from labkit.exchange.all_reduce_steps import walk
+from labkit.exchange.along import Along, Axes
 from labkit.exchange.barrier import Barrier
 from labkit.exchange.collectives import Move
 from labkit.exchange.compression import QSGD, Coded, Compressor, Half, RandomK, Sign, TopK
@@ -21,6 +22,8 @@ __all__ = [
     "QSGD",
     "AllGather",
     "AllToAll",
+    "Along",
+    "Axes",
     "Barrier",
     "Coded",
     "Compressor",

@@ -35,12 +35,14 @@ class Digest(NamedTuple):
         leaves = tree.leaves(values)
         whole = not any(leaf.is_floating_point() for leaf in leaves)
         squares = sum(float(leaf.double().square().sum()) for leaf in leaves)
-        first = leaves[-1].reshape(-1)[:_FIRST].tolist()
+        first = leaves[-1].reshape(-1)[:_FIRST].tolist() if leaves else []
         return cls(tree.size(values), float("nan") if whole else squares**0.5, tuple(first))
 
     @property
     def brief(self) -> str:
         """The norm, or of whole numbers the first ones."""
+        if not self.size:
+            return "nothing"
         return self._row if self.norm != self.norm else f"‖x‖ = {self.norm:.4g}"
 
     @property
@@ -48,6 +50,8 @@ class Digest(NamedTuple):
         return f"({', '.join(f'{number:.3g}' for number in self.first)}{', …' * (self.size > len(self.first))})"
 
     def __str__(self) -> str:
+        if not self.size:
+            return self.brief
         return self._row if self.norm != self.norm else f"{self.brief} {self._row}"
 
 
@@ -89,11 +93,11 @@ class Barrier:
           peer 1 sends ‖x‖ = 5 (3, 4), to 0 (8 B); receives ‖x‖ = 2.828 (2, 2)
         """
         first, who = messages[0], dict(enumerate(peers))
-        cost = Served(first) if served else first
+        cost = Served(first) if served else type(first).together(messages)
         return cls(
             round,
             number,
-            type(first).__name__,
+            first.name,
             first.formula,
             tuple(peers),
             tuple(tree.map(_copied, message.value) for message in messages),
@@ -118,6 +122,8 @@ class Barrier:
     def same(self) -> bool:
         """Whether all receive the same."""
         first = [leaf.double() for leaf in tree.leaves(self.received[0])]
+        if any(len(tree.leaves(reply)) != len(first) for reply in self.received):
+            return False
         return all(
             leaf.shape == other.shape and torch.allclose(leaf, other.double(), rtol=_SAME, atol=_SAME)
             for reply in self.received[1:]
@@ -140,9 +146,13 @@ class Barrier:
 
     @property
     def _costs(self) -> str:
-        size = self.digests[0][0].size
         replies = "all receive the same" if self.same else "each receives something else"
-        return f"{some(size, 'number')} each, {amount(self.bytes)} sent per peer, by formula; {replies}"
+        return f"{self._sizes}, {amount(self.bytes)} sent per peer, by formula; {replies}"
+
+    @property
+    def _sizes(self) -> str:
+        sizes = [sent.size for sent, _ in self.digests]
+        return f"{'up to ' * (len({*sizes}) > 1)}{some(max(sizes), 'number')} each"
 
     def __repr__(self) -> str:
         """The costs, then a line for each peer."""

@@ -164,7 +164,9 @@ class Sparse(Compressor):
 class TopK(Sparse):
     """The k = share · P numbers of largest magnitude and where they stand: 8k bytes, ratio 2 · share; δ = k/P.
 
-    Stich, Cordonnier & Jaggi, arXiv:1809.07599, Def. 2.1 and Lemma A.1. Raises SettingError for a share outside (0, 1].
+    Stich, Cordonnier & Jaggi, arXiv:1809.07599, Def. 2.1 and Lemma A.1. Of numbers that tie the first ones are taken.
+    Where only rounding tells two apart (the gradients of two classes that start equal, g and −g), engines may choose
+    differently. Raises SettingError for a share outside (0, 1].
 
     >>> top = TopK(0.5)
     >>> top.decode(top.encode(torch.tensor([3.0, -1.0, 0.5, -4.0])), size=4)
@@ -172,7 +174,12 @@ class TopK(Sparse):
     """
 
     def encode(self, x: Tensor, key: int = 0, ids: Tensor | None = None) -> Packed:
-        at = x.abs().topk(self.kept(x.shape[-1]), sorted=False).indices
+        k, size = self.kept(x.shape[-1]), x.abs().nan_to_num(nan=math.inf, posinf=math.inf)
+        least = size.topk(k, sorted=False).values.amin(-1, keepdim=True)
+        more, tied = size > least, size == least
+        # Of numbers that tie the first ones, so that all engines and devices choose alike.
+        chosen = more | (tied & (tied.cumsum(-1) <= k - more.sum(-1, keepdim=True)))
+        at = chosen.nonzero()[:, -1].view(*x.shape[:-1], k)
         return {"values": x.gather(-1, at), "at": at.to(torch.int32)}
 
     def decode(self, packed: Packed, size: int, key: int = 0) -> Tensor:

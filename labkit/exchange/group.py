@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import cast
 
 import numpy as np
@@ -24,7 +25,7 @@ Rows = Sequence[int] | NDArray[np.int64]
 
 @dataclass
 class RankGroup:
-    """The default process group, and the bytes that this rank sent through it.
+    """The default process group or one of some of its ranks, and the bytes that this rank sent through it.
 
     `blocks[r]` is the number of peers that rank r holds, which may be none. The ledger counts the tensors really handed
     to torch: a collective's by what its ring form sends for them (nccl-tests, doc/PERFORMANCE.md), others as they are.
@@ -34,16 +35,32 @@ class RankGroup:
 
     blocks: tuple[int, ...]
     sent: float = 0.0
+    ranks: tuple[int, ...] | None = None  # of which it is; None: all
+    torch_group: dist.ProcessGroup | None = None
+    timeout: float | None = None  # seconds that groups of some ranks wait for a message; None: torch's own limit
+    made: dict[tuple[int, ...], dist.ProcessGroup | None] = field(default_factory=dict)  # torch's groups of some ranks
 
     @property
     def rank(self) -> int:
         _require_alive()
-        return dist.get_rank()
+        return dist.get_rank(self.torch_group)
 
     @property
     def size(self) -> int:
         _require_alive()
-        return dist.get_world_size()
+        return dist.get_world_size(self.torch_group)
+
+    def make(self, groups: Sequence[tuple[int, ...]]) -> None:
+        """Let torch have process groups of these ranks, where it has not yet; all ranks ask for the same ones."""
+        for ranks in groups:
+            if len(ranks) > 1 and ranks not in self.made:
+                everybody = len(ranks) == self.size
+                limit = None if self.timeout is None else timedelta(seconds=self.timeout)
+                self.made[ranks] = None if everybody else dist.new_group([*ranks], timeout=limit)
+
+    def among(self, ranks: tuple[int, ...], blocks: Sequence[int]) -> RankGroup:
+        """The group of some ranks, of which this is one, for so many of the peers that each of them holds."""
+        return RankGroup(tuple(blocks), ranks=ranks, torch_group=self.made[ranks])
 
     def bounds(self, rank: int) -> tuple[int, int]:
         """The first of a rank's rows among all ranks' rows, and the first that is no longer its own."""
@@ -57,7 +74,7 @@ class RankGroup:
         """
         nbytes = self.ring(tree.nbytes(tensor))
         if how == "native":
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self.torch_group)
             self.sent += nbytes
         else:
             self._run(FORMS[how].program if isinstance(how, str) else how, tensor)
@@ -78,7 +95,7 @@ class RankGroup:
             padded = tensor.new_zeros(widest, *tensor.shape[1:])
             padded[: len(tensor)] = tensor
         received = [torch.empty_like(padded) for _ in self.blocks]
-        dist.all_gather(received, padded)
+        dist.all_gather(received, padded, group=self.torch_group)
         self.sent += (size - 1) * tree.nbytes(padded)
         return torch.cat([block[:peers] for block, peers in zip(received, self.blocks, strict=True)])
 
@@ -97,15 +114,15 @@ class RankGroup:
             asked = asked[self._held(asked, me)] - first  # of mine
             place = self._held(needed, rank)
             for tag, (leaf, target) in enumerate(zip(tree.leaves(rows), tree.leaves(out), strict=True)):
-                sent = leaf[_index(asked, leaf)]
+                sent = leaf[_index(asked, leaf)].contiguous()
                 if rank == me:
                     target[place] = sent
                     continue
                 if len(asked):
-                    operations.append(dist.P2POp(dist.isend, sent, rank, tag=tag))
+                    operations.append(self._operation(dist.isend, sent, rank, tag=tag))
                     self.sent += tree.nbytes(sent)
                 if place.stop > place.start:
-                    operations.append(dist.P2POp(dist.irecv, target[place], rank, tag=tag))
+                    operations.append(self._operation(dist.irecv, target[place], rank, tag=tag))
         _wait(operations)
         return tree.map(lambda leaf: leaf[_index(at, leaf)], out)
 
@@ -121,19 +138,19 @@ class RankGroup:
             if source == self.rank:
                 continue
             said[name] = torch.zeros(_HEAD, dtype=torch.int64)
-            heads.append(dist.P2POp(dist.irecv, said[name], source, tag=at[name]))
+            heads.append(self._operation(dist.irecv, said[name], source, tag=at[name]))
             to = 2 * self.rank - source  # as far ahead as the source is behind
-            heads.append(dist.P2POp(dist.isend, _head(sent.get(name)), to % self.size, tag=at[name]))
+            heads.append(self._operation(dist.isend, _head(sent.get(name)), to % self.size, tag=at[name]))
         _wait(heads)
         operations = []
         for name, head in said.items():
             if head[0]:
                 shape, dtype = head[3 : 3 + int(head[2])].tolist(), _DTYPES[int(head[1])]
                 came[name] = torch.empty(shape, dtype=dtype, device=_device(sent))
-                operations.append(dist.P2POp(dist.irecv, came[name], sources[name], tag=at[name]))
+                operations.append(self._operation(dist.irecv, came[name], sources[name], tag=at[name]))
             if name in sent:
                 to, it = sent[name]
-                operations.append(dist.P2POp(dist.isend, it.contiguous(), to, tag=at[name]))
+                operations.append(self._operation(dist.isend, it.contiguous(), to, tag=at[name]))
                 self.sent += tree.nbytes(it)
         _wait(operations)
         return came
@@ -151,13 +168,13 @@ class RankGroup:
         """Make one move of a program, and return what came."""
         operations = []
         if move.send is not None and move.to is not None and move.send.numel():
-            operations.append(dist.P2POp(dist.isend, move.send.contiguous(), move.to))
+            operations.append(self._operation(dist.isend, move.send.contiguous(), move.to))
             self.sent += tree.nbytes(move.send)
         received = None
         if move.like is not None and move.source is not None:
-            received = torch.empty_like(move.like)
+            received = torch.empty_like(move.like, memory_format=torch.contiguous_format)
             if received.numel():
-                operations.append(dist.P2POp(dist.irecv, received, move.source))
+                operations.append(self._operation(dist.irecv, received, move.source))
         _wait(operations)
         return received
 
@@ -169,6 +186,10 @@ class RankGroup:
             except StopIteration:
                 return
             reply = self.exchange(move)
+
+    def _operation(self, way: Callable[..., object], tensor: Tensor, rank: int, tag: int = 0) -> dist.P2POp:
+        """To or from one of this group's ranks, of which torch wants the number among all."""
+        return dist.P2POp(way, tensor, rank if self.ranks is None else self.ranks[rank], self.torch_group, tag)
 
     def _held(self, numbers: NDArray[np.int64], rank: int) -> slice:
         """Which stretch of ascending row numbers a rank holds."""

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -33,6 +33,14 @@ class Linear(Message):
     @abstractmethod
     def adjoint(self, y: Tree) -> Message:
         """The message that takes each peer's gradient `y` of its reply to that of its value."""
+
+    def detached(self) -> Self:
+        """The same message, by which no gradient goes back."""
+        return self._each(torch.detach)
+
+    def on_meta(self) -> Self:
+        """The same message without numbers, which still knows its adjoint."""
+        return self._each(lambda leaf: torch.empty_like(leaf, device="meta"))
 
 
 @dataclass(frozen=True, eq=False)

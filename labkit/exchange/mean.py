@@ -45,7 +45,7 @@ class Mean(Message):
     they differ in how many of them pass one link, see `labkit.exchange.collectives`. `start` is the point that all
     peers set out from, where x are parameters, and `kind` what x are: both are not sent, and for wrappers, which act on
     the change since then. Without a kind x are changes where there is a start, else the parameters or gradients if
-    they look like these, and numbers otherwise.
+    they look like these, and numbers otherwise. Weights travel too, unless every peer knows their `total`, Σⱼ wⱼ.
     Raises SettingError for another form, ExchangeError for weights that add up to nothing.
 
     >>> import torch
@@ -54,6 +54,7 @@ class Mean(Message):
     """
 
     unsent: ClassVar[frozenset[str]] = frozenset({"start"})
+    shared: ClassVar[frozenset[str]] = frozenset({"total"})
     formula: ClassVar[str] = r"\bar x = \sum_j w_j\,x_j \,\big/\, \sum_j w_j"
 
     x: Tree
@@ -61,6 +62,7 @@ class Mean(Message):
     form: str = "native"
     start: Tree | None = None
     kind: Kind | None = None
+    total: float | None = None
 
     def __post_init__(self) -> None:
         form(self.form)
@@ -88,9 +90,12 @@ class Mean(Message):
         else:
             weight = self._weights()
             total = tree.flatten(tree.map(lambda leaf: _weighted_sum(weight, leaf), self.x))
-            sums = torch.cat([total, weight.sum().to(total).reshape(1)])  # weights travel with what they weigh
-            sums = group.all_reduce(sums, self.form)
-            mean = sums[:-1] / _require_positive(float(sums[-1]))
+            if self.total is not None:
+                mean = group.all_reduce(total, self.form) / _require_positive(self.total)
+            else:
+                sums = torch.cat([total, weight.sum().to(total).reshape(1)])  # weights travel with what they weigh
+                sums = group.all_reduce(sums, self.form)
+                mean = sums[:-1] / _require_positive(float(sums[-1]))
         parts = tree.unflatten(mean.unsqueeze(0), self.x, lead=1)  # [1, …]
         return tree.map(lambda part, leaf: part.to(_real_dtype(leaf)), parts, self.x)
 
@@ -117,7 +122,7 @@ class Mean(Message):
     def _vector(self) -> tuple[int, int]:
         """How many numbers the vector has that travels, and the bytes of each."""
         dtype = reduce(torch.promote_types, map(_real_dtype, tree.leaves(self.x)))
-        return tree.size(self.x) + (self.weight is not None), dtype.itemsize
+        return tree.size(self.x) + (self.weight is not None and self.total is None), dtype.itemsize
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,6 +43,20 @@ class Message(ABC):
         """What the peer sends."""
         return self.x
 
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return type(self).__name__
+
+    @property
+    def meeting(self) -> str:
+        """What all peers must do at once: to send this, or some message along the same axis of a mesh."""
+        return self.name
+
+    def row_of(self, peer: int) -> int:
+        """Peers of the same row must send values of the same shapes; of most messages all are in one."""
+        return 0
+
     @staticmethod
     @abstractmethod
     def lockstep(messages: Sequence[Any]) -> list[Tree]:

@@ -1,18 +1,19 @@
 """Tape: the backward pass of a forward pass that exchanges linear messages, by their adjoints in reverse order.
 
 A forward pass is a generator that yields messages and returns a tensor. The tape cuts it at its messages: it keeps each
-one, and its reply as a new leaf of autograd; on the way back autograd runs from leaf to leaf, and in between travel the
-adjoints.
+one without its numbers, and where autograd goes on from its reply; on the way back autograd runs from message to
+message, and in between travel the adjoints. What was sent and received lives as long as autograd wants it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from labkit import tree
 from labkit.errors import ExchangeError
@@ -52,7 +53,12 @@ class Tape:
 
     def __init__(self, rows: int | None = None) -> None:
         self._rows = rows
-        self._kept: list[tuple[Linear | Again, Tree, Tree]] = []
+        self._kept: list[tuple[Linear | Again, list[_End], Any]] = []  # and replies as `_Arrival`s
+
+    @property
+    def sent(self) -> bool:
+        """Whether there was any message on the way forward."""
+        return bool(self._kept)
 
     def forward(self, steps: Forward) -> Generator[Message, Any, Tensor]:
         """Go through the forward pass; yields its messages and returns what it returns.
@@ -68,30 +74,33 @@ class Tape:
             if isinstance(yielded, Again):
                 came: Tree = yield from _unkept(yielded.fn(yielded.x.detach()))
             elif isinstance(yielded, Linear):
-                sent: Any = yielded  # messages are dataclasses, but a base class cannot say so
-                came = self._own((yield replace(sent, x=tree.map(torch.detach, yielded.x))))
+                came = self._own((yield yielded.detached()))
             else:
                 raise ExchangeError(
                     f"{type(yielded).__name__} has no adjoint, so a forward pass cannot go back through it: yield a "
                     "linear message such as Sum, or let it travel before the forward pass begins."
                 )
-            reply = tree.map(_leaf, came)
-            self._kept.append((yielded, yielded.x, reply))
+            arrivals = _each(_Arrival, came)
+            reply = _each(lambda arrival: arrival.begin(), arrivals)
+            ends = [_end(leaf) for leaf in tree.leaves(yielded.x)]
+            self._kept.append((yielded if isinstance(yielded, Again) else yielded.on_meta(), ends, arrivals))
+            del yielded, came  # or this would be who keeps them
 
     def backward(self, out: Tensor, gradient: Tensor | None = None) -> Generator[Message, Any, None]:
         """Go back from `out`, whose gradient is 1 or as given; leaves, such as parameters, collect theirs."""
-        _back([out], [torch.ones_like(out) if gradient is None else gradient])
+        _back([_end(out)], [torch.ones_like(out) if gradient is None else gradient])
         while self._kept:
-            message, x, reply = self._kept.pop()
-            y = tree.map(lambda leaf: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad, reply)
+            message, ends, arrivals = self._kept.pop()
+            y = _each(lambda arrival: arrival.gradient(), arrivals)
             if isinstance(message, Again):
                 start, inner = _leaf(message.x), Tape(self._rows)
                 again = yield from inner.forward(message.fn(start))
-                yield from inner.backward(again, cast(Tensor, y))
+                yield from inner.backward(again, y)
                 came: Tree = torch.zeros_like(start) if start.grad is None else start.grad
             else:
                 came = self._own((yield message.adjoint(y)))
-            _back(tree.leaves(x), tree.leaves(came))
+                _require_alike(message, came)
+            _back(ends, tree.leaves(came))
 
     def _own(self, reply: Tree) -> Tree:
         """A reply with a row for each of the stacked peers, whose gradients differ."""
@@ -130,8 +139,74 @@ def _leaf(value: Tensor) -> Tensor:
     return value.detach().requires_grad_(value.is_floating_point())
 
 
-def _back(outputs: list[Tensor], given: list[Tensor]) -> None:
+_End = tuple[GradientEdge, torch.dtype] | None  # where autograd goes back from a tensor, if it has a history
+
+
+def _end(out: Tensor) -> _End:
+    return (get_gradient_edge(out), out.dtype) if out.requires_grad else None
+
+
+def _each(fn: Callable[[Any], Any], value: Any) -> Any:
+    """The function of each leaf of a tree, whatever its leaves are."""
+    return {name: fn(leaf) for name, leaf in value.items()} if isinstance(value, dict) else fn(value)
+
+
+def _require_alike(message: Linear, came: Tree) -> None:
+    """Raise ExchangeError unless the adjoint has brought the gradient of what was sent."""
+    sent = {n: x.shape for n, x in message.x.items()} if isinstance(message.x, dict) else message.x.shape
+    found = {n: x.shape for n, x in came.items()} if isinstance(came, dict) else came.shape
+    if found != sent:
+        raise ExchangeError(
+            f"The adjoint of {message.name} brought a gradient of shape {_shapes(found)}, and what was sent has "
+            f"{_shapes(sent)}: let {message.name}.adjoint(y) return the message whose replies are Aᵀy."
+        )
+
+
+def _shapes(given: Any) -> str:
+    return str({n: tuple(it) for n, it in given.items()} if isinstance(given, dict) else tuple(given))
+
+
+class _Arrival:
+    """Collects the gradient of what came, of which it knows the shape alone."""
+
+    def __init__(self, came: Tensor) -> None:
+        self._device, self._like = came.device, torch.empty_like(came, device="meta")
+        self._came: Tensor | None = came.detach()
+        self._gradient: Tensor | None = None
+
+    def begin(self) -> Tensor:
+        """What came, once, with whose gradient the way back ends here."""
+        came, self._came = self._came, None
+        assert came is not None
+        with torch.enable_grad():
+            begun = _Begun.apply(torch.empty(0, requires_grad=True), came, self)  # type: ignore[no-untyped-call]
+        return cast(Tensor, begun)
+
+    def add(self, gradient: Tensor) -> None:
+        self._gradient = gradient if self._gradient is None else self._gradient + gradient
+
+    def gradient(self) -> Tensor:
+        """The sum of what has been added; zeros where nothing has."""
+        found, self._gradient = self._gradient, None
+        return torch.zeros_like(self._like, device=self._device) if found is None else found
+
+
+class _Begun(torch.autograd.Function):
+    """What came, as it is: unlike a leaf of autograd's it lives no longer than somebody wants it."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, came: Tensor, arrival: _Arrival) -> Tensor:
+        ctx.arrival = arrival
+        return came.view_as(came)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
+        ctx.arrival.add(gradients[0])
+        return None, None, None
+
+
+def _back(ends: Sequence[_End], given: Sequence[Tensor]) -> None:
     """Autograd from those that have a history; several messages may share parts of it."""
-    pairs = [(out, gradient.to(out.dtype)) for out, gradient in zip(outputs, given, strict=True) if out.requires_grad]
+    pairs = [(end[0], gradient.to(end[1])) for end, gradient in zip(ends, given, strict=True) if end is not None]
     if pairs:
-        torch.autograd.backward([out for out, _ in pairs], [y for _, y in pairs], retain_graph=True)
+        torch.autograd.backward([edge for edge, _ in pairs], [y for _, y in pairs], retain_graph=True)

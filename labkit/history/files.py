@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from labkit.errors import DataError
+from labkit.errors import DataError, SettingError
 from labkit.history.measures import mean_of, values_of
 from labkit.history.rows import Event, Row
 
@@ -125,6 +125,8 @@ def _write_table(path: str | Path, head: Sequence[str], lines: Sequence[Sequence
 def _write(path: str | Path, text: str) -> None:
     """Put the text into a file at once, so that nobody ever finds half of it there."""
     target = Path(path)
+    if not target.parent.is_dir():
+        raise SettingError(f"{target} cannot be written, for there is no folder {target.parent}: make it first.")
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with unfinished.open("w", encoding="utf-8", newline="") as file:

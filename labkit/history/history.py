@@ -9,14 +9,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from labkit.errors import Stopped
+from labkit.errors import SettingError, Stopped
 from labkit.history import files
 from labkit.history.measures import in_words, mean_of, measures_of, spread_in_words, values_of
+from labkit.history.noise import NOISE, SIGNAL, NoiseScale
 from labkit.history.rows import Event as Event, Row as Row, Update
 from labkit.history.tensorboard import TensorBoardWriter
 from labkit.plots.curves import learning_curves
 from labkit.plots.panel import Picture
 from labkit.text import Table, amount
+from labkit.translation.translate import tr
+
+_ALWAYS = ("losses", "accuracies", "test_losses")  # curves that a history may be asked for, measured or not
 
 
 @dataclass
@@ -28,9 +32,11 @@ class History:
     measured on real workers.
     `staleness` [n, rounds], of asynchronous peers, is how many of the server's updates each push had not seen, or how
     often others had changed a peer's own parameters since its round began.
+    `memory`, with `memory=True`, is a MemoryLedger: parameters, gradients, optimiser state, activations and buffers of
+    each peer, predicted and measured, with `.table()` and `.plot()`.
     `clock` says whose seconds these are ("wall", measured; or "virtual", computed from link and speeds), `ledger`
-    whether the bytes were counted on the wire ("measured") or by the messages' formula ("formula"), as those of a
-    server's clients are on every engine.
+    whether the bytes were counted on the wire ("measured": peers of one worker reach each other without it) or by the
+    messages' formula ("formula"), as those of a server's clients are on every engine.
     `events` are what happened to it on the way: the learning rate was changed, a worker was lost.
     `settings` are what the run was asked to do, as plain data from which it can be done again with the same models and
     data, and `versions` those of what computed.
@@ -51,6 +57,7 @@ class History:
     timeline: Any = field(default=None, repr=False)
     staleness: Any = field(default=None, repr=False)
     best: Sequence[Any] = field(default_factory=list, repr=False)
+    memory: Any = field(default=None, repr=False)
     stopped: bool = False
     events: list[Event] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -83,11 +90,29 @@ class History:
         """Seconds of training, on the run's clock, without evaluations, pauses, and idle time in `step_through`."""
         return self.rows[-1].seconds if self.rows else 0.0
 
+    @property
+    def noise_scale(self) -> NoiseScale:
+        """How large a batch, and so how many workers, are useful, by the last 50 rounds or so of this run.
+
+        Raises SettingError for one that has not compared gradients, as Measured(AllReduce()) does.
+        """
+        return NoiseScale.smoothed(self.curve(NOISE)[1], self.curve(SIGNAL)[1])
+
     def curve(self, what: str) -> tuple[list[int], list[tuple[float, ...]]]:
         """Rounds, and in them each peer's "losses", "accuracies", "test_losses", a metric, or what it logged by a name.
 
-        Where others take part in every round, it is their mean alone.
+        Where others take part in every round, it is their mean alone. Raises SettingError for a name that no row has.
+
+        >>> import labkit as lk, torch
+        >>> digits, model = lk.data.load("digits"), lambda: torch.nn.Linear(64, 10)
+        >>> run = lk.train(model, digits, lk.algorithms.AllReduce(), peers=2, rounds=3)
+        >>> rounds, accuracies = run.result().curve("accuracies")
+        >>> rounds
+        [1, 2, 3]
         """
+        names = {*_ALWAYS, *(name for row in self.rows for name in (*row.metrics, *row.logged))}
+        if what not in names | {NOISE, SIGNAL}:
+            raise SettingError(f"The history has no curve {what!r}: it has {', '.join(sorted(names))}.")
         known = [
             (row.round, getattr(row, what, None) or row.metrics.get(what) or row.logged.get(what)) for row in self.rows
         ]
@@ -105,7 +130,7 @@ class History:
         changes = len({row.learning_rate for row in self.rows}) > 1
         tested = measures_of(rows) or ["accuracy"]
         head = ["round", "loss", *tested, "sent per peer", "seconds", *["learning rate"] * changes]
-        return Table(head, [_words(row, tested)[: len(head)] for row in rows])
+        return Table([tr(it) for it in head], [_words(row, tested)[: len(head)] for row in rows])
 
     def to_csv(self, path: str | Path) -> None:
         """Write a line for each round: the means, then each peer's loss and accuracy; empty where not measured.
@@ -115,7 +140,7 @@ class History:
         files.write_csv(path, self.rows, self.peers)
 
     def to_json(self, path: str | Path) -> None:
-        """Write everything but the models and the timeline, for `from_json`; the models are saved by `torch.save`.
+        """Write everything but models, timeline and memory, for `from_json`; the models are saved by `torch.save`.
 
         The file appears whole, or not at all.
         """
@@ -137,13 +162,13 @@ class History:
         """Training loss, test accuracy (or test loss), metrics and what peers logged over the rounds, and the means."""
         return self.picture(title=f"{self.algorithm}, {self.peers} peers, {self.engine} engine")
 
-    def picture(self, rounds: int | None = None, title: str = "") -> Picture:
-        """The learning curves so far, on an axis of `rounds` rounds."""
+    def picture(self, rounds: int | None = None, title: str = "", whole: bool = False) -> Picture:
+        """The learning curves so far, on an axis of `rounds` rounds (all of them if it is `whole`)."""
         names = {"accuracy": "accuracies", "test loss": "test_losses"}
         tests = {it: self.curve(names.get(it, it)) for it in measures_of(self.rows) or ["accuracy"]}
         logged = dict.fromkeys(name for row in self.rows for name in row.logged)
         tests |= {name: self.curve(name) for name in logged if name not in tests}
-        return learning_curves(self.curve("losses"), tests, rounds=rounds, title=title, note="measured")
+        return learning_curves(self.curve("losses"), tests, rounds=rounds, title=title, note="measured", whole=whole)
 
     def __repr__(self) -> str:
         if not self.rows:

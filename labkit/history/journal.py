@@ -12,6 +12,13 @@ from labkit.history.files import event_in, row_in, row_out
 from labkit.history.rows import Event, Row
 
 
+def make_private(folder: Path) -> None:
+    """Make this folder, and those around it that are not there yet, for this user alone. Raises OSError."""
+    for missing in reversed([it for it in (folder, *folder.parents) if not it.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)  # which says so where it is a file
+
+
 class Journal:
     """A line of JSON for each row and event, in a file for this user alone that is made with the first of them."""
 
@@ -22,7 +29,7 @@ class Journal:
     def add(self, news: Row | Event) -> None:
         """Write one; raises OSError where that cannot be."""
         if self._file is None:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.path.parent)
             self._file = open(  # noqa: SIM115  closed by `close`
                 self.path, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)
             )

@@ -73,7 +73,7 @@ class Lanes:
     def _note(self, intervals: Sequence[Interval]) -> str:
         note = "predicted by the virtual clock" if self._clock == "virtual" else "measured"
         if any(interval.overlapped for interval in intervals):
-            note += "; the rest of DDP's overlapped exchange"
+            note += "; what is exchanged while torch computes counts as computing"
         if any(interval.met is None for interval in intervals):
             note += "; to communicate is to ask and to wait for the answer"
         return note

@@ -12,6 +12,7 @@ from labkit.text import percent
 
 LOWER = ("test loss", "client loss", "loss")  # what is the better the lower it is
 CLIENTS = ("client accuracy", "client loss")  # each on test examples of its own
+TAKEN = ("loss", "accuracy", "test loss", "round", "seconds", "bytes", "steps", "learning rate", *CLIENTS)  # by rows
 HIGHER = ("accuracy", "client accuracy")  # shares of what is right
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from labkit.checks import number, whole
 from labkit.costs.transformer import Transformer
 from labkit.errors import ModelError, SettingError
+from labkit.models.moe import MoE
 
 
 class GPT(nn.Module):
@@ -18,9 +19,10 @@ class GPT(nn.Module):
 
     Tokens are [B, T] with T at most `seq`. As in GPT-2 (A. Radford et al., 2019) positions are learnt and the MLP is
     four times as wide; linear layers have no biases. With `tied` the head is the embedding. Its parts are `embed`,
-    `blocks.0` and so on (each of `n1`, `att`, `n2`, `mlp`), `norm` and `head`.
+    `blocks.0` and so on (each of `n1`, `att`, `n2`, `mlp`), `norm` and `head`. With `experts` each MLP is a `MoE` of so
+    many, with room as its `capacity` says; `shape` is then that of the one expert a layer that a token goes through.
 
-    Raises SettingError for a width that the heads do not divide.
+    Raises SettingError for a width that the heads do not divide, and for a capacity without experts.
 
     >>> gpt = GPT(layers=2, width=32, heads=4, vocab=65, seq=16)
     >>> gpt(torch.zeros(1, 16, dtype=torch.int64)).shape, gpt.shape.parameters
@@ -28,22 +30,34 @@ class GPT(nn.Module):
     """
 
     def __init__(
-        self, layers: int, width: int, heads: int, vocab: int = 128, seq: int = 64, tied: bool = False
+        self,
+        layers: int,
+        width: int,
+        heads: int,
+        vocab: int = 128,
+        seq: int = 64,
+        tied: bool = False,
+        experts: int = 0,
+        capacity: float | None = None,
     ) -> None:
         super().__init__()
-        if width % heads:
+        if capacity is not None and not experts:
+            raise SettingError(f"capacity={capacity} is the room of experts, and there are none: give experts=… too.")
+        if whole(width, "width") % whole(heads, "heads"):
             raise SettingError(f"width={width} is not divided by heads={heads}: give a multiple of it.")
         self.shape = Transformer(layers, width, heads, vocab, seq, bias=False, tied=tied, dropout=False)
         self.embed = Embedding(vocab, width, seq)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        mlps = (MoE(width, experts, capacity=capacity) if experts else MLP(width) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads, mlp) for mlp in mlps)
         self.norm = nn.LayerNorm(width, bias=False)
         self.head = nn.Linear(width, vocab, bias=False)
         for p in self.parameters():
             if p.dim() > 1:
                 nn.init.normal_(p, std=0.02)
         for block in self.blocks:  # so that what the layers add up to keeps its size
-            for out in (cast(Block, block).att.out, cast(Block, block).mlp.down):
-                nn.init.normal_(out.weight, std=0.02 / (2 * layers) ** 0.5)
+            for name, p in block.named_parameters():
+                if name in ("att.out.weight", "mlp.down.weight", "mlp.experts.down"):
+                    nn.init.normal_(p, std=0.02 / (2 * layers) ** 0.5)
         if tied:
             self.head.weight = self.embed.tokens.weight
 
@@ -68,6 +82,9 @@ class GPT(nn.Module):
         torch.Size([2, 8])
         """
         whole(count, "count"), number(temperature, "temperature")
+        if not isinstance(tokens, Tensor) or tokens.dim() != 2 or not tokens.shape[1]:
+            given = f"of shape {list(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise ModelError(f"What to go on from is {given}: give a tensor of tokens [B, T], with at least one each.")
         random = torch.Generator(tokens.device).manual_seed(seed)
         training = self.training
         self.eval()
@@ -101,10 +118,10 @@ class Embedding(nn.Module):
 class Block(nn.Module):
     """x + attention of the normalised x, then x + MLP of the normalised x."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, mlp: nn.Module) -> None:
         super().__init__()
         self.n1, self.n2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
-        self.att, self.mlp = Attention(width, heads), MLP(width)
+        self.att, self.mlp = Attention(width, heads), mlp
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.att(self.n1(x))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from labkit.plots.panel import Panel, Picture, axes
+from labkit.plots.panel import Marks, Panel, Picture, axes
 from labkit.plots.style import CYCLE, PLAIN, TITLED
 
 Floats = NDArray[np.float64]
@@ -27,16 +27,17 @@ def curves(
     title: str = "",
     note: str = "",
     marks: Mapping[str, float] | None = None,
+    ticks: Marks | None = None,
 ) -> Picture:
     """Draw one line for each name in `series` (x, y of equal length; points that are not finite leave a gap).
 
-    `marks` are named places on the x axis, drawn as dashed lines.
+    `marks` are named places on the x axis, drawn as dashed lines; `ticks` are words below it in place of numbers.
     """
     data = {name: (np.asarray(x, dtype=float), np.asarray(y, dtype=float)) for name, (x, y) in series.items()}
     xlim, (low, high) = _range([x for x, _ in data.values()]), _range([y for _, y in data.values()])
     pad = 0.05 * (high - low)
     panel = Panel(2.6, xlim, (low - pad, high + pad), title=title, left=_LEFT)
-    panel.x_axis(xlabel)
+    panel.x_axis(xlabel, ticks)
     panel.y_axis(ylabel)
     dashes = ("-", "--", "-.", ":")
     for k, (x, y) in enumerate(data.values()):
@@ -55,15 +56,16 @@ def learning_curves(
     rounds: int | None = None,
     title: str = "",
     note: str = "",
+    whole: bool = False,
 ) -> Picture:
     """Draw the training loss and what tests told, by name, over the rounds, side by side.
 
     Of "client …", tested on data of their own, a band reaches from the lowest to the highest. A live picture's axis is
-    `rounds` halved until the curve fills half.
+    `rounds` halved until the curve fills half, unless it is to be `whole`.
     """
     last = max([1, *loss[0], *(at for rounds_tested, _ in tests.values() for at in rounds_tested)])
     end = float(rounds or last)
-    while end / 2 >= last:
+    while end / 2 >= last and not whole:
         end /= 2
     shown = dict(list(tests.items())[:_MOST_TESTS])
     left, *others = axes(_TALL, TITLED if title else PLAIN, 0.48, _LEFT, columns=1 + len(shown))

@@ -124,8 +124,8 @@ def draw(
     took = _seconds([trail.seconds for *_, trail in known], seconds_are)
     second = _panel(right, known, quality, ylim, took, "seconds", best[1])
     first.word(title, first.xlim[0], ylim[1], dx=8 - 72 * _LEFT, dy=50, size=TITLE_SIZE)
-    note = "filled squares, joined by the dashed line: the Pareto frontier; hollow squares: not on it"
-    note += f"; bands: {band_is}" if band_is else ""
+    note = "filled squares, on the dashed line: the Pareto frontier; "
+    note += f"bands: {band_is}" if band_is else "hollow squares: not on it"  # in one line there is room for one of them
     first.word(note, first.xlim[0], ylim[1], dx=8 - 72 * _LEFT, dy=32, colour=GREY)
     first.finish("")
     ends = "; ".join(f"{trail.name} {quality.words(trail.scores[-1])}" for *_, trail in known)

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from labkit.plots.fonts import font, readable
 from labkit.plots.style import DASHED, DPI, GREY, GRID, INK, PLAIN, SIZE, TITLE_SIZE, TITLED, WIDTH
+from labkit.translation.translate import tr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,15 +57,20 @@ class Picture:
 
 
 def png(pictures: Sequence[Picture]) -> bytes:
-    """Pictures of one width below each other as PNG bytes, lightly compressed, which is fastest."""
-    from PIL import Image
+    """Pictures of one width below each other as PNG bytes, which say in words what they show.
+
+    They are lightly compressed, which is fastest.
+    """
+    from PIL import Image, PngImagePlugin
 
     canvases: list[Any] = [picture.figure.canvas for picture in pictures]
     for canvas in canvases:
         canvas.draw()
     pixels = np.concatenate([np.asarray(canvas.buffer_rgba())[..., :3] for canvas in canvases])
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png", compress_level=1)
+    words = PngImagePlugin.PngInfo()
+    words.add_itxt("Description", "; ".join(picture.alt for picture in pictures))
+    Image.fromarray(pixels).save(buffer, "png", compress_level=1, pnginfo=words)
     return buffer.getvalue()
 
 
@@ -113,7 +120,7 @@ class Panel:
 
         With `tex` it is a formula between dollar signs. Returns the width in points.
         """
-        outline, width = _outline(text, size, tex)
+        outline, width = _outline(text if tex else readable(text), size, tex)
         left = dx - width * {"left": 0.0, "centre": 0.5, "right": 1.0}[align]
         moved = type(outline)(outline.vertices + np.array((left, dy - 0.36 * size)), outline.codes)
         self._words.append((moved, (x, y), colour))
@@ -209,7 +216,7 @@ class Panel:
         )
         words.set_transform(Affine2D().scale(1 / 72) + figure.dpi_scale_trans)  # outlines are in points
         self.ax.add_collection(words, autolim=False)
-        return Picture(figure, alt)
+        return Picture(figure, tr(alt))
 
     def _apart(self, marks: Marks) -> bool:
         """Whether words below these places, in ascending order, leave room between them."""
@@ -226,7 +233,9 @@ class Panel:
             *(at for a, b in self._below for at in (a - width - 2 * _CLEAR, b + 2 * _CLEAR)),
         ]
         inside = [at for at in places if at + width <= room + 1e-6]
-        free = [at for at in inside if all(at + width < a or b < at for a, b in self._below)] or inside
+        free = [
+            at for at in inside if all(at + width + _CLEAR <= a or b + _CLEAR <= at for a, b in self._below)
+        ] or inside
         left = min(free, key=lambda at: abs(at - wanted))
         self._below.append((left, left + width))
         self.word(text, self.xlim[0], self.ylim[0], dx=left, dy=-23, colour=colour)
@@ -261,7 +270,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 def text_width(text: str) -> float:
     """The width of a word in points, as the panels write it."""
-    return _outline(text, SIZE)[1]
+    return _outline(readable(text), SIZE)[1]
 
 
 @lru_cache(maxsize=8192)
@@ -270,15 +279,14 @@ def _outline(text: str, size: float, tex: bool = False) -> tuple[Any, float]:
 
     ValueError for a formula that matplotlib does not know.
     """
-    from matplotlib.font_manager import FontProperties
     from matplotlib.path import Path as Outline
     from matplotlib.textpath import text_to_path
 
-    font = FontProperties(size=size)
-    vertices, codes = text_to_path.get_text_path(font, text, ismath=tex)
+    letters = font(size)
+    vertices, codes = text_to_path.get_text_path(letters, text, ismath=tex)
     scale = size / text_to_path.FONT_SCALE
     outline = Outline(np.asarray(vertices).reshape(-1, 2) * scale, codes if len(vertices) else None)
-    width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=tex)
+    width, _, _ = text_to_path.get_text_width_height_descent(text, letters, ismath=tex)
     return outline, float(width)
 
 

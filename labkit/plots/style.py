@@ -18,6 +18,12 @@ COLOURS = {  # of bars, by kind
     "lost": CYCLE[2],
     "restart": CYCLE[7],
 }
+MEMORY = {  # of stacks, by what bytes are for; from dark to light, and none of the kinds above that share a picture
+    "parameters": CYCLE[4],
+    "optimiser": CYCLE[5],
+    "gradients": CYCLE[7],
+    "activations": CYCLE[9],
+}
 
 WIDTH, DPI = 7.2, 110  # of a figure: inches, dots per inch
 SIZE, TITLE_SIZE = 9.0, 10.5  # of words, points

@@ -142,14 +142,14 @@ def _in_order(problem: Problem, order: Integers) -> Placement:
     heaps: Heaps = [[] for _ in values]
     for w, g in enumerate(group.tolist()):
         heaps[g].append((0.0, w))
-    place = _few_speeds if len(values) <= 24 else _many_speeds
+    place = list_schedule if len(values) <= 24 else _many_speeds
     rows = np.fromiter(place(costs[order].tolist(), -values, heaps), dtype=np.dtype("i8,f8,f8"), count=len(costs))
     worker, start, finish = np.empty(len(costs), dtype=np.int64), np.empty(len(costs)), np.empty(len(costs))
     worker[order], start[order], finish[order] = rows["f0"], rows["f1"], rows["f2"]
     return Placement(worker, start, finish)
 
 
-def _few_speeds(costs: list[float], speeds: Floats, heaps: Heaps) -> Iterator[tuple[int, float, float]]:
+def list_schedule(costs: list[float], speeds: Floats, heaps: Heaps) -> Iterator[tuple[int, float, float]]:
     """Among workers of one speed the first to be free is best, so only the tops of the heaps compete."""
     groups = list(zip(speeds.tolist(), heaps, strict=True))
     for cost in costs:
@@ -164,7 +164,7 @@ def _few_speeds(costs: list[float], speeds: Floats, heaps: Heaps) -> Iterator[tu
 
 
 def _many_speeds(costs: list[float], speeds: Floats, heaps: Heaps) -> Iterator[tuple[int, float, float]]:
-    """As `_few_speeds`, with the tops of the heaps compared by numpy."""
+    """As `list_schedule`, with the tops of the heaps compared by numpy."""
     speed, paces = speeds.tolist(), 1 / speeds
     tops, ends = np.zeros(len(heaps)), np.empty(len(heaps))
     for cost in costs:
@@ -182,7 +182,7 @@ def _dispatch(problem: Problem, graph: Graph, order: Integers) -> Placement:
     """List scheduling with dependencies: time passes from finish to finish, and idle workers take what is ready.
 
     As long as some worker is idle, the first ready task goes where it ends first, be that a busy but faster worker, or
-    a busy one that holds its data. Without dependencies this is what `_few_speeds` does.
+    a busy one that holds its data. Without dependencies this is what `list_schedule` does.
     """
     plan, now = PartialSchedule(problem), 0.0
     pool = _WorkersBySpeed(plan)

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from labkit.checks import Integers, generator, numbers, one_of, whole
+from labkit.checks import Floats, Integers, generator, numbers, one_of, whole
 from labkit.errors import PartitionError
 from labkit.plots.bars import ownership
 from labkit.plots.panel import Picture
-from labkit.text import listed, name_all, short, some
+from labkit.text import a, listed, name_all, short, some
 
 __all__ = ["Partition", "PartitionCheck", "split"]
 
@@ -59,11 +59,16 @@ def _weighted(n: int, k: int, weights: Any, seed: Any) -> tuple[Integers, ...]:
         raise PartitionError(f"{w.size} weights do not fit {k} parts; give one weight for each part.")
     if not (np.isfinite(w).all() and (w >= 0).all() and w.max() > 0):
         raise PartitionError(f"the weights are {name_all(w)}; they must be finite, none negative, and not all zero.")
-    w = w / w.max()  # first, so that huge weights do not overflow in their sum
-    quota = n * (w / w.sum())
-    size = np.floor(quota).astype(np.int64)
-    size[np.argsort(size - quota, kind="stable")[: n - size.sum()]] += 1  # the largest remainders
-    return tuple(np.split(np.arange(n, dtype=np.int64), np.cumsum(size)[:-1]))
+    return tuple(np.split(np.arange(n, dtype=np.int64), np.cumsum(largest_remainders(n, w))[:-1]))
+
+
+def largest_remainders(n: int, weights: Floats) -> Integers:
+    """Whole shares of n items by weight (Hamilton's method): round down, then one more for the largest remainders."""
+    weights = weights / weights.max()  # first, so that huge weights do not overflow in their sum
+    quota = n * (weights / weights.sum())
+    size: Integers = np.floor(quota).astype(np.int64)
+    size[np.argsort(size - quota, kind="stable")[: n - size.sum()]] += 1
+    return size
 
 
 _HOW: dict[str, Callable[[int, int, Any, Any], Sequence[Integers]]] = {
@@ -92,6 +97,14 @@ class Partition:
     items: Any
     indices: tuple[Integers, ...]
     how: str = "given"
+
+    def __post_init__(self) -> None:
+        for part, own in enumerate(self.indices):
+            if len(own) and not 0 <= np.min(own) <= np.max(own) < len(self.items):
+                raise PartitionError(
+                    f"Part {part} holds positions from {np.min(own)} to {np.max(own)} of {len(self.items)} items: give "
+                    f"positions from 0 to {len(self.items) - 1}."
+                )
 
     @classmethod
     def of(cls, items: Any, parts: Sequence[Sequence[Any]]) -> Partition:
@@ -264,7 +277,7 @@ class PartitionCheck:
 def as_items(items: Any) -> Any:
     """A count as the range 0 … n−1, anything with a length and positions as it is; PartitionError for the rest."""
     if isinstance(items, dict | set | frozenset):
-        raise PartitionError(f"a {type(items).__name__} has no order to split along; give list(items).")
+        raise PartitionError(f"{a(type(items).__name__)} has no order to split along; give list(items).")
     if hasattr(items, "__len__") and hasattr(items, "__getitem__"):
         if getattr(items, "shape", None) == ():
             raise PartitionError(f"{items!r} is an array without an axis to split along; give a list or a count.")

@@ -75,19 +75,20 @@ def synchronize(step_times: Any, policy: BSP | SSP | ASP) -> Timeline:
     """
     if not isinstance(policy, (BSP, SSP, ASP)):
         raise ScheduleError(f"policy {policy!r} is none of BSP(), SSP(s) and ASP(); give one of these.")
-    times = _times(step_times)
-    workers, steps = times.shape
-    start, finish = (
-        np.empty((steps, workers)),
-        np.empty((steps, workers)),
-    )  # by step: rows are read and written whole
-    ready = np.zeros(workers)
-    for k in range(steps):
-        if k > policy.bound:
-            ready = np.maximum(ready, finish[k - 1 - int(policy.bound)].max())
-        start[k] = ready
-        ready = finish[k] = start[k] + times[:, k]
+    start, finish = recurrence(_times(step_times).T, policy.bound)
     return Timeline(np.ascontiguousarray(start.T), np.ascontiguousarray(finish.T), policy)
+
+
+def recurrence(times: Floats, bound: float) -> tuple[Floats, Floats]:
+    """Start and finish of every step, both [steps, workers] as `times` are, if nobody may be more steps ahead."""
+    start, finish = np.empty(times.shape), np.empty(times.shape)
+    ready = np.zeros(times.shape[1])
+    for k in range(len(times)):
+        if k > bound:  # step k - 1 - bound has to be finished by all
+            ready = np.maximum(ready, finish[k - 1 - int(bound)].max())
+        start[k] = ready
+        ready = finish[k] = start[k] + times[k]
+    return start, finish
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -179,7 +180,9 @@ class Timeline(Chart):
         ]
         if waits:
             long = np.argwhere(self.waiting > 1e-9 * self.makespan).tolist()
-            bars += [Bar(i, self.finish[i, k - 1] if k else 0.0, self.start[i, k], None, "wait") for i, k in long]
+            # Who waits for nobody is between its steps with the server.
+            between = "communicate" if self.kind == "measured" and isinstance(self.policy, ASP) else "wait"
+            bars += [Bar(i, self.finish[i, k - 1] if k else 0.0, self.start[i, k], None, between) for i, k in long]
         moments = [0.0, *self.synchronized.tolist()]
         bars += [Bar(workers, a, b, str(k), "finished by all") for k, (a, b) in enumerate(pairwise(moments)) if b > a]
         return bars

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from labkit.algorithms import Algorithm
-from labkit.checks import number, whole
+from labkit.checks import SEEDS, number, whole
 from labkit.data import Dataset
 from labkit.engines.budget import Budget
 from labkit.errors import LabkitError, SettingError
@@ -82,6 +82,7 @@ def budget_of(steps: int | None, bytes: float | None, seconds: float | None, set
         whole((_MOST_STEPS if other else _STEPS) if steps is None else steps, "steps"),
         None if bytes is None else number(bytes, "bytes", above=True),
         None if seconds is None else number(seconds, "seconds", above=True, unit="seconds"),
+        bounded=other and steps is None,
     )
 
 
@@ -89,7 +90,7 @@ def seeds_of(seeds: int | Sequence[int], first: int) -> Sequence[int]:
     """The seeds that each entry is trained from."""
     if not isinstance(seeds, Sequence):
         return range(first, first + whole(seeds, "seeds"))
-    each = [whole(it, "a seed", least=0) for it in seeds]
+    each = [whole(it, "a seed", least=0, most=SEEDS) for it in seeds]
     if not each or len(set(each)) < len(each):
         raise SettingError(f"seeds={seeds!r} lists none, or one twice: give how many, or different ones.")
     return each

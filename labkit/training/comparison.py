@@ -39,6 +39,7 @@ from labkit.plots.panel import Picture
 from labkit.text import Table, amount, duration, remaining, some
 from labkit.training.live import Background
 from labkit.training.run import blank, carry_out
+from labkit.translation.translate import tr
 
 _PARTS = 1_000_000  # of each training, in which its progress is counted
 
@@ -172,7 +173,7 @@ class Comparison(Background):
                     *[_over([row.seconds for row in last], duration)] * virtual,
                 ]
             lines.append([name, *figures, "●" if name in best else ""])
-        return Table(head, lines, left=1)
+        return Table([tr(it) for it in head], lines, left=1)
 
     def to_csv(self, path: str | Path) -> None:
         """Write a line for each round of each training: entry, seed, the means of its row. The file appears whole."""
@@ -180,7 +181,7 @@ class Comparison(Background):
 
     def to_json(self, path: str | Path) -> None:
         """Write each training's history as `History.to_json` does, by the entry's name; the file appears whole."""
-        budget = {name: value for name, value in vars(self.budget).items() if value is not None}
+        budget = {name: value for name, value in vars(self.budget).items() if value not in (None, False)}
         write_all_json(path, {"budget": budget, "title": self._title}, self.repeats)
 
     # -- as any work in the background
@@ -202,7 +203,10 @@ class Comparison(Background):
         self._since, self._before = monotonic(), self.progress
         self._train(left)
         if self.errors:
-            raise next(iter(self.errors.values()))
+            error = next(iter(self.errors.values()))
+            if len(self.errors) < len(self.histories):
+                error.add_note("The other entries are done: their histories are in .histories, and .table() has them.")
+            raise error
 
     def _train(self, left: Sequence[tuple[str, int]]) -> None:
         """Do these trainings, one after the other; what makes one fail is kept, for the others are worth having."""
@@ -312,9 +316,16 @@ class Comparison(Background):
             *([self._spread] if self._spread else []),
         ]
         for name, each in self.repeats.items():
-            if (row := next((it.rows[-1] for it in each if it.rows), None)) is not None and self._short(name, row):
+            if (row := next((it.rows[-1] for it in each if it.rows), None)) is None:
+                continue
+            if self._short(name, row):
                 lines.append(
                     f"{name}: ended after {some(row.round, 'round')}, though they took {row.steps:.4g} steps only"
+                )
+            elif self._bounded(row):
+                lines.append(
+                    f"{name}: ended after {row.steps:,.0f} steps, the bound where no steps=… is given, before its "
+                    "budget was spent"
                 )
         return "\n".join([*lines, *(f"{name} failed: {error}" for name, error in self.errors.items())])
 
@@ -322,6 +333,15 @@ class Comparison(Background):
         """Whether a training came to its last round before its budget was spent."""
         return row.round >= self._entries[name][0].experiment.rounds and (
             self.budget.share(row.steps, row.bytes, row.seconds) < 1
+        )
+
+    def _bounded(self, row: Row) -> bool:
+        """Whether a training came to the bound of its steps, which nobody asked for, before it spent what was given."""
+        given = replace(self.budget, steps=None)
+        return (
+            self.budget.bounded
+            and row.steps >= (self.budget.steps or 0)
+            and (given.share(row.steps, row.bytes, row.seconds) < 1)
         )
 
 

@@ -11,12 +11,17 @@ from abc import ABC, abstractmethod
 from base64 import b64encode
 from html import escape
 from time import monotonic, perf_counter, time
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from labkit.cluster.activity import keep_kernel_busy
 from labkit.engines.control import Control, Wish
 from labkit.errors import SettingError
 from labkit.plots.panel import Picture
 from labkit.training.status_line import StatusLine
+from labkit.translation.translate import tr
+
+if TYPE_CHECKING:
+    from labkit.cluster.lab import Lab
 
 _TICK = 0.1  # seconds between two redraws while a cell waits for the result
 _LAST_ROUND = 2.0  # seconds for which the end of Python waits for the round under way
@@ -77,8 +82,22 @@ class Background(ABC):
     def picture(self) -> Picture:
         """What it has measured so far."""
 
+    @property
+    def replays(self) -> bool:
+        """Whether `picture_at` knows it from its beginning on."""
+        return False
+
+    def picture_at(self, progress: int) -> Picture | None:
+        """What it had measured when it was so far, where that is known."""
+        return None
+
     def lanes(self) -> Picture | None:
         """When each of its workers computed, waited and communicated at last, if that is known."""
+        return None
+
+    @property
+    def lab(self) -> Lab | None:
+        """The lab whose workers it keeps busy, where these come back after they were killed."""
         return None
 
     @property
@@ -134,6 +153,7 @@ class Background(ABC):
         self._thread = threading.Thread(target=self._run, name="labkit-run", daemon=True)
         atexit.register(self._leave)
         self._thread.start()
+        keep_kernel_busy(self)
 
     def _run(self) -> None:
         try:
@@ -199,6 +219,9 @@ class LiveView:
     def __init__(self, run: Background) -> None:
         import ipywidgets as widgets  # a script that shows nothing needs none
 
+        from labkit.accessible import Names
+        from labkit.training.trouble import Trouble
+
         self._run = run
         self._pending = self._showing = False
         self._drawn = (-1, "")  # rounds and state in the picture
@@ -207,29 +230,42 @@ class LiveView:
             self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:  # a plain script: nobody runs callbacks, result() refreshes
             self._loop = None
-        self.status = widgets.HTML()
+        self.status, self.names = widgets.HTML(), Names()
         self.bar = widgets.IntProgress(max=run.total, layout=widgets.Layout(width="14em"))
         self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="720px"))
         self.lanes = widgets.Image(format="png", layout=widgets.Layout(max_width="720px", display="none"))
-        self.pause = widgets.Button(description="Pause", icon="pause", tooltip="Hold after this round, and go on again")
+        self.pause = widgets.Button(
+            description=tr("Pause"), icon="pause", tooltip=tr("Hold after this round, and go on again")
+        )
         self.stop = widgets.Button(
-            description="Stop", icon="stop", tooltip="End after this round and keep what was reached"
+            description=tr("Stop"), icon="stop", tooltip=tr("End after this round and keep what was reached")
         )
         rate = run.learning_rate
         self.rate = widgets.BoundedFloatText(
             value=rate or 0.0,
             min=0.0,
             max=1e6,
-            description="learning rate",
-            tooltip="All peers go on with it from the same round on",
+            description=tr("learning rate"),
+            tooltip=tr("All peers go on with it from the same round on"),
             style={"description_width": "initial"},
             layout=widgets.Layout(width="13em", display="none" if rate is None else None),  # where none can be changed
         )
+        hidden = widgets.Layout(display="none")
+        self.replay = widgets.IntSlider(
+            min=1, description=tr("replay"), tooltip=tr("The picture as it was after so many rounds"), layout=hidden
+        )
+        self.play = widgets.Play(
+            min=1, interval=150, tooltip=tr("Replay the run"), layout=widgets.Layout(display="none")
+        )
+        widgets.jslink((self.play, "value"), (self.replay, "value"))
         self.pause.on_click(self._pause_or_resume)
         self.stop.on_click(self._stop)
         self.rate.observe(self._set_rate, "value")
         steering = widgets.HBox([self.pause, self.stop, self.bar, self.rate])
-        self.box = widgets.VBox([steering, self.status, self.image, self.lanes])
+        again = widgets.HBox([self.play, self.replay])
+        self.trouble = None if run.lab is None or run.done else Trouble(run.lab)
+        trouble = [self.trouble] if self.trouble else []
+        self.box = widgets.VBox([steering, *trouble, self.status, self.image, again, self.lanes, self.names])
         self.refresh()
 
     def bundle(self) -> dict[str, Any]:
@@ -256,17 +292,36 @@ class LiveView:
         self._drawn = (rows, state)
         self.bar.value = rows
         colour = _COLOURS.get(state, "inherit")
-        self.status.value = f'<span style="color:{colour}">{escape(self._run.status)}</span>'
-        self.pause.description = "Resume" if state == "paused" else "Pause"
+        self.status.value = f'<span style="color:{colour}">{escape(tr(self._run.status))}</span>'
+        self.pause.description = tr("Resume" if state == "paused" else "Pause")
         self.pause.icon = "play" if state == "paused" else "pause"
         self.pause.disabled = self.stop.disabled = self._run.done
+        if self.trouble is not None and self._run.done:
+            self.trouble.layout.display = "none"
         self._show_rate()
-        self.image.value = self._run.picture().png()
-        if (lanes := self._run.lanes()) is not None:
+        picture, lanes = self._run.picture(), self._run.lanes()
+        self.image.value = picture.png()
+        if lanes is not None:
             self.lanes.value = lanes.png()
             self.lanes.layout.display = None
+        self.names.pictures = [it.alt for it in (picture, lanes) if it is not None]
+        if self._run.done:
+            self._offer_replay(rows)
         self._drawn_at = perf_counter()
         self._cost = self._drawn_at - begun
+
+    def _offer_replay(self, rows: int) -> None:
+        """Let a finished run be looked at again, which may have been over before there was anything to see."""
+        if rows > 1 and self._run.replays:
+            self.replay.max = self.replay.value = rows
+            self.play.max, self.play.step = rows, max(1, rows // 60)
+            self.replay.layout.display = self.play.layout.display = None
+            self.replay.observe(self._replay, "value")  # from now on: what it stands at is drawn
+
+    def _replay(self, change: Any) -> None:
+        if self._run.done and (picture := self._run.picture_at(change["new"])) is not None:
+            self.image.value = picture.png()
+            self.names.pictures = [picture.alt, *self.names.pictures[1:]]
 
     @property
     def _interval(self) -> float:

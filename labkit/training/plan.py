@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from labkit.algorithms import Algorithm, AllReduce
 from labkit.algorithms.traits import Traits
-from labkit.checks import whole
+from labkit.checks import SEEDS, whole
+from labkit.cluster.interrupts import uninterrupted
 from labkit.cluster.lab import Lab
 from labkit.data import IID, Dataset, Replicated, Sharding, Tensors, WithTest
 from labkit.data.batches import Indices, StreamShard
@@ -30,6 +32,7 @@ from labkit.text import in_words
 from labkit.training.requirements import (
     require_apart,
     require_clip,
+    require_counted,
     require_module,
     require_one_model,
     require_optimizers,
@@ -38,8 +41,9 @@ from labkit.training.requirements import (
     require_trainable,
     rounds_of,
 )
+from labkit.training.same_step import require_same_step
 from labkit.training.settings import Model, Settings
-from labkit.training.splitting import require_splittable
+from labkit.training.splitting import of_parts, require_splittable
 from labkit.training.testing import asked_of_tests, compared, try_metrics
 from labkit.training.trial import initialised, is_lazy, tried
 
@@ -54,16 +58,18 @@ def plan(settings: Settings, budget: Budget | None = None) -> tuple[Engine, Expe
 
     Raises SettingError, ModelError, DataError or LabClosed for what cannot be carried out.
     """
+    _import_rest_of_torch()
     engine, dataset = _engine(settings.on), settings.dataset
     _require_dataset(dataset)
     algorithms = tuple(_algorithm(it) for it in _each(settings.algorithm))
     peers = whole(_peers(settings), "peers")
-    batch_size, seed = whole(settings.batch_size, "batch_size"), whole(settings.seed, "seed", least=0)
+    batch_size, seed = whole(settings.batch_size, "batch_size"), whole(settings.seed, "seed", least=0, most=SEEDS)
     rounds, epochs = _count(settings.rounds, "rounds"), _count(settings.epochs, "epochs")
     traits = _agreed(algorithms, peers)
     public = None if settings.public is None else _public(settings.public, dataset)
     dealing = _dealing(settings.shards, algorithms[0], traits)
-    shards = _shards(dataset, peers, dealing, seed, batch_size, counts=epochs is not None or traits.counts)
+    counts, groups = epochs is not None or traits.counts, traits.groups(peers)
+    shards = _shards(dataset, peers, dealing, seed, batch_size, counts, groups)
     rounds = rounds_of(rounds, epochs, algorithms, traits.every, shards, batch_size)
     optimizers = tuple(_each(settings.optimizer or partial(torch.optim.SGD, lr=0.1)))
     models, kinds = _built(_each(settings.model), peers, seed, dataset, apart=traits.starts_apart)
@@ -84,12 +90,14 @@ def plan(settings: Settings, budget: Budget | None = None) -> tuple[Engine, Expe
         evaluate_every=_count(settings.evaluate_every, "evaluate_every") or evaluated(rounds),
         kinds=kinds,
         common_order=bool(getattr(dealing, "common_order", False)),
+        groups=groups,
         public=public,
         sharding=repr(IID() if dealing is None else dealing),
         schedule=settings.schedule,
         precision=require_precision(settings.precision, algorithms, traits),
         clip=require_clip(settings.clip, algorithms[0], traits),
         epochs=epochs,
+        memory=require_counted(settings.memory, algorithms[0], traits),
         client_tests=dealing.tests(dataset, peers, seed) if isinstance(dealing, WithTest) else (),
         **asked_of_tests(settings, isinstance(dealing, WithTest)),
     )
@@ -97,9 +105,15 @@ def plan(settings: Settings, budget: Budget | None = None) -> tuple[Engine, Expe
     require_one_model(experiment)
     require_splittable(experiment)
     require_schedule(experiment)
-    experiment = compared(tried(engine, experiment))
+    experiment = compared(require_same_step(of_parts(tried(engine, experiment))))
     try_metrics(experiment)
     return engine, experiment if budget is None else _budgeted(engine, experiment, budget, settings)
+
+
+@cache
+def _import_rest_of_torch() -> None:
+    """What torch imports with the first optimiser, for seconds; cut short by an interrupt it never works again."""
+    uninterrupted(partial(import_module, "torch._dynamo"))
 
 
 def _require_dataset(dataset: Any) -> None:
@@ -187,7 +201,7 @@ def _engine(on: Lab | Engine | None) -> Engine:
     if isinstance(on, Lab):
         on.require_open()
         return Cluster(on)
-    if callable(getattr(on, "run", None)):
+    if callable(getattr(on, "run", None)) and not isinstance(on, type):
         return on
     raise SettingError(
         f"on={on!r} is no place to train: give a lab from lk.connect(), lk.Simulator(), or nothing for a simulator."
@@ -272,12 +286,21 @@ def _dealing(shards: Sharding | Partition | None, algorithm: Algorithm, traits: 
 
 
 def _shards(
-    dataset: Dataset, peers: int, dealing: Sharding | Partition | None, seed: int, batch_size: int, counts: bool
+    dataset: Dataset,
+    peers: int,
+    dealing: Sharding | Partition | None,
+    seed: int,
+    batch_size: int,
+    counts: bool,
+    groups: Sequence[int] = (),
 ) -> Sequence[Indices | StreamShard]:
     """What each peer has: its turns at a stream, or examples by number; a partition of the user's own as it is.
 
-    `counts`: it matters how many examples each has.
+    `counts`: it matters how many examples each has. Peers of one of the `groups` have the same.
     """
+    if groups:
+        dealt_to = _shards(dataset, max(groups) + 1, dealing, seed, batch_size, counts=True)
+        return [dealt_to[group] for group in groups]
     if isinstance(dataset, IterableStyle):
         return dataset.shares(peers, dealing, counts)
     dealt: Sequence[Indices] = (

@@ -22,7 +22,7 @@ from labkit.engines.experiment import PRECISIONS, Experiment, Loss
 from labkit.engines.shared_state import no_common_model
 from labkit.errors import ModelError, SettingError
 from labkit.exchange import Kind
-from labkit.text import in_words, some
+from labkit.text import a, in_words, some
 
 _ROUNDS = 50  # of a run that says neither how many nor how often it goes through the data
 
@@ -46,7 +46,7 @@ def require_schedule(experiment: Experiment) -> None:
                 "alone, for example functools.partial(torch.optim.lr_scheduler.StepLR, step_size=100)."
             ) from error
         if not isinstance(made, LRScheduler):
-            what = f"made a {type(made).__name__}" if callable(schedule) else f"is a {type(schedule).__name__}"
+            what = f"made {a(type(made).__name__)}" if callable(schedule) else f"is {a(type(schedule).__name__)}"
             raise ModelError(
                 f"schedule {what}: give a function of the optimiser that makes a torch schedule, for example "
                 "functools.partial(torch.optim.lr_scheduler.StepLR, step_size=100)."
@@ -110,6 +110,18 @@ def require_clip(clip: Any, algorithm: Algorithm, traits: Traits) -> float | Non
     return norm
 
 
+def require_counted(memory: Any, algorithm: Algorithm, traits: Traits) -> bool:
+    """Whether it is counted what peers hold; SettingError where these have no round in which all of it is there."""
+    if not isinstance(memory, bool):
+        raise SettingError(f"memory={memory!r} is not understood: give True to count what each peer holds.")
+    if memory and (traits.asynchronous or traits.participation is not None):
+        raise SettingError(
+            f"memory=True counts one round of peers that live as long as the run, and those of "
+            f"{type(algorithm).__name__} do not, or meet nowhere: leave it away, or take AllReduce()."
+        )
+    return memory
+
+
 def rounds_of(
     rounds: int | None,
     epochs: int | None,
@@ -168,8 +180,13 @@ def require_trainable(models: Sequence[nn.Module], loss: Loss) -> None:
                 f"{type(module).__name__} has no parameters to train: add a layer that has weights, or set "
                 "requires_grad=True on those you froze."
             )
+        if name := next((name for name, p in module.named_parameters() if p.is_complex()), None):
+            raise ModelError(
+                f"{name!r} of {type(module).__name__} is complex, and peers exchange real numbers: keep its real and "
+                "imaginary parts, as torch.view_as_real gives them, and let forward put them together."
+            )
     if not callable(loss) or isinstance(loss, type):
-        what = f"the class {loss.__name__}" if isinstance(loss, type) else f"a {type(loss).__name__}"
+        what = f"the class {loss.__name__}" if isinstance(loss, type) else a(type(loss).__name__)
         raise ModelError(f"loss is {what}: give a function of outputs and targets.")
     if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
         raise ModelError(
@@ -190,7 +207,7 @@ def require_optimizers(experiment: Experiment) -> None:
                 "optimiser of all of them."
             ) from error
         if not isinstance(made, Optimizer):
-            what = f"made a {type(made).__name__}" if callable(make) else f"is a {type(make).__name__}"
+            what = f"made {a(type(made).__name__)}" if callable(make) else f"is {a(type(make).__name__)}"
             raise ModelError(
                 f"optimizer {what}: give a function of the parameters that makes a torch "
                 "optimiser, for example functools.partial(torch.optim.SGD, lr=0.1)."

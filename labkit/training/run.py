@@ -6,10 +6,12 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
 from labkit.checks import number
+from labkit.cluster.lab import Lab
 from labkit.engines.cluster import Cluster
 from labkit.engines.control import Control, Wish
 from labkit.engines.experiment import Engine, Experiment
@@ -61,6 +63,11 @@ class Run(Background):
         """
         self._wait(timeout)
         return self.history
+
+    @property
+    def lab(self) -> Lab | None:
+        engine = self._engine
+        return engine.lab if isinstance(engine, Cluster) and engine.lab.revives else None
 
     def pause(self) -> None:
         super().pause()
@@ -142,6 +149,9 @@ class Run(Background):
         try:
             self._early = bool(self._until(self.history))
         except Exception as error:  # noqa: BLE001  raised when the ranks have stopped in order
+            untested = not row.evaluated and self._experiment.evaluates(self.rounds)
+            if untested and isinstance(error, TypeError):
+                return  # it compares what only tests tell, which is None in this row
             self._until_failed = SettingError(
                 f"until failed after round {row.round} ({in_short(error)}): let it take the history so far and say "
                 "whether to end."
@@ -170,6 +180,8 @@ class Run(Background):
         rows, last = self.history.rows, self.progress
         if self._control.waits and not self.done:
             return f"waiting: {self._control.waits}; lab.runs lists what is under way, and stops it"
+        if not rows and self.state == "running" and isinstance(self._engine, Cluster):
+            return "starting: the workers load torch and form one group, which takes some seconds the first time"
         said = [self.state, f"round {last} of {self.rounds}"]
         rate = self._throughput.rate
         if rate is not None and self.state == "running":
@@ -205,8 +217,18 @@ class Run(Background):
         """What a lab does to its runs when it closes: it ends the ranks themselves, and the run says why."""
 
     def picture(self) -> Picture:
-        """The learning curves so far."""
-        return self.history.picture(rounds=self.rounds)
+        """The learning curves so far; once it has ended, on the axis of what it did."""
+        return self.history.picture(rounds=self.progress if self.done else self.rounds, whole=self.done)
+
+    @property
+    def replays(self) -> bool:
+        """Whether the rows begin with the first round, as those of a resumed run need not."""
+        return bool(self.history.rows) and self.history.rows[0].round == 1
+
+    def picture_at(self, progress: int) -> Picture | None:
+        """The learning curves as they were after so many rounds, on the axis of the whole run."""
+        rows = [row for row in self.history.rows if row.round <= progress]
+        return replace(self.history, rows=rows).picture(rounds=self.progress, whole=True) if rows else None
 
     def lanes(self) -> Picture | None:
         """When each worker, or peer on a virtual clock, computed, waited and communicated at last; None if unknown.
@@ -247,7 +269,7 @@ def carry_out(engine: Engine, experiment: Experiment, history: History, report: 
     try:
         outcome = engine.run(experiment, report, control)
         history.models, history.timeline, history.staleness = outcome.models, outcome.timeline, outcome.staleness
-        history.best = outcome.best
+        history.best, history.memory = outcome.best, outcome.memory
         history.stopped = not experiment.ended(history.rows)
         if outcome.error is not None:
             raise outcome.error

@@ -50,6 +50,7 @@ class Settings:
     metrics: Mapping[str, Metric] | None = None
     until: Callable[[History], bool] | None = None
     keep: str | None = None
+    memory: bool = False
 
     @staticmethod
     def signature(called: Callable[..., Any], without: Sequence[str] = ()) -> inspect.Signature:

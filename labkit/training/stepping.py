@@ -7,8 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-import torch
-
+from labkit.data.thread_generator import ThreadGenerator
 from labkit.engines.barriers import Meeting
 from labkit.engines.control import Control
 from labkit.engines.experiment import Experiment, Outcome
@@ -61,13 +60,11 @@ class StepThrough(Iterator[Barrier], AbstractContextManager["StepThrough"]):
         self.history = history
         self.barrier: Barrier | None = None
         self._rounds, self._served = experiment.rounds, experiment.served
-        self._random: torch.Tensor | None = None  # torch's random state, which is the notebook's own in between
+        self._random = ThreadGenerator(experiment.seed)  # in between what is drawn is the notebook's own
         self._walk: Generator[Meeting, None, Outcome] = Lockstep().walk(experiment, history.take, Control())
 
     def __next__(self) -> Barrier:
-        with torch.random.fork_rng():
-            if self._random is not None:
-                torch.set_rng_state(self._random)
+        with self._random:
             try:
                 met = next(self._walk)
             except StopIteration as end:
@@ -76,8 +73,6 @@ class StepThrough(Iterator[Barrier], AbstractContextManager["StepThrough"]):
                     if end.value.error is not None:
                         raise end.value.error from None
                 raise
-            finally:
-                self._random = torch.get_rng_state()
         self.barrier = Barrier.of(*met, served=self._served)
         return self.barrier
 

@@ -10,18 +10,17 @@ import torch
 from torch import Tensor
 
 from labkit.algorithms import Algorithm
+from labkit.algorithms.predictions import outputs_of
 from labkit.algorithms.traits import Traits
 from labkit.algorithms.wrapper import Wrapper
 from labkit.data import Dataset, Tensors
-from labkit.engines.evaluation import AT_ONCE, form_of, measured, outputs_of
+from labkit.engines.evaluation import AT_ONCE, form_of, measured
 from labkit.engines.experiment import Experiment, Metric
 from labkit.engines.task import Right
 from labkit.errors import SettingError
 from labkit.exchange import Kind
-from labkit.history.measures import CLIENTS
+from labkit.history.measures import TAKEN
 from labkit.training.settings import Settings
-
-_TAKEN = ("loss", "accuracy", "test loss", "round", "seconds", "bytes", "steps", "learning rate", *CLIENTS)
 
 
 def asked_of_tests(settings: Settings, clients: bool) -> dict[str, Any]:
@@ -43,7 +42,7 @@ def require_metrics(metrics: Any, dataset: Dataset, clients: bool) -> dict[str, 
             "and targets and returns a number."
         )
     for name in metrics:
-        if name.replace("_", " ") in _TAKEN or name.startswith("client "):
+        if name.replace("_", " ") in TAKEN or name.startswith("client "):
             raise SettingError(f"metrics has {name!r}, which rows have already: choose another name.")
     if metrics and not (dataset.tested or clients):
         raise SettingError(f"{dataset.name} has no test examples for metrics: give some, or leave metrics away.")

@@ -20,15 +20,18 @@ def train(settings: Settings) -> Run:
     exchange predictions on them.
 
     `schedule` makes a torch learning-rate schedule from an optimiser and is stepped after each of its steps; a server's
-    clients begin every round with a fresh optimiser, and so with a fresh schedule. `precision` "bf16" or "fp16" lets
-    torch.autocast choose for forward pass and loss, fp16 with loss scaling; engines then agree as far as those digits
-    go. `clip` is the largest norm of the gradient that a peer steps by. `epochs` instead of `rounds` (50): each peer
-    goes through its shard exactly so often, the last batch of fewer included; who is done leaves the mean to the
-    others, as torch's Join does.
+    clients begin every round with a fresh optimiser, whose schedule goes on where the last round left it. `precision`
+    "bf16" or "fp16" lets torch.autocast choose for forward pass and loss, fp16 with loss scaling; engines then agree as
+    far as those digits go. `clip` is the largest norm of the gradient that a peer steps by. `epochs` instead of
+    `rounds` (50): each peer goes through its shard exactly so often, the last batch of fewer included; who is done
+    leaves the mean to the others, as torch's Join does.
 
     `metrics` are functions of the outputs and targets of all test examples that return a number, by name:
-    {"mae": function}. `until` is asked after each round whether to end, given the history so far; on workers it is some
-    rounds later that all have heard. `keep="best"` keeps of each peer the model that scored best, as `History.best`.
+    {"mae": function}. `until` is asked after each round whether to end, given the history so far; what tests tell is
+    None where a round was not tested, and `until` may compare it all the same. On workers all hear of it some rounds
+    later. `keep="best"` keeps of each peer the model that scored best, as `History.best`.
+
+    `memory=True` counts the tensors that each peer holds in its second round, as `History.memory`.
 
     𝓜 = ∪ 𝓜ᵢ, 𝓟 = ∪ 𝓟ᵢ, 𝓞 = ∪ 𝓞ᵢ: `model`, `algorithm` and `optimizer` may each be a list with one for every peer. The
     default algorithm is AllReduce, the default number of peers that of the lists, of the shards, of the lab's workers,

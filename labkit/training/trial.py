@@ -53,7 +53,7 @@ def tried(engine: Engine, experiment: Experiment) -> Experiment:
         key = trial.key()
         one = None if key is None else _known.get(key)
         if one is None:
-            with _unseen():
+            with unseen():
                 torch.manual_seed(experiment.seed)
                 one = trial.findings()
             _remember(key, one)
@@ -99,6 +99,7 @@ class Trial:
         self._rest = _smallest_rest(experiment)
         known = isinstance(experiment.dataset, Tensors) and len(experiment.dataset.test_x)
         self._tests = (experiment.dataset.test_x if known else self._batches[0][0][0])[:_EVALUATED]
+        self._farthest = _farthest(experiment.dataset)
 
     def key(self) -> Hashable:
         """What the findings depend on; None where that cannot be told."""
@@ -106,10 +107,15 @@ class Trial:
         models = [it.model_of(k) for k in self._ids]
         algorithm = it.algorithm_of(self._ids[0])
         try:
-            code = digest((models, it.optimizer_of(self._ids[0]), it.schedule, it.loss, type(algorithm)), numbers=False)
+            own = (
+                type(algorithm),
+                [value for value in getattr(algorithm, "__dict__", {}).values() if isinstance(value, nn.Module)],
+            )
+            code = digest((models, it.optimizer_of(self._ids[0]), it.schedule, it.loss, own), numbers=False)
         except (Unseen, RecursionError):
             return None
         ends = [(int(y.min()), int(y.max())) for own in self._batches for _, y in own if not y.is_floating_point()]
+        ends += [] if self._farthest is None else [(int(self._farthest.min()), int(self._farthest.max()))]
         hooked = bool(nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
         how = self._stacked, self._sent, it.precision, it.clip, it.served, it.traits.asynchronous, self._rest, hooked
         shapes = x.shape, x.dtype, y.shape, y.dtype, self._tests.shape, self._tests.dtype, torch.get_default_dtype()
@@ -122,6 +128,8 @@ class Trial:
         singles, firsts = [], []
         for k, (first, second) in zip(self._ids, self._batches, strict=True):
             single = Single(self._experiment, k)
+            if self._farthest is not None:
+                single.takes(self._farthest)
             firsts.append(single.first(first))
             single.second(second)
             singles.append(single)
@@ -211,7 +219,7 @@ def _unused(singles: Sequence[Single]) -> tuple[str, ...]:
 
 
 @contextmanager
-def _unseen() -> Iterator[None]:
+def unseen() -> Iterator[None]:
     """What is done within draws random numbers that nobody else's depend on."""
     states = random.getstate(), np.random.get_state()
     try:
@@ -257,6 +265,18 @@ def _extremes(y: Tensor) -> tuple[int, int]:
     flat = y.flatten(1) if y.dim() > 1 else y.unsqueeze(1)
     smallest = flat.masked_fill(flat == IGNORED, int(flat.max())).amin(1).argmin()
     return int(smallest), int(flat.amax(1).argmax())
+
+
+def _farthest(dataset: Dataset) -> Tensor | None:
+    """The examples with the smallest and the largest token numbers; None where inputs are real numbers."""
+    if not isinstance(dataset, Tensors) or dataset.x.is_floating_point():
+        return None
+    found = []
+    for x in (dataset.x, dataset.test_x):
+        if x.numel():
+            rows = x.reshape(len(x), -1)
+            found += [x[rows.amin(1).argmin()], x[rows.amax(1).argmax()]]
+    return torch.stack(found) if found else None
 
 
 def _smallest_rest(experiment: Experiment) -> int:

@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from labkit.algorithms import Algorithm
 from labkit.algorithms.base import Batch
+from labkit.algorithms.predictions import outputs_of
 from labkit.algorithms.wrapper import Wrapper
 from labkit.data.inputs import Inputs
 from labkit.data.thread_generator import ThreadGenerator
-from labkit.engines.evaluation import outputs_of
 from labkit.engines.experiment import Experiment
 from labkit.engines.peer import OnePeer, Place
 from labkit.errors import LabkitError, ModelError
-from labkit.text import in_words
+from labkit.text import a, in_words
 
 IGNORED = -100  # no class, but what torch's losses leave out
 
@@ -79,14 +80,15 @@ class Single:
         """The loss, the gradients and the buffers of one batch; no step is taken."""
         peer, (inputs, targets) = self.peer, (batch[0].clone(), batch[1].clone())
         before = {name: buffer.clone() for name, buffer in peer.net.named_buffers()}
-        counts, drawn = _counts(peer.net), _random_states()
+        counts, drawn = _counts(peer.net), random_states()
         loss = self._loss(inputs, targets)
-        drew, *elsewhere = (now != then for now, then in zip(_random_states(), drawn, strict=True))
+        drew, *elsewhere = (now != then for now, then in zip(random_states(), drawn, strict=True))
         with self._told(
             "The gradient of the loss of {model} cannot be computed ({said}): let forward and loss change no tensor in "
             "place that it needs."
         ):
             gradients = peer.gradients(loss)
+        self._try_algorithm(batch)
         buffers = {name: buffer.detach().clone() for name, buffer in peer.net.named_buffers()}
         changed = tuple(name for name, old in before.items() if not same(old, buffers[name]))
         counted = tuple(name for name, value in _counts(peer.net).items() if counts.get(name, value) != value)
@@ -110,11 +112,15 @@ class Single:
             with self._told(f"{{model}} and the loss do not fit {{data}} ({{said}}): {self._takes(inputs)}."):
                 out = self.peer.net(inputs)
             outputs = outputs_of(out)
-            with self._told(f"{{model}} and the loss do not fit {{data}} ({{said}}): {_compares(outputs, targets)}."):
+            try:
                 loss = self._experiment.loss(out, targets)
+            except Exception:
+                remedy = self._other_numbers(out, outputs, targets) or _compares(outputs, targets)
+                with self._told(f"{{model}} and the loss do not fit {{data}} ({{said}}): {remedy}."):
+                    raise
             self._require_paired(outputs, targets, loss, out is outputs)
         if not isinstance(loss, Tensor):
-            what = f"a {type(loss).__name__}"
+            what = a(type(loss).__name__)
         elif loss.dim() or not loss.is_floating_point():
             what = f"{list(loss.shape)}" if loss.dim() else f"a number of type {_word(loss.dtype)}"
         elif not loss.requires_grad:
@@ -125,6 +131,13 @@ class Single:
             f"loss gives {what}: let it return one number of the whole batch that the model's outputs lead to, as "
             'losses of torch do with reduction="mean".'
         )
+
+    def _try_algorithm(self, batch: Batch) -> None:
+        """Let an algorithm that has models of its own say whether they fit."""
+        try_on = getattr(self._experiment.algorithm_of(self._k), "try_on", None)
+        if try_on is not None:
+            with self.peer.evaluating():
+                try_on(batch[0].clone(), self.peer.logits(batch[0].clone()))
 
     def _require_paired(self, outputs: Tensor, targets: Tensor, loss: Any, plain: bool) -> None:
         """Raise ModelError where outputs [B, 1] beside targets [B] are compared as [B, B], each with all."""
@@ -141,13 +154,61 @@ class Single:
                 "with all others: give targets of the outputs' shape, such as y[:, None]."
             )
 
+    def _other_numbers(self, out: Any, outputs: Tensor, targets: Tensor) -> str:
+        """What helps where the loss takes the same targets as numbers of another kind; nothing where it does not."""
+        real = targets.is_floating_point()
+        if real and not torch.equal(targets, targets.round()):
+            return ""
+        other = targets.long() if real else targets.to(outputs.dtype)
+        if targets.dim() > 1 and targets.shape[-1] == 1 and self._compares_with(out, targets.squeeze(-1)):
+            return "this loss takes one number for each example and not a column of them, such as y[:, 0]"
+        for shape in (targets.shape, *([outputs.shape] if outputs.numel() == targets.numel() else [])):
+            if self._compares_with(out, other.reshape(shape)):
+                kind = "class numbers as integers, y.long()" if real else "real numbers, y.float()"
+                shaped = "" if shape == targets.shape else ", of the outputs' shape, such as y[:, None]"
+                return f"this loss compares with {kind}{shaped}: give such targets"
+        return ""
+
+    def _compares_with(self, out: Any, targets: Tensor) -> bool:
+        try:
+            return isinstance(self._experiment.loss(out, targets), Tensor)
+        except Exception:  # noqa: BLE001  whatever a loss says to what it does not take
+            return False
+
+    def takes(self, inputs: Tensor) -> None:
+        """Inputs that lie farthest out, such as the largest token number of all."""
+        with (
+            self._told(f"{{model}} does not fit {{data}} ({{said}}): {self._takes(inputs)}."),
+            self.peer.evaluating(),
+        ):
+            self.peer.logits(inputs.clone())
+
     def _takes(self, inputs: Tensor) -> str:
         """What the model has to take."""
+        if too_few := self._vocabulary(inputs):
+            return too_few
+        if len(inputs) == 1 and any(isinstance(it, _BatchNorm) for it in self.peer.net.modules()):
+            return "BatchNorm needs batches of two examples or more, or use GroupNorm or LayerNorm in its place"
         remedy = f"let the model take inputs of shape {tuple(inputs.shape[1:])} and type {_word(inputs.dtype)}"
         own = {p.dtype for p in self.peer.params.values()}
         if inputs.is_floating_point() and inputs.dtype not in own:
             remedy += f", as model.to({inputs.dtype}) does" if len(own) == 1 else ""
         return remedy
+
+    def _vocabulary(self, inputs: Any) -> str:
+        """What helps where token numbers lie outside of an embedding's rows; nothing where they do not."""
+        tokens = [it for it in (inputs.tensors if isinstance(inputs, Inputs) else [inputs]) if it.dtype == torch.int64]
+        rows = [it.num_embeddings for it in self.peer.net.modules() if isinstance(it, nn.Embedding)]
+        if not tokens or not rows:
+            return ""
+        least, most = min(int(it.min()) for it in tokens), max(int(it.max()) for it in tokens)
+        if least < 0:
+            return f"its Embedding counts tokens from 0, and the data have {least}: number them so"
+        if most < max(rows):
+            return ""
+        return (
+            f"the data have token numbers up to {most}, and its Embedding {max(rows)} rows: give it {most + 1} or more"
+        )
 
     def second(self, batch: Batch) -> None:
         """A whole step, as an algorithm takes it."""
@@ -172,7 +233,10 @@ class Single:
             "loss of {model} cannot give ({said}): give one that is good for a batch of one, and uses functions of "
             "torch alone."
         ):
-            return self.peer.losses((batch[0].clone(), batch[1].clone())).detach()
+            copies = batch[0].clone(), batch[1].clone()
+            logits = self.peer.logits(copies[0])
+            self.peer.counted(copies, logits)
+            return self.peer.losses(copies, logits).detach()
 
     def rest(self, batch: Batch) -> None:
         """A batch as small as the last one of an epoch."""
@@ -238,6 +302,11 @@ def _compares(outputs: Tensor, targets: Tensor) -> str:
     if classes.numel() and int(classes.min()) < 0:
         return f"map the class numbers, which begin with {int(classes.min())}, to 0…C−1"
     largest = int(classes.max()) if classes.numel() else 0
+    if outputs.dim() == 2 and largest >= outputs.shape[1] > 1:
+        return (
+            f"the class numbers go from {int(classes.min())} to {largest}, and the model has {outputs.shape[1]} "
+            "outputs: map them to 0…C−1, and let it have one for each class"
+        )
     return f"let the loss take {shape} beside class numbers up to {largest}"
 
 
@@ -256,7 +325,7 @@ def _counts(net: nn.Module) -> dict[str, Any]:
     }
 
 
-def _random_states() -> Sequence[Any]:
+def random_states() -> Sequence[Any]:
     """How torch's, Python's and NumPy's generators stand."""
     numpys: Any = np.random.get_state()
     return torch.get_rng_state().numpy().tobytes(), random.getstate(), (numpys[1].tobytes(), *numpys[2:])

@@ -63,7 +63,7 @@ def train_on(held: Sequence[Integers], items: int, order: str = "sorted") -> Eff
     if not sum(len(mine) for mine in held):
         raise SettingError("no worker holds an item, so there is nothing to train on: give back a part.")
     sums = _sums(items, order)
-    whole, whole_by_class, whole_gradient = _trained_on_all(items, order)
+    whole, whole_by_class, whole_gradient = trained_on_all(items, order)
     accuracy, by_class, gradient = _fit(sums, held)
     bias = float(np.linalg.norm(gradient - whole_gradient) / np.linalg.norm(whole_gradient))
     return Effect(accuracy, by_class, whole, whole_by_class, bias, sums.digits)
@@ -82,7 +82,8 @@ def _fit(sums: _Sums, held: Sequence[Integers]) -> tuple[float, tuple[float, ...
 
 
 @lru_cache(maxsize=128)
-def _trained_on_all(items: int, order: str) -> tuple[float, tuple[float, ...], Floats]:
+def trained_on_all(items: int = 1, order: str = "sorted") -> tuple[float, tuple[float, ...], Floats]:
+    """Test accuracy, that of each class, and the first mean gradient [D, C], after training on all items."""
     return _fit(_sums(items, order), [np.arange(items)])
 
 

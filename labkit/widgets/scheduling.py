@@ -13,6 +13,7 @@ import numpy as np
 from labkit.checks import Integers, numbers
 from labkit.errors import LabkitError, ScheduleError
 from labkit.tasks.schedule import Schedule, schedule as plan
+from labkit.widgets.buttons import on_press
 from labkit.widgets.pictures import with_links
 from labkit.widgets.view import Computed, Frame, View, chain, choice, lines, percent, seconds, slider, whole_slider
 
@@ -126,7 +127,7 @@ class ScheduleView(View):
             controls[fixed].disabled = self.costs is not None
         if lab is not None:
             controls["workers"].disabled = True
-            self.button.on_click(lambda _: self._run(lab))
+            on_press(self.button, lambda: self._run(lab))
         super().__init__("schedule", controls, self._frame, adjust=self._enable, extra=(self.button,) if lab else ())
 
     def _enable(self) -> None:

@@ -11,6 +11,7 @@ from labkit.errors import PartitionError
 from labkit.plots.bars import ownership
 from labkit.plots.panel import Picture
 from labkit.tasks.split import Partition, split as cut
+from labkit.translation.translate import spoken
 from labkit.widgets.consequence import ORDERS, Effect, train_on
 from labkit.widgets.pictures import columns
 from labkit.widgets.view import Computed, View, braces, chain, choice, frames, lines, slider, whole_slider
@@ -156,12 +157,12 @@ def _owners(made: Splitting) -> Picture:
 
 
 def _accuracies(made: Splitting) -> Picture:
-    return _columns(made.effect.by_class, made.effect.whole_by_class)
+    return _columns(made.effect.by_class, made.effect.whole_by_class, spoken())
 
 
 @lru_cache(maxsize=8)
-def _columns(by_class: tuple[float, ...], whole: tuple[float, ...]) -> Picture:
-    """Every true partition trains alike: their picture is drawn once."""
+def _columns(by_class: tuple[float, ...], whole: tuple[float, ...], language: str) -> Picture:
+    """Every true partition trains alike: their picture is drawn once in each language."""
     return columns(
         by_class,
         whole,

@@ -125,7 +125,7 @@ def staleness(policy: str = "ASP", workers: int = 4) -> View:
 
 def _ages(made: StaleTraining) -> Picture:
     it = made.descent
-    groups = {"worker 0": it.staleness[it.peer == 0], "the others": it.staleness[it.peer != 0]}
+    groups = {"worker 0, the straggler": it.staleness[it.peer == 0], "the others": it.staleness[it.peer != 0]}
     return histogram(
         {name: values for name, values in groups.items() if len(values)},
         xlabel="τ: updates missed",

@@ -14,8 +14,8 @@ from labkit.exchange import Mean, Message, TopK
 from labkit.plots.bars import Bar, gantt
 from labkit.plots.curves import curves
 from labkit.plots.panel import Picture
-from labkit.text import amount, duration
-from labkit.widgets.view import Computed, View, choice, frames, lines, percent, seconds, slider_over, whole_slider
+from labkit.text import amount, duration, some
+from labkit.widgets.view import Computed, View, choice, frames, lines, percent, seconds, size, slider_over, whole_slider
 
 EVERY = tuple(2**k for k in range(10))
 MODELS = {"digits, 4.8 thousand": 4_810, "a million": 10**6, "ResNet-50, 26 million": 25_557_032,
@@ -57,8 +57,8 @@ class Traffic(Computed):
         """Bytes of a step with and without local steps, and the time they take."""
         plain, local = self.ways["every step"], self.ways[_local(self.every)]
         return lines(
-            rf"b &= \frac{{2(n-1)}}{{n}} \cdot \frac{{S}}{{H}} = \frac{{{_tex(plain.bytes)}}}{{{self.every}}} = "
-            rf"{_tex(local.bytes)} \quad \text{{for a step}}",
+            rf"b &= \frac{{2(n-1)}}{{n}} \cdot \frac{{S}}{{H}} = \frac{{{size(plain.bytes)}}}{{{self.every}}} = "
+            rf"{size(local.bytes)} \quad \text{{for a step}}",
             rf"t &= t_c + \frac{{t_b}}{{H}} = {seconds(self.step)} + "
             rf"\frac{{{seconds(plain.seconds)}}}{{{self.every}}} = {seconds(self.step + local.seconds)}, \qquad "
             rf"\text{{computing}} = {percent(self.efficiency(_local(self.every)))}",
@@ -68,9 +68,10 @@ class Traffic(Computed):
     def sentence(self) -> str:
         plain = self.step + self.ways["every step"].seconds
         gains = ", ".join(
-            f"{name} {plain / (self.step + way.seconds):.3g} times" for name, way in list(self.ways.items())[1:]
+            f"{plain / (self.step + way.seconds):.3g} times as fast with {_spoken(name, self.every)}"
+            for name, way in list(self.ways.items())[1:]
         )
-        return f"Predicted, by the messages' own formulas: as fast as agreeing after every step are {gains}."
+        return f"Predicted by the messages' own formulas, compared with an average after every step: {gains}."
 
 
 def compute(
@@ -119,9 +120,8 @@ def _local(every: int) -> str:
     return f"every {every} steps"
 
 
-def _tex(nbytes: float) -> str:
-    number, _, unit = amount(nbytes).partition(" ")
-    return rf"{number}\,\text{{{unit}}}"
+def _spoken(way: str, every: int) -> str:
+    return f"an average every {some(every, 'step')}" if way == _local(every) else way
 
 
 def communication(every: int = 8) -> View:

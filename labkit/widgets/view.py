@@ -19,9 +19,11 @@ from typing import Any, TypeVar
 import ipywidgets as widgets
 import numpy as np
 
+from labkit.accessible import Names
 from labkit.errors import LabkitError
 from labkit.plots.panel import Picture, png
-from labkit.text import duration
+from labkit.text import amount, duration
+from labkit.translation.translate import spoken, tr, tr_formula
 
 _ALARM, _INK = "var(--jp-error-color1, #b3261e)", "inherit"
 _NAME_WIDTH, _CONTROL_WIDTH, _PICTURE_WIDTH = "92px", "268px", "792px"  # three controls above a picture
@@ -100,14 +102,16 @@ class View(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
         shape = widgets.Layout(max_width="100%", width=_PICTURE_WIDTH)
         self.images = tuple(widgets.Image(format="png", layout=shape) for _ in range(pictures))
         self.formula = widgets.HTMLMath(layout=widgets.Layout(overflow="auto hidden"))
-        self.sentence = widgets.HTML()
+        self.sentence, self.names = widgets.HTML(), Names()
+        for control in (*self.controls.values(), *extra):
+            translate(control)
         for control in self.controls.values():
             control.layout.width = _CONTROL_WIDTH
             control.style.description_width = _NAME_WIDTH
             control.observe(self._changed, "value")
         grid = widgets.Layout(flex_flow="row wrap", align_items="center", max_width="816px")
         above = widgets.HBox([*self.controls.values(), *extra], layout=grid)
-        super().__init__([above, *self.images, self.formula, self.sentence])
+        super().__init__([above, *self.images, self.formula, self.sentence, self.names])
         self.refresh()
 
     @property
@@ -141,14 +145,15 @@ class View(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
                 image.value = picture.png()
             image.layout.visibility = "visible"
         self._drawn = frame.pictures
-        self.alt = "; ".join(picture.alt for picture in frame.pictures)
-        self.formula.value = f"$${frame.latex.replace('<', LESS)}$$"  # where HTML would begin a tag
+        self.names.pictures = [picture.alt for picture in frame.pictures]
+        self.alt = "; ".join(self.names.pictures)
+        self.formula.value = f"$${tr_formula(frame.latex).replace('<', LESS)}$$"  # where HTML would begin a tag
         self.say(frame.sentence, alarm=not frame.ok)
 
     def say(self, sentence: str, *, alarm: bool = False) -> None:
         """Put one sentence below the formula."""
         colour = _ALARM if alarm else _INK
-        self.sentence.value = f'<div role="status" style="color:{colour};line-height:1.5">{escape(sentence)}</div>'
+        self.sentence.value = f'<div role="status" style="color:{colour};line-height:1.5">{escape(tr(sentence))}</div>'
 
     def keep_calling(self, tick: Callable[[], bool], every: float = 0.1) -> None:
         """Call `tick` every so many seconds until it returns False, on the thread that may change traits.
@@ -186,6 +191,24 @@ def _repeat(tick: Callable[[], bool], every: float) -> None:
 # -- Controls
 
 
+def translate(control: widgets.Widget) -> widgets.Widget:
+    """Show a control's name, or a button's, and what it says of itself in the language that is on."""
+    for trait in ("description", "tooltip", "placeholder"):
+        if getattr(control, trait, None):
+            setattr(control, trait, tr(getattr(control, trait)))
+    for child in getattr(control, "children", ()):
+        translate(child)
+    return control
+
+
+def _named(values: Iterable[Any]) -> list[Any]:
+    """Options with their words in the language that is on."""
+    if spoken() == "en":
+        return list(values)
+    pairs = [it if isinstance(it, tuple) else (it, it) for it in values]
+    return [(tr(words) if isinstance(words, str) else str(words), value) for words, value in pairs]
+
+
 def whole_slider(value: int, least: int, most: int, name: str, tip: str) -> widgets.IntSlider:
     """A slider over whole numbers."""
     return widgets.IntSlider(value, least, most, description=name, tooltip=tip)
@@ -198,12 +221,12 @@ def slider(value: float, least: float, most: float, step: float, name: str, tip:
 
 def slider_over(values: Iterable[Any], value: Any, name: str, tip: str) -> widgets.SelectionSlider:
     """A slider over a few values, or over pairs of words and value."""
-    return widgets.SelectionSlider(options=values, value=value, description=name, tooltip=tip)
+    return widgets.SelectionSlider(options=_named(values), value=value, description=name, tooltip=tip)
 
 
 def choice(values: Iterable[Any], value: Any, name: str, tip: str) -> widgets.Dropdown:
     """A menu of a few values, or of pairs of words and value."""
-    return widgets.Dropdown(options=values, value=value, description=name, tooltip=tip)
+    return widgets.Dropdown(options=_named(values), value=value, description=name, tooltip=tip)
 
 
 # -- LaTeX: numbers and sets, short enough to stand in one line of a formula
@@ -246,7 +269,20 @@ def seconds(value: float) -> str:
     >>> print(seconds(2.4))
     2.4\,\text{s}
     """
-    number, _, unit = duration(value).partition(" ")
+    return _with_unit(duration(value))
+
+
+def size(nbytes: float) -> str:
+    r"""Bytes in the unit that reads best.
+
+    >>> print(size(19_240))
+    19.2\,\text{kB}
+    """
+    return _with_unit(amount(nbytes))
+
+
+def _with_unit(said: str) -> str:
+    number, _, unit = said.partition(" ")
     return rf"{number}\,\text{{{unit}}}"
 
 

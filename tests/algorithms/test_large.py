@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import labkit as lk
-from labkit.algorithms import AllReduce, Pipeline, TensorParallel, ZeRO
+from labkit.algorithms import AllReduce, Mesh, Pipeline, TensorParallel, ZeRO
 from labkit.costs import PipelineTable
 from labkit.data import Replicated
 from labkit.errors import ModelError, SettingError
@@ -28,6 +29,11 @@ STEPS = 20
 def mlp():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, 17), nn.Tanh(), nn.Linear(17, 10, bias=False))
+
+
+def without_decay_of_vectors(params):
+    groups = [{"params": [p for p in params if p.dim() > 1]}]
+    return torch.optim.AdamW([*groups, {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}], lr=0.003)
 
 
 def gpt(tied=False):
@@ -160,6 +166,11 @@ def test_bytes_are_those_of_the_papers():
         assert history.bytes == pytest.approx(5 * times * (n - 1) / n * size)
 
 
+def first_layer_slower(params):
+    own = [*params]
+    return torch.optim.SGD([{"params": own[:2], "lr": 0.01}, {"params": own[2:], "lr": 0.1}])
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -170,6 +181,14 @@ def test_bytes_are_those_of_the_papers():
         (
             {"optimizer": lambda ps: torch.optim.SGD([{"params": [p], "lr": 0.1 * p.dim()} for p in ps])},
             r"groups parameters by their shapes",
+        ),
+        (
+            {"algorithm": Pipeline(4), "optimizer": first_layer_slower, "peers": 2},
+            r"otherwise among what one of Pipeline's peers holds.*shapes or their places: let it treat all alike",
+        ),
+        (
+            {"algorithm": Pipeline(4), "optimizer": lambda ps: torch.optim.SGD([[*ps][3]], lr=0.1), "peers": 2},
+            r"The optimizer function fails on what one of Pipeline's peers holds \(IndexError",
         ),
         ({"model": nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))}, r"use LayerNorm or Group"),
         ({"model": nn.Sequential(nn.Linear(64, 8), nn.Dropout(0.5), nn.Linear(8, 10))}, r"and Dropout\(0\)"),
@@ -185,6 +204,19 @@ def test_what_parts_cannot_do_as_the_whole_does_is_refused_before_anything_runs(
     } | settings
     with pytest.raises((ModelError, SettingError), match=said):
         lk.train(**given)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("algorithm", [TensorParallel(), Pipeline(4)], ids=repr)
+def test_no_weight_decay_of_vectors_goes_with_parts_that_keep_their_dimensions(algorithm, engine):
+    """The optimiser that language models are trained with; shards are vectors all, so that ZeRO refuses it."""
+    settings = {"rounds": STEPS, "batch_size": 8, "loss": next_token, "optimizer": without_decay_of_vectors}
+    settings["shards"] = Replicated()
+    whole = lk.train(gpt(), characters(), AllReduce(), peers=1, on=lk.Lockstep(), **settings).result()
+    split = lk.train(gpt(), characters(), algorithm, peers=2, on=ENGINES[engine], **settings).result()
+    assert distance(whole, split) < 2e-5
+    with pytest.raises(ModelError, match="groups parameters by their shapes"):
+        lk.train(gpt(), characters(), ZeRO(3), peers=2, **settings)
 
 
 def test_a_model_that_names_no_layers_is_refused_where_layers_are_wanted():
@@ -217,11 +249,60 @@ def test_layers_that_cannot_be_split_so_are_refused(algorithm, said):
 def test_layers_that_make_no_pairs_are_refused():
     with pytest.raises(SettingError, match="make no pairs"):
         TensorParallel(columns=("0", "2"), rows=("4",))
+    with pytest.raises(SettingError, match="Layer '2' is named twice"):
+        TensorParallel(columns=("0", "2"), rows=("2", "4"))
+
+
+@pytest.mark.parametrize(("columns", "rows"), [("0", "2"), (("0",), "2"), ((0,), (2,)), (None, ())])
+def test_names_of_layers_are_a_tuple_of_text(columns, rows):
+    """A string is a tuple of letters to Python: of "12" the layers "1" and "2"."""
+    with pytest.raises(SettingError, match=r"is no tuple of layers' names: give (columns|rows)=\('\w+',\)"):
+        TensorParallel(columns=columns, rows=rows)
+
+
+def test_attention_of_another_kind_is_refused_by_its_parameters():
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.att, self.out = nn.MultiheadAttention(64, 4, batch_first=True), nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.out(self.att(x[:, None], x[:, None], x[:, None])[0][:, 0])
+
+    with pytest.raises(ModelError, match=r"no parameter 'att.q.weight' that could be split"):
+        trained(Attending(), lk.data.load("digits"), TensorParallel(), peers=2)
+
+
+def test_slices_of_what_is_frozen_are_refused():
+    """Each peer would have all of it, and what they sum would be as many times as large."""
+    model = gpt()
+    model.blocks[1].att.requires_grad_(False)
+    for algorithm, peers in ((TensorParallel(), 2), (Mesh(pipeline=2, tensor=2), 4)):
+        with pytest.raises(ModelError, match=r"'blocks.1.att.q.weight' is frozen, .*: train it too, or take ZeRO"):
+            lk.train(model, characters(), algorithm, peers=peers, loss=next_token)
+    model = gpt()
+    model.embed.requires_grad_(False), model.blocks[1].n1.requires_grad_(False)
+    settings = {"loss": next_token, "shards": Replicated(), "on": lk.Lockstep()}
+    whole = trained(model, characters(), AllReduce(), peers=1, **settings)
+    assert distance(whole, trained(model, characters(), TensorParallel(), peers=2, **settings)) < 2e-5
+
+
+def test_blocks_with_other_matrices_than_those_that_are_split_are_refused():
+    model = gpt()
+    model.blocks[1].mlp.up = nn.Sequential(nn.Linear(16, 4), nn.Linear(4, 64))
+    with pytest.raises(ModelError, match=r"'blocks.1.mlp.up.0.weight' stands in attention or an MLP"):
+        lk.train(model, characters(), TensorParallel(), peers=2, loss=next_token)
 
 
 def test_heads_that_peers_do_not_divide_are_refused():
-    with pytest.raises(ModelError, match="is not divided by 3 peers along dimension 0"):
-        trained(gpt(), characters(), TensorParallel(), peers=3, loss=next_token)
+    for peers, layers in ((3, 4), (8, 4), (4, 2)):  # also where they divide the width, and a head would be cut in two
+        with pytest.raises(ModelError, match=rf"att' has {layers} heads, which {peers} peers cannot share out evenly"):
+            trained(GPT(1, 16, layers, 11, 8), characters(), TensorParallel(), peers=peers, loss=next_token)
+
+
+def test_layers_that_peers_do_not_divide_are_refused():
+    with pytest.raises(ModelError, match="is not divided by 4 peers along dimension 0"):
+        trained(mlp(), lk.data.load("digits"), TensorParallel(("0",), ("4",)), peers=4)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +336,13 @@ def test_layers_without_parameters_stay_with_those_before_them():
     assert distance(whole, trained(model, lk.data.load("digits"), Pipeline(2), peers=4, on=lk.Lockstep())) < 1e-5
 
 
+def test_a_layer_that_needs_the_whole_batch_is_refused():
+    """It has no statistics of its own, and those of a microbatch would be others."""
+    model = nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 10))
+    with pytest.raises(ModelError, match=r"other outputs of 4 microbatches than of the batch.*use LayerNorm"):
+        lk.train(model, lk.data.load("digits"), Pipeline(4), peers=2, rounds=1)
+
+
 def test_a_parameter_of_two_stages_is_refused():
     with pytest.raises(ModelError, match=r"'embed.tokens.weight' belongs to layers of two stages: .*tied=False"):
         trained(gpt(tied=True), characters(), Pipeline(4), loss=next_token)
@@ -268,6 +356,14 @@ def test_schedules_that_are_none_are_refused():
     ):
         with pytest.raises(SettingError):
             Pipeline(**wrong)
+
+
+def test_each_stage_of_zero_is_read_in_under_forty_lines():
+    """Of what runs in it, be it two methods or three, without blank lines."""
+    common = [ZeRO.round, ZeRO._gathered]
+    for own in (ZeRO._at_once, ZeRO._by_layer):
+        lines = [line for method in (*common, own) for line in inspect.getsource(method).splitlines() if line.strip()]
+        assert len(lines) < 40
 
 
 def test_peers_hold_their_parts_alone():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from labkit.algorithms import (
 )
 from labkit.data import batches
 from labkit.engines.experiment import _PUBLIC
+from labkit.errors import ModelError
 from tests.engines.experiments import mlp
 
 DIGITS = lk.data.load("digits")
@@ -124,6 +126,34 @@ def test_co_teaching_heeds_the_weights_of_classes_and_what_is_left_out(on, model
         for k, model in enumerate(models):
             step(model, losses[k][chosen[k ^ 1]].mean())
     require_same(history, models)
+
+
+def test_an_example_that_costs_nothing_any_more_is_the_easiest_and_not_left_out(on, models):
+    """A hinge loss is zero from a margin on."""
+    sure = [copy.deepcopy(model) for model in models]
+    with torch.no_grad():
+        for model in sure:
+            model[-1].weight *= 40  # most outputs are far apart: many examples cost nothing
+    settings = {"batch_size": BATCH, "seed": SEED, "optimizer": partial(torch.optim.SGD, lr=LR)}
+    y = SMALL.y.clone()
+    for at in range(0, len(y), 2):
+        y[at] = sure[0](SMALL.x[at : at + 1]).argmax()
+    algorithm = CoTeaching(forget=0.5, ramp=1)
+    history = lk.train(
+        sure, replace(SMALL, y=y), algorithm, rounds=10, on=on, loss=F.multi_margin_loss, **settings
+    ).result(60)
+    stream, free = batches(range(len(SMALL)), BATCH, SEED, 0), 0
+    for t in range(10):
+        at = torch.from_numpy(next(stream))
+        x, labels = SMALL.x[at], y[at]
+        losses = [F.multi_margin_loss(model(x), labels, reduction="none") for model in sure]
+        free += sum(int((it == 0).sum()) for it in losses)
+        keep = int((1 - 0.5 * min(t // 6, 1)) * BATCH)
+        chosen = [it.detach().argsort(stable=True)[:keep] for it in losses]
+        for k, model in enumerate(sure):
+            step(model, losses[k][chosen[k ^ 1]].mean())
+    assert free > 20
+    require_same(history, sure)
 
 
 def test_co_teaching_plus_looks_only_at_what_the_partners_disagree_on(on, models):
@@ -286,6 +316,59 @@ def normalised():
 def test_only_what_a_peer_learns_from_enters_its_running_statistics(on, algorithm, steps):
     history = lk.train(normalised, SMALL, algorithm, peers=2, rounds=3, on=on, batch_size=8, public=PUBLIC).result(60)
     assert [int(model[1].num_batches_tracked) for model in history.models] == [steps] * 2
+
+
+@pytest.mark.parametrize("form", ["dict", "tuple", "object"])
+def test_a_teacher_may_return_its_logits_in_what_it_likes(on, form):
+    class Teacher(nn.Linear):
+        def forward(self, x):
+            logits = super().forward(x)
+            return {"dict": {"logits": logits}, "tuple": (logits, x), "object": SimpleNamespace(logits=logits)}[form]
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        student, teacher = nn.Linear(64, 10), Teacher(64, 10)
+    plain = nn.Linear(64, 10)
+    plain.load_state_dict(teacher.state_dict())
+    one, other = (
+        lk.train(student, SMALL, Distillation(it), peers=2, rounds=3, on=on, batch_size=8).result(60).models
+        for it in (teacher, plain)
+    )
+    assert all(torch.equal(m.weight, n.weight) for m, n in zip(one, other, strict=True))
+
+
+def test_a_teacher_takes_several_inputs_as_the_models_do(on):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, a, b):
+            return self.layer(a + b)
+
+    class Pairs(torch.utils.data.Dataset):
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, k):
+            return {"a": torch.full((4,), float(k % 3)), "b": torch.ones(4), "labels": k % 3}
+
+    data = lk.data.from_torch(Pairs(), Pairs())
+    run = lk.train(Two, data, Distillation(Two()), peers=2, rounds=3, on=on, batch_size=8)
+    assert len(run.result(60).rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("teacher", "says"),
+    [
+        (nn.Linear(64, 7), r"The teacher's outputs are of shape \(8, 7\), and the model's of \(8, 10\)"),
+        (nn.Linear(63, 10), "The teacher, Linear, does not take the data's inputs"),
+    ],
+    ids=["fewer classes", "other inputs"],
+)
+def test_a_teacher_that_does_not_fit_is_refused_before_anything_runs(on, teacher, says):
+    with pytest.raises(ModelError, match=says):
+        lk.train(nn.Linear(64, 10), SMALL, Distillation(teacher), peers=2, rounds=3, on=on, batch_size=8)
 
 
 def test_a_teacher_speaks_without_dropout_and_by_running_statistics(on):

@@ -36,6 +36,7 @@ GIVEN: dict[str, tuple[Any, ...]] = {
     "Byzantine": (AllReduce(),),
     "Compressed": (AllReduce(), TopK(0.1)),
     "Distillation": (torch.nn.Linear(2, 2),),
+    "Measured": (AllReduce(),),
     "Private": (AllReduce(),),
     "Robust": (AllReduce(),),
     "Secure": (AllReduce(),),

@@ -15,7 +15,28 @@ from itertools import cycle, islice
 from statistics import median, quantiles
 from typing import Any
 
-from labkit.widgets import communication, failure, schedule, split, staleness, synchronize
+from labkit.widgets import (
+    all_reduce,
+    communication,
+    compression,
+    drift,
+    failure,
+    label_noise,
+    leakage,
+    model_scale,
+    mutual,
+    pipeline,
+    planner,
+    schedule,
+    skew,
+    speedup,
+    split,
+    staleness,
+    synchronize,
+    tensor,
+    topology,
+    zero,
+)
 from labkit.widgets.view import View
 
 AIM = 60.0  # ms
@@ -48,6 +69,18 @@ def crowd() -> View:
     return view
 
 
+def eight() -> View:
+    """As many ranks as the slider allows, in the form that sends most at once."""
+    return all_reduce("ring", ranks=8)
+
+
+def drawn() -> View:
+    """A table of two stages that somebody draws."""
+    view = pipeline(stages=2, microbatches=6)
+    view.controls["schedule"].value = "draw your own"
+    return view
+
+
 CASES: list[tuple[str, Callable[[], View], str, Iterable[Any]]] = [
     ("split", split, "items", range(8, 60)),
     ("split, broken", broken, "which", range(1, 59)),
@@ -59,6 +92,22 @@ CASES: list[tuple[str, Callable[[], View], str, Iterable[Any]]] = [
     ("staleness, crowd", crowd, "rate", [0.1 + k / 20 for k in range(40)]),
     ("communication", communication, "every", [2**k for k in range(10)]),
     ("failure", failure, "every", [5.0 * k for k in range(1, 41)]),
+    ("speedup", speedup, "p", [k / 50 for k in range(50)]),
+    ("all_reduce", eight, "step", range(2, 15)),
+    ("drift", drift, "second", range(1, 21)),
+    ("skew", skew, "steps", range(1, 60)),
+    ("mutual", mutual, "weight", [k / 4 for k in range(17)]),
+    ("topology", topology, "seed", range(1, 21)),
+    ("leakage", leakage, "seed", range(1, 21)),
+    ("compression", compression, "rounds", range(20, 41)),
+    ("label_noise", label_noise, "epoch", range(24)),
+    ("label_noise, another", label_noise, "forget", [k / 20 for k in range(15)]),
+    ("zero", lambda: zero(stage=3), "message", range(1, 13)),
+    ("pipeline", lambda: pipeline("1f1b", stages=6), "microbatches", range(1, 13)),
+    ("pipeline, drawn", drawn, "table", ["F0 B0\n" + "· " * k + "F0 B0" for k in range(1, 12)]),
+    ("tensor", tensor, "peers", range(1, 9)),
+    ("planner", planner, "memory", [16e9, 24e9, 40e9, 80e9, 141e9]),
+    ("model_scale", model_scale, "batch", [2**k for k in range(8)]),
 ]
 
 

@@ -17,6 +17,8 @@ from tests import jupyter
 from tests.browser.lab_page import LabPage, browser
 from tests.system import needs
 
+pytestmark = pytest.mark.paired
+
 START = Path(__file__).parents[2] / "notebooks" / "00_start_here.ipynb"
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
 
@@ -95,7 +97,7 @@ def test_a_person_runs_a_lesson_moves_a_slider_and_stops_a_run(prepare, tmp_path
         picture = box.locator("img").first
         before = picture.get_attribute("src")
         assert before
-        lab.nudge(box.locator(".widget-slider").first)
+        lab.nudge(box.locator(".widget-slider").first, "ArrowLeft")  # a finished run's stands at its end
         lab.expect_new_picture(picture, before)
 
         view = lab.notebook.locator(".widget-vbox:has(button:text-is('Stop'))").last

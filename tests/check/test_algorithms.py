@@ -139,10 +139,22 @@ def test_what_holds_is_reported(mine, steps, alone):
     assert report._repr_html_().count("<tr") == len(report.findings)
 
 
+class Shaking:
+    """Adds noise from the generator that all share."""
+
+    def round(self, peer, batches):
+        mean = yield Mean(peer.gradients(peer.loss(next(batches))))
+        peer.apply({name: gradient + 0.01 * torch.randn_like(gradient) for name, gradient in mean.items()})
+
+
 @pytest.mark.parametrize(
     ("mine", "says"),
     [
         (Mixing(), r"^Mixing, stacked: differs from lockstep by .*, more than 1e-05: count dimensions from the end"),
+        (
+            Shaking(),
+            r"^Shaking, stacked: .* as it draws random numbers .*: draw random numbers from a generator of your",
+        ),
         (Rolling(), r"^Rolling, same seed: a second run from the same seed differs by .*peer\.seed"),
         (Sends(Cheap), r"^Sends, bytes: .* by its messages' bytes\(\), and their transfers\(\) add up to"),
         (Sends(Wandering), r"^Sends, bytes: .*transfers\(\) add up to 16 B\.$"),
@@ -164,6 +176,7 @@ def test_what_does_not_hold_is_one_sentence_with_the_report_as_a_note(mine, says
 def test_real_workers_are_asked_where_there_is_a_lab(lab):
     said = found(checked(LocalSGD(2), peers=2, lab=lab))["real workers"]
     assert said[0] == "holds" and "counted" in said[1]
+    assert found(checked(LocalSGD(2), peers=3, lab=lab))["real workers"][0] == "holds"  # two of them share a worker
     server = found(checked(ParameterServer(lk.ASP()), peers=2, lab=lab))["real workers"]
     assert server[0] == "note" and server[1].startswith("runs")
     with pytest.raises(CheckFailed, match=r"Sends, real workers: .* were counted on the wire"):

@@ -16,6 +16,25 @@ from labkit.errors import CheckFailed
 from labkit.history.history import History, Row
 from labkit.tasks.schedule import Schedule, schedule
 from labkit.tasks.sync import SSP, synchronize
+from tests.check import (
+    answers_on_choices,
+    answers_on_clients,
+    answers_on_clusters,
+    answers_on_large_models,
+    answers_on_many_models,
+    answers_on_networks,
+    answers_on_scaling,
+)
+
+ANSWERS = (
+    answers_on_choices,
+    answers_on_clients,
+    answers_on_clusters,
+    answers_on_large_models,
+    answers_on_many_models,
+    answers_on_networks,
+    answers_on_scaling,
+)
 
 # -- right answers
 
@@ -86,11 +105,14 @@ def ranges(n: int, parts: int) -> list[tuple[int, int]]:
     return [(part[0], part[-1] + 1) for part in block(n, parts)]
 
 
+RIGHT |= {name: [fn] for answers in ANSWERS for name, fn in answers.RIGHT.items()}
+
+
 @pytest.mark.parametrize(("exercise", "fn"), [(name, fn) for name, fns in RIGHT.items() for fn in fns])
 def test_a_right_answer_passes(exercise: str, fn: Callable[..., Any]) -> None:
     passed = getattr(check, exercise)(fn)
     assert isinstance(passed, check.Passed)
-    assert re.fullmatch(rf"✓ {exercise}: \d+ cases right", repr(passed))
+    assert re.fullmatch(rf"✓ {exercise}: \d+ cases right(, (\d) of \2 points)?", repr(passed))
 
 
 # -- wrong answers, and what is said of them
@@ -133,7 +155,7 @@ def without_own_step(times: list[list[float]], s: float) -> list[list[float]]:
 
 
 WRONG: list[tuple[str, Callable[..., Any], str]] = [
-    ("staleness", lambda order: [0] * len(order), "others pushed 1 times"),
+    ("staleness", lambda order: [0] * len(order), "others pushed 1 time"),
     ("staleness", lambda o: [v + (o[i] in o[:i]) for i, v in enumerate(missed(o))], "has seen its own push"),
     ("staleness", lambda order: 3, "numbers, one for each push"),
     ("local_bytes", lambda p, n, h: 2 * (n - 1) / n * p / h, "takes 4 bytes"),
@@ -174,20 +196,36 @@ WRONG: list[tuple[str, Callable[..., Any], str]] = [
     ("frontier", lambda finish, t: sum(end <= t for row in finish for end in row), "which of these do all share"),
     ("frontier", lambda finish, t: [sum(end <= t for end in row) for row in finish], "one number"),
     ("mean_gradient", lambda g, n: np.mean(g, axis=0), r"\[8, 2\].*as it has examples, not once"),
-    ("mean_gradient", lambda g, n: np.sum(g, axis=0), "as many times as it has examples"),
+    ("mean_gradient", lambda g, n: np.sum(g, axis=0), "the sum of all, which no longer is a mean"),
     ("mean_gradient", lambda g, n: weighted(g, n) * sum(n) / len(n), "as many times as it has examples"),
     ("mean_gradient", in_place, "not from a worker's own array"),
     ("mean_gradient", lambda g, n: weighted(g, n).sum(), "one gradient of 3 numbers"),
+    *(wrong for answers in ANSWERS for wrong in answers.WRONG),
 ]
 
 
 @pytest.mark.parametrize(("exercise", "fn", "said"), WRONG, ids=[f"{name}: {said}" for name, _, said in WRONG])
 def test_a_wrong_answer_is_told_what_is_wrong(exercise: str, fn: Callable[..., Any], said: str) -> None:
-    with pytest.raises(CheckFailed, match=said) as caught:
+    with pytest.raises(CheckFailed) as caught:
         getattr(check, exercise)(fn)
-    sentence = str(caught.value)
+    sentence, card = str(caught.value), caught.value.card
+    assert re.search(said, sentence) or re.search(said, re.sub(r"\n +(gave|expected|hint) +", r" \1 ", card))
     assert sentence.startswith(exercise) and sentence.endswith(".") and "\n" not in sentence
     assert " gave " in sentence and " expected " in sentence
+
+
+# What misses by more than rounding, and by less than numpy's own bound.
+HARDLY_WRONG = {
+    "metropolis": lambda edges, n: answers_on_networks.metropolis(edges, n) * (1 + 5e-6),
+    "staleness": lambda order: np.multiply(missed(order), 1 + 5e-6),
+    "ssp": lambda times, s: np.multiply(bounded(times, s), 1 + 5e-6),
+}
+
+
+@pytest.mark.parametrize("exercise", HARDLY_WRONG)
+def test_a_number_that_is_hardly_wrong_is_pointed_at(exercise: str) -> None:
+    with pytest.raises(CheckFailed, match=r"gave .* expected"):
+        getattr(check, exercise)(HARDLY_WRONG[exercise])
 
 
 def test_an_answer_that_changes_what_it_is_given_is_judged_by_what_it_was_given() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -113,19 +114,49 @@ def test_a_scheduler_that_stumbles_over_a_connection_it_has_just_given_up_is_clo
     assert ended.stdout.splitlines() == ["asked 2 closed", "listening []", "again 1"]
 
 
-def test_limits_of_the_environment_set_the_size() -> None:
-    limits = os.environ | {"CPU_LIMIT": "1.5", "MEM_LIMIT": str(3 << 30)}
+def test_limits_of_the_environment_set_the_size_and_all_share_anew_on_scaling() -> None:
+    limits = {**os.environ, "CPU_LIMIT": "1.5", "MEM_LIMIT": "3G"}
+    limits.pop("JPY_PARENT_PID", None)
     ended = run(
         """
+        import json
         import labkit as lk
-        print([(worker.threads, worker.memory) for worker in lk.connect().workers])
-        print([worker.memory for worker in lk.connect(workers=2).workers])
+        from labkit.cluster.memory import KERNEL, LEAST, TEMPLATE
+
+        def limits(dask_worker):
+            manager = dask_worker.memory_manager
+            return manager.memory_limit, round(manager.data.fast.n)
+
+        def told(lab):
+            nannies = [nanny.memory_manager.memory_limit for nanny in lab.cluster.workers.values()]
+            return [it.memory for it in lab.workers], nannies, list(lab.client.run(limits).values())
+
+        rest = (3 << 30) - KERNEL - TEMPLATE
+        lab = lk.connect()
+        print([it.threads for it in lab.workers], lab.workers[0].memory == rest)
+        for workers in (2, 1):
+            seen, nannies, own = told(lk.connect(workers=workers))
+            print(set(seen) == set(nannies) == {it[0] for it in own} == {rest // workers}, len(seen))
+            print([abs(spill - 0.6 * limit) < 9 for limit, spill in own])
+        kept = b"x" * (1 << 30)                 # a large data set in the notebook is not the workers' any more
+        lab.scale(2)
+        print(lab.workers[0].memory < rest // 2 - (300 << 20))
+        try:
+            lab.scale(5)
+        except lk.errors.SettingError as error:
+            print(error)
         """,
         env=limits,
     )
     assert ended.stderr == ""
-    # the second worker joined a lab of one: it may use half of the limit, the first keeps what it was given
-    assert ended.stdout.splitlines() == [str([(1, 3 << 30)]), str([3 << 30, 3 << 29])]
+    said = ended.stdout.splitlines()
+    assert said[:6] == ["[1] True", "True 2", "[True, True]", "True 1", "[True]", "True"]
+    assert re.fullmatch(
+        r"5 workers would have [\d.]+ MiB each, and one needs 400 MiB: of the 3 GiB that may be used here notebook, "
+        r"kernel and the template of workers take 1\.\d+ GiB; ask for workers=[34], or for a memory limit "
+        r"of [\d.]+ GiB\.",
+        said[6],
+    )
 
 
 KERNEL = """
@@ -251,6 +282,7 @@ def test_targets_that_mean_nothing(target: object, sentence: str) -> None:
         {"timeout": 0},
         {"timeout": float("nan")},
         {"security": "yes"},
+        {"security": 7},
     ],
 )
 def test_arguments_out_of_range(wrong: dict[str, object]) -> None:

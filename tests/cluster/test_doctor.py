@@ -13,20 +13,25 @@ import psutil
 import pytest
 
 import labkit as lk
-from labkit.cluster.doctor import Check, Report
+from labkit.cluster.findings import Check, Report
 from labkit.cluster.machine import usable_cores, usable_memory, visible_gpus
+from labkit.cluster.machine_checks import EXAMINATIONS
 from labkit.cluster.workers import memory_limit
+
+NUMBER = 23
 
 
 def found(name: str) -> Check:
-    (check,) = [check for check in lk.doctor().checks if check.name == name]
+    check = EXAMINATIONS[name]()
+    assert check.name == name
     return check
 
 
 def test_this_machine_is_well_and_described_truly() -> None:
     report = lk.doctor()
-    assert report.ok
-    assert repr(report).startswith(f"labkit doctor: {len(report.checks)} checks, all well\n")
+    assert report.ok and len(report.checks) == NUMBER
+    assert [check.status for check in report.checks[-2:]] == ["ok", "ok"], "torch and a worker, really"
+    assert repr(report).startswith(f"labkit doctor: {len(report.checks)} checks, labkit works here")
     facts = {check.name: check.found for check in report.checks}
     assert facts["torch"] == importlib.metadata.version("torch")
     assert facts["CPU cores"].startswith(f"{usable_cores()} of {psutil.cpu_count()}")
@@ -35,20 +40,34 @@ def test_this_machine_is_well_and_described_truly() -> None:
 
 
 def test_saved_outputs_do_not_tell_the_machine() -> None:
-    bundle = lk.doctor()._repr_mimebundle_()
+    bundle = Report((found("Python"),))._repr_mimebundle_()
     assert set(bundle) == {"text/plain", "application/vnd.jupyter.widget-view+json"}
-    assert bundle["text/plain"] == f"labkit doctor: {len(lk.doctor().checks)} checks, all well"
+    assert bundle["text/plain"] == "labkit doctor: 1 checks, labkit works here"
+
+
+def test_the_headline_names_what_to_look_at_and_the_saved_text_is_the_same_everywhere() -> None:
+    fine, less, broken = Check("disk", "ok", "10 GiB"), Check("memory", "warn", "1 GiB", "ask"), Check("x", "fail", "-")
+    assert repr(Report((fine,))).splitlines()[0] == "labkit doctor: 1 checks, labkit works here"
+    warned = Report((fine, less))
+    assert repr(warned).splitlines()[0] == "labkit doctor: 2 checks, labkit works here; look at memory"
+    assert warned._repr_mimebundle_()["text/plain"] == "labkit doctor: 2 checks, labkit works here"
+    assert repr(Report((less, broken))).splitlines()[0] == "labkit doctor: 2 checks, not well: x; look at memory"
 
 
 def test_limits_of_a_hub_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CPU_LIMIT", "1")
-    monkeypatch.setenv("MEM_LIMIT", str(1 << 30))
-    cores, memory = found("CPU cores"), found("memory")
-    assert (cores.status, memory.status) == ("warn", "warn")
-    assert cores.found.startswith("1 of")
-    assert "CPU_LIMIT=1" in cores.found
-    assert memory.found.startswith("1 GiB usable")
-    assert lk.doctor().ok  # a warning is no failure
+    cores = found("CPU cores")
+    assert cores.status == "warn" and cores.remedy.endswith("ask for a second core.")
+    assert cores.found.startswith("1 of") and "CPU_LIMIT=1" in cores.found
+    for limit in (str(7 << 28), "1792M", "1.75G", "1.75 GiB"):
+        monkeypatch.setenv("MEM_LIMIT", limit)
+        memory = found("memory")
+        assert memory.status == "warn" and memory.found.startswith("1.75 GiB usable"), memory
+    assert Report((cores, memory)).ok  # a warning is no failure
+    monkeypatch.setenv("MEM_LIMIT", "512M")
+    memory = found("memory")
+    assert memory.status == "fail"
+    assert memory.remedy.startswith("1 worker would have") and "it needs a memory limit of" in memory.remedy
 
 
 @pytest.mark.parametrize(("name", "check"), [("CPU_LIMIT", "CPU cores"), ("MEM_LIMIT", "memory")])
@@ -76,11 +95,12 @@ def test_what_is_missing_fails_with_its_remedy(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(socket, "create_server", refused)
     monkeypatch.setattr(subprocess, "run", refused)
     report = lk.doctor()
+    assert len(report.checks) == NUMBER, "a saved report says how many there are"
     failed = {check.name: check.remedy for check in report.checks if check.status == "fail"}
     assert not report.ok
-    assert set(failed) == {"ipywidgets", "loopback", "processes"}
+    assert set(failed) == {"ipywidgets", "loopback", "processes", "import torch", "a worker"}
     assert failed["ipywidgets"].startswith("pip install ipywidgets")
-    assert report.summary.endswith("not well: ipywidgets, loopback, processes")
+    assert report.summary.endswith("not well: ipywidgets, loopback, processes, import torch, a worker")
 
 
 def test_a_hub_without_proxy_is_told_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,9 +145,9 @@ def test_sizes_read_well(number: int, text: str) -> None:
 
 
 def test_other_people_on_the_machine_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labkit.cluster.doctor.other_people", lambda: ("ada", "ben", "<b>", "dan"))
-    (loopback,) = (check for check in lk.doctor().checks if check.name == "loopback")
+    monkeypatch.setattr("labkit.cluster.machine_checks.other_people", lambda: ("ada", "ben", "<b>", "dan"))
+    loopback = found("loopback")
     assert loopback.status == "warn" and "4 other users too: ada, ben, <b>, …" in loopback.found
     assert "lets none of them in" in loopback.remedy and "README" in loopback.remedy
-    monkeypatch.setattr("labkit.cluster.doctor.other_people", tuple)
-    assert next(check for check in lk.doctor().checks if check.name == "loopback").status == "ok"
+    monkeypatch.setattr("labkit.cluster.machine_checks.other_people", tuple)
+    assert found("loopback").status == "ok"

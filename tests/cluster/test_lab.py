@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 import time
 
 import nbformat
 import pytest
+from ipywidgets import HTML
 from nbclient import NotebookClient
 
 import labkit as lk
-from labkit.cluster.display import lab_page
+from labkit.cluster import display
+from labkit.cluster.display import keep_showing, lab_page
 from labkit.cluster.lab import Lab
 from labkit.cluster.workers import WorkerInfo, Workers
 
@@ -56,6 +59,52 @@ def test_what_varies_from_run_to_run_stands_in_the_widget_alone(lab: Lab) -> Non
     bundle = lab._repr_mimebundle_()
     assert set(bundle) == {"text/plain", VIEW}
     assert bundle["text/plain"] == "Lab: 2 workers × 1 thread, local"
+
+
+def test_a_page_is_one_question_and_a_lab_has_one_widget_however_often_it_is_shown(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    usual = lab._asked
+    monkeypatch.setattr(lab, "_asked", lambda: asked.append(1) or usual())
+    assert "2 workers" in lab._page() and len(asked) == 1
+
+    async def shown() -> set[str]:
+        before = set(display._tasks)
+        bundles = [lab._repr_mimebundle_()[VIEW]["model_id"] for _ in range(3)]
+        mine = display._tasks - before
+        assert len(mine) == 1
+        for task in mine:
+            task.cancel()
+        await asyncio.wait(mine)
+        assert display._tasks == before
+        return set(bundles)
+
+    assert len(asyncio.run(shown())) == 1
+
+
+def test_a_page_that_waits_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's loop has interrupts, widgets and the next cell to see to while a scheduler is slow to answer."""
+    monkeypatch.setattr(display.deadlines, "SHOWN_AGAIN", 0.01)
+    pages: list[str] = []
+
+    def page() -> str:
+        time.sleep(0.5)
+        pages.append("done")
+        return "<b>now</b>"
+
+    async def gap() -> float:
+        widget = HTML("before")
+        keep_showing(widget, page, lambda: True, lambda: bool(pages))
+        longest, last = 0.0, time.monotonic()
+        deadline = last + 10
+        while display._tasks and last < deadline:
+            await asyncio.sleep(0.01)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        assert widget.value == "<b>now</b>" and not display._tasks
+        return longest
+
+    assert asyncio.run(gap()) < 0.4
 
 
 def test_the_page_shows_workers_memory_devices_and_a_safe_link() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import getpass
 import os
+import pwd
+import re
 import shutil
 import socket
 import subprocess
@@ -17,9 +19,11 @@ import pytest
 import labkit as lk
 from labkit.errors import ConnectError, SettingError
 from tests.cluster.kernels import gone
-from tests.system import needs
+from tests.system import for_everybody, needs, temporary_user
 
 pytest.importorskip("asyncssh", reason='asyncssh is not installed: pip install "labkit[ssh]"')
+
+LESSON = Path(__file__).parents[2] / "notebooks" / "19_your_own_cluster.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
     (settings / "sshd").write_text(
-        f"ListenAddress 127.0.0.1:{port}\nHostKey {settings}/host\nAuthorizedKeysFile {settings}/authorized\n"
+        f"ListenAddress 127.0.0.1:{port}\nHostKey {settings}/host\n"
+        f"AuthorizedKeysFile {settings}/authorized .ssh/authorized_keys\n"
         f"PidFile {settings}/pid\nUsePAM no\nStrictModes no\nPasswordAuthentication no\n"
     )
     (settings / "known").write_text(f"[127.0.0.1]:{port} {(settings / 'host.pub').read_text()}")
@@ -45,7 +50,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     )
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # where a service manager would make it
-    daemon = subprocess.Popen([sshd, "-D", "-f", str(settings / "sshd")], stderr=subprocess.DEVNULL)
+    command = [sshd, "-D", "-f", str(settings / "sshd")]
+    command = for_everybody(command) if os.geteuid() == 0 else command
+    daemon = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         wait_for(port)
         with pytest.MonkeyPatch.context() as patch:
@@ -72,7 +79,9 @@ def wait_for(port: int) -> None:
 
 
 def test_workers_on_a_host_reached_by_ssh_compute_and_end(server: int) -> None:
-    with lk.connect(f"ssh://{getpass.getuser()}@127.0.0.1", workers=2) as lab:
+    (line,) = set(re.findall(r'lk\.connect\("(ssh://.*?)"\)', LESSON.read_text().replace("\\", "")))
+    address = line.replace("you@host1,host2", f"{getpass.getuser()}@127.0.0.1")
+    with lk.connect(address, workers=2) as lab:
         assert repr(lab) == "Lab: 2 workers × 1 thread, ssh"
         assert lab.map(abs, [-1, -2, -3]).result(timeout=60) == [1, 2, 3]
         pids = [worker.pid for worker in lab.workers]
@@ -85,6 +94,21 @@ def test_workers_on_a_host_reached_by_ssh_compute_and_end(server: int) -> None:
         }
         assert listening == {"127.0.0.1"}
     assert gone(pids, timeout=10)
+
+
+def test_workers_run_as_the_other_user_whose_name_stands_in_the_address(server: int) -> None:
+    """One who has let this user's key in."""
+    with temporary_user() as name:
+        account = pwd.getpwnam(name)
+        known = Path(account.pw_dir) / ".ssh" / "authorized_keys"
+        known.parent.mkdir()
+        known.write_text((Path.home() / ".ssh" / "user.pub").read_text())
+        with lk.connect(f"ssh://{name}@127.0.0.1", workers=2) as lab:
+            lab.client.wait_for_workers(2, timeout=60)
+            assert lab.launch(os.getuid, ranks=2).result() == [account.pw_uid] * 2
+            pids = [worker.pid for worker in lab.workers]
+            assert {psutil.Process(pid).uids().real for pid in pids} == {account.pw_uid}
+        assert gone(pids, timeout=10)
 
 
 def test_a_stranger_is_not_let_in(server: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -129,3 +130,38 @@ def test_dask_seldom_looks_at_itself_on_local_workers_and_the_kernels_configurat
     assert set(lab.client.run(looks).values()) == {(0.5, False)}
     assert lab.cluster.scheduler._tick_interval == 0.5
     assert dask.config.get("distributed.worker.profile.enabled")
+
+
+@pytest.mark.parametrize("library", ["torch", "numpy", "random"])
+def test_no_two_workers_ever_draw_the_same_numbers(labs_and_restarts: list[dict[str, float]], library: str) -> None:
+    drawn = [numbers[library] for numbers in labs_and_restarts]
+    assert len(drawn) == 2 * 3 and len(set(drawn)) == len(drawn)
+
+
+@pytest.fixture(scope="module")
+def labs_and_restarts() -> list[dict[str, float]]:
+    """The first numbers of the two workers of a lab, of the same after a restart, and of those of a second lab."""
+    ended = run(
+        """
+        import json
+        import labkit as lk
+
+        def drawn():
+            import random
+            import numpy as np
+            import torch
+            return {"torch": torch.rand(1).item(), "numpy": np.random.rand(), "random": random.random()}
+
+        found = []
+        with lk.connect(workers=2) as lab:
+            found += lab.client.run(drawn).values()
+            lab.restart_workers()
+            found += lab.client.run(drawn).values()
+        with lk.connect(workers=2) as lab:
+            found += lab.client.run(drawn).values()
+        print(json.dumps(found))
+        """
+    )
+    assert ended.stderr == ""
+    found: list[dict[str, float]] = json.loads(ended.stdout)
+    return found

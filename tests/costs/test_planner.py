@@ -64,6 +64,11 @@ def test_what_cannot_be_split_so_is_refused(settings: dict[str, int]) -> None:
         layout(PRESETS["GPT-2"], Machines(4), batch=8, **settings)  # type: ignore[arg-type]
 
 
+def test_a_number_of_machines_does_not_say_what_they_are() -> None:
+    with pytest.raises(SettingError, match=r"give lk.costs.Machines\(8\)"):
+        plan(Transformer(12, 768, 12, 1000, 128), 8, batch=3)  # type: ignore[arg-type]
+
+
 def test_a_models_own_shape_will_do_and_other_models_are_refused() -> None:
     from labkit.models import GPT
 

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
 import labkit as lk
@@ -115,7 +116,7 @@ WITH_NAN[3, 1] = float("nan")
         (X, None, r"y is None: give inputs and targets"),
         (WITH_NAN, CLASSES, r"x holds NaN, first in row 3"),
         (X, WITH_NAN[:, 1], r"y holds NaN, first in row 3"),
-        (X, [*REALS.tolist()[1:], None], r"y holds NaN, first in row 9"),
+        (X, [*REALS.tolist()[1:], None], r"y holds None, first in row 9"),
         (Frame(np.array([["red", 1.0]] * 10, dtype=object)), CLASSES, r"x holds 'red' among numbers: encode"),
         (X, Frame(np.array([["red", "big"]] * 10)), r"y holds words such as 'red'"),
         (WORDS, CLASSES, r"x holds words such as 'cat': encode"),
@@ -124,6 +125,12 @@ WITH_NAN[3, 1] = float("nan")
         (X.to_sparse(), CLASSES, r"sparse"),
         (torch.tensor(1.0), CLASSES, r"x is one number"),
         ({"a": X}, CLASSES, r"x is a dict"),
+        (X, ["a", None] * 5, r"y holds None, first in row 1: fill in what is missing"),
+        (np.array([["red", 1.0], ["blue", None]] * 5, dtype=object), CLASSES, r"x holds None, first in row 1: fill in"),
+        (scipy.sparse.csr_matrix(X.numpy()), CLASSES, r"x is a sparse matrix: give x\.toarray\(\)"),
+        (X, scipy.sparse.coo_array(X.numpy()), r"y is a sparse matrix"),
+        ([[10**30]] * 10, CLASSES, r"x holds whole numbers beyond 64 bits"),
+        ([{1, 2}] * 10, CLASSES, r"x holds a set: turn each into a row of numbers"),
         (X, [object()] * 10, r"y holds what is no number"),
         (X, CLASSES[:9], r"10 inputs but 9 targets"),
     ],
@@ -142,6 +149,7 @@ def test_what_cannot_be_read_says_what_to_do(x, y, said):
         {"test_share": float("nan")},
         {"seed": -1},
         {"seed": 0.5},
+        {"seed": 2**70},
     ],
 )
 def test_a_share_or_a_seed_that_is_none_is_refused(settings):
@@ -157,3 +165,18 @@ def test_files_keep_real_targets_and_names(tmp_path, apart):
         data = lk.data.from_file(tmp_path / f"{kind}.npz")
         assert (data.y.dtype, data.test_y.dtype, data.names) == (kind, kind, names)
         assert data.classes == len(names)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (np.array([[1.0], [np.inf], [2.0]]), r"holds numbers that are infinite as float32, first in row 1: scale"),
+        (np.array([[1.0], [2.0], [1e300]]), r"infinite as float32, first in row 2"),
+        (np.ma.masked_array([[1.0], [2.0], [3.0]], mask=[[0], [1], [0]]), r"masked values: fill them, as [xy].filled"),
+    ],
+)
+def test_what_is_infinite_or_masked_is_told(values, says):
+    with pytest.raises(DataError, match=says):
+        lk.data.from_tensors(values, [0, 1, 0])
+    with pytest.raises(DataError, match=says):
+        lk.data.from_tensors(np.zeros((3, 1)), values)

@@ -17,7 +17,7 @@ from labkit.errors import DataError
 from tests.data.items import Counter, Traced
 from tests.data.test_torch_datasets import linear, trained
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.paired
 
 
 def gone(pids, seconds=10.0):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+import labkit as lk
 from labkit.data.thread_generator import ThreadGenerator, settle, unwatched
 
 x = torch.ones(50)
@@ -82,6 +86,69 @@ def test_other_threads_do_not_notice() -> None:
     assert torch.equal(torch.rand(4), expected)
     go_on.set()
     thread.join()
+
+
+def states() -> list[Any]:
+    """How the generators stand that all threads share."""
+    numpys: Any = np.random.get_state()
+    return [random.getstate(), numpys[1].tolist(), numpys[2], torch.get_rng_state().tolist()]
+
+
+OTHERS: dict[str, Callable[[], object]] = {
+    "random": lambda: [random.random(), random.gauss(0, 1), random.choice("abc"), random.sample(range(9), 3)],
+    "seeded": lambda: [random.seed(4), random.randrange(99), random.getstate()[1][:2]],
+    "numpy": lambda: [np.random.rand(), np.random.randn(), *np.random.permutation(4), np.random.sample()],
+    "numpy seeded": lambda: [np.random.seed(4), np.random.randint(99), states()[2]],
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_pythons_and_numpys_numbers_follow_from_the_seed_and_the_kernels_stand_still(name: str) -> None:
+    draw = OTHERS[name]
+    with ThreadGenerator(3):
+        first = draw()
+    before = states()
+    with ThreadGenerator(3):
+        again, more = draw(), draw()
+    with ThreadGenerator(4):
+        other = draw()
+    assert again == first and (more != first or "seeded" in name) and (other != first or "seeded" in name)
+    assert states() == before
+
+
+def test_a_run_whose_model_loss_and_data_draw_leaves_all_generators_alone() -> None:
+    class Draws(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.layer(x + random.random() + float(np.random.rand()) + torch.rand(1))
+            return out
+
+    class Items(torch.utils.data.Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, k: int) -> tuple[Tensor, int]:
+            return torch.full((4,), random.random() + float(np.random.rand())), k % 2
+
+    data = lk.data.from_torch(Items(), Items())
+    for on in (lk.Lockstep(), lk.Simulator()):
+        losses = []
+        for _ in range(2):
+            before = states()
+            run = lk.train(Draws, data, peers=2, rounds=6, batch_size=4, on=on, seed=5)
+            seen = []
+            while not run.done:
+                seen.append(states())
+            losses.append([row.losses for row in run.result(60).rows])
+            assert states() == before and all(it == before for it in seen)
+        assert losses[0] == losses[1]
+    walk = lk.step_through(Draws, data, peers=2, rounds=3, batch_size=4, seed=5)
+    before = states()
+    list(walk)
+    assert states() == before
 
 
 def test_whoever_draws_nothing_is_looked_at_no_longer() -> None:

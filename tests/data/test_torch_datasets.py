@@ -179,7 +179,7 @@ def test_a_wrong_item_ends_the_run_in_one_sentence_with_its_own_traceback(lab, i
     ("make", "error", "says"),
     [
         (lambda: from_torch([]), DataError, "list has no items: give a dataset with at least one"),
-        (lambda: from_torch(3), DataError, "train is a int, and no torch dataset: give an object with __getitem__"),
+        (lambda: from_torch(3), DataError, "train is an int, and no torch dataset: give an object with __getitem__"),
         (lambda: from_torch(Pictures), DataError, "train is the class Pictures, and no torch dataset"),
         (lambda: from_torch(Pictures(), workers=-1), SettingError, "workers is -1"),
         (lambda: from_torch(Broken(0, "single"), name="mine"), DataError, r"mine gives items of type Tensor: let each"),

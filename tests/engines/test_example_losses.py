@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from labkit.engines.example_losses import example_losses, one_after_the_other, together
-from labkit.engines.stacked.losses import stacked_losses
+from labkit.engines.example_losses import counted, example_losses, one_after_the_other, together
+from labkit.engines.stacked.losses import stacked_counts, stacked_losses
 
 WEIGHTS = torch.tensor([0.2, 3.0, 1.0, 0.5])
 CLASSES = torch.tensor([0, 1, 3, 2, 1, 0])
@@ -51,6 +51,19 @@ def test_stacked_peers_have_those_of_separate_ones(criterion, shape, targets):
     outputs = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
     stacked = stacked_losses(criterion)(outputs, targets.expand(3, *targets.shape))
     torch.testing.assert_close(stacked, torch.stack([example_losses(criterion, together)(o, targets) for o in outputs]))
+
+
+@each
+def test_what_has_a_part_in_the_loss_is_found_alike_for_stacked_peers(criterion, shape, targets):
+    outputs = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
+    found = stacked_counts(criterion)(outputs, targets.expand(3, *targets.shape))
+    torch.testing.assert_close(found, torch.stack([counted(criterion)(o, targets) for o in outputs]))
+
+
+def test_what_has_a_part_is_asked_with_outputs_that_the_criterion_takes():
+    """Probabilities stay below one."""
+    outputs = torch.tensor([[0.1], [0.9], [0.999]])
+    assert counted(F.binary_cross_entropy)(outputs, torch.tensor([[0.0], [1.0], [1.0]])).all()
 
 
 def test_by_hand():

@@ -6,13 +6,16 @@ import dataclasses
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import labkit as lk
 from labkit.algorithms import AllReduce, DiLoCo, LocalSGD
+from labkit.engines.digest import digest
 from labkit.engines.fingerprint import difference, fingerprint
 from labkit.training.plan import plan
 from labkit.training.settings import Settings
@@ -114,6 +117,15 @@ def test_a_number_that_the_loss_takes_from_its_module_decides_too(monkeypatch):
     assert difference(before, of()) == ["the loss"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_arrays_that_nobody_may_write_to_count_by_their_numbers():
+    """As those that come from a file, of which torch would warn."""
+    one, same, other = np.arange(6.0), np.arange(6.0), np.arange(1.0, 7.0)
+    one.flags.writeable = False
+    assert digest(one) == digest(same) != digest(other)
+    assert digest(np.array(["a"])) != digest(np.array(["b"])) and digest(np.zeros((0, 2))) != digest(np.zeros(0))
+
+
 def test_code_of_ones_own_counts_and_where_it_lies_in_memory_does_not():
     assert difference(of(algorithm=Mine()), of(algorithm=Mine())) == []
     assert difference(of(algorithm=Mine()), of(algorithm=Changed())) == ["the algorithm"]
@@ -146,6 +158,7 @@ class Config:
 
 SETTINGS = {"scale": 2.0}
 CONFIG = Config(2.0)
+SPACE = SimpleNamespace(scale=2.0)
 WEIGHT = torch.ones(10)
 
 
@@ -157,6 +170,10 @@ def by_an_object(outputs, targets):
     return CONFIG.scale * nn.functional.cross_entropy(outputs, targets)
 
 
+def by_a_namespace(outputs, targets):
+    return SPACE.scale * nn.functional.cross_entropy(outputs, targets)
+
+
 def by_a_tensor(outputs, targets):
     return nn.functional.cross_entropy(outputs, targets, weight=WEIGHT)
 
@@ -166,6 +183,7 @@ def by_a_tensor(outputs, targets):
     [
         (by_a_dict, "SETTINGS", {"scale": 3.0}),
         (by_an_object, "CONFIG", Config(3.0)),
+        (by_a_namespace, "SPACE", SimpleNamespace(scale=3.0)),
         (by_a_tensor, "WEIGHT", 2 * torch.ones(10)),
     ],
 )

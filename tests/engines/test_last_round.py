@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 import labkit as lk
 from labkit.engines.last_round import LastRound
-from labkit.errors import DivergenceError
+from labkit.errors import DivergenceError, WorkerLost
+from tests.engines.mortals import mortal
 
 ON: dict[str, Any] = {"simulator": lk.Simulator(), "lockstep": lk.Lockstep()}
 WHOLE = 6  # rounds before the one that fails
@@ -23,14 +25,16 @@ ALGORITHMS = [
 ]
 
 
-def failing(algorithm: Any, how: str) -> Any:
-    """The same algorithm, whose round after WHOLE whole ones fails when all its work is done."""
+def failing(algorithm: Any, how: str, who: tuple[int, ...] = (0, 1, 2, 3)) -> Any:
+    """The same algorithm; the round after WHOLE whole ones fails, for `who` holds one of these, with its work done."""
 
     def round(self: Any, peer: Any, batches: Any) -> Iterator[Any]:
-        fails = peer.number == WHOLE + 1
+        fails = peer.number == WHOLE + 1 and bool({*peer.members} & {*who})
         if fails and how == "diverges":
             peer.params = {name: p * float("nan") for name, p in peer.params.items()}
         yield from type(algorithm).round(self, peer, batches)
+        if fails and how == "dies":
+            os._exit(1)
         if fails:
             raise ZeroDivisionError("my own mistake")
 
@@ -53,14 +57,76 @@ def weights(history: Any) -> list[Tensor]:
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda it: type(it).__name__)
 @pytest.mark.parametrize("on", ON)
 def test_the_rows_and_models_before_a_failure_are_there(on: str, algorithm: Any, how: str) -> None:
-    whole = train(ON[on], algorithm, WHOLE).result(timeout=60)
+    whole = train(ON[on], algorithm, WHOLE).result(timeout=120)
     run = train(ON[on], failing(algorithm, how))
     with pytest.raises(ZeroDivisionError if how == "raises" else (DivergenceError, ZeroDivisionError)):
-        run.result(timeout=60)
+        run.result(timeout=120)
     assert run.state == "failed"
     assert [row.losses for row in run.history.rows] == [row.losses for row in whole.rows]
     assert len(run.history.models) == len(whole.models)
     assert all(map(torch.equal, weights(run.history), weights(whole)))
+
+
+def near(history: Any, other: Any, peers: Any = slice(None)) -> bool:
+    """Whether these peers' models are the same up to rounding."""
+    pairs = zip(history.models, other.models[peers], strict=True)
+    return all(
+        torch.allclose(p, q, atol=1e-5) for m, n in pairs for p, q in zip(m.parameters(), n.parameters(), strict=True)
+    )
+
+
+@pytest.mark.paired
+@pytest.mark.parametrize("how", ["raises", "diverges"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda it: type(it).__name__)
+def test_workers_too_leave_their_rows_and_models(lab: Any, algorithm: Any, how: str) -> None:
+    """Of two ranks one fails, and the other has finished the round, or waits in it."""
+    whole = train(lk.Lockstep(), algorithm, WHOLE).result(timeout=120)
+    run = train(lab, failing(algorithm, how, who=(2, 3)))
+    with pytest.raises(Exception, match=r"my own mistake|became nan"):
+        run.result(timeout=120)
+    assert run.state == "failed" and [row.round for row in run.history.rows] == list(range(1, WHOLE + 1))
+    assert len(run.history.models) == len(whole.models) and near(run.history, whole)
+
+
+@pytest.mark.paired
+def test_large_models_of_workers_are_of_one_round(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks agree on which rounds they copy."""
+
+    class Counts(lk.algorithms.Independent):
+        def round(self, peer: Any, batches: Any) -> Iterator[Any]:
+            import labkit.engines.last_round as module
+
+            module._SMALL = 8
+            peer.params = {name: torch.full_like(p, float(peer.number)) for name, p in peer.params.items()}
+            if peer.number == 60 and 3 in peer.members:
+                raise ZeroDivisionError("my own mistake")
+            yield lk.exchange.Mean(torch.zeros(1))
+
+    run = train(lab, Counts(), rounds=80)
+    with pytest.raises(Exception, match="my own mistake"):
+        run.result(timeout=120)
+    (value,) = {float(p) for tensor in weights(run.history) for p in tensor.flatten()}
+    assert 1 <= value <= 59
+
+
+@pytest.mark.paired
+def test_those_that_live_leave_their_models_where_a_worker_dies() -> None:
+    with mortal() as lab:
+        run = train(lab, failing(lk.algorithms.ADPSGD(), "dies", who=(2, 3)))
+        with pytest.raises(WorkerLost, match="The run has the models of peers 0, 1; those of the others were lost"):
+            run.result(timeout=120)
+    assert len(run.history.models) == 2 and all(torch.isfinite(it).all() for it in weights(run.history))
+
+
+@pytest.mark.paired
+def test_a_server_s_model_outlives_a_worker_that_dies_again_and_again() -> None:
+    algorithm = lk.algorithms.FedAvg(every=2)
+    whole = train(lk.Lockstep(), algorithm, WHOLE).result(timeout=120)
+    with mortal() as lab:
+        run = train(lab, failing(algorithm, "dies", who=(2, 3)))
+        with pytest.raises(WorkerLost, match="without a checkpoint between"):
+            run.result(timeout=100)
+    assert near(run.history, whole)
 
 
 def test_asynchronous_peers_leave_what_they_have_reached() -> None:
@@ -72,7 +138,7 @@ def test_asynchronous_peers_leave_what_they_have_reached() -> None:
 
     run = train(lk.Simulator(), Failing())
     with pytest.raises(ZeroDivisionError):
-        run.result(timeout=60)
+        run.result(timeout=120)
     assert len(run.history.rows) >= WHOLE - 2 and all(torch.isfinite(it).all() for it in weights(run.history))
 
 
@@ -85,11 +151,23 @@ def test_a_walk_that_fails_has_the_models_too() -> None:
 
 
 def test_large_models_are_copied_for_a_small_part_of_the_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    moments = iter([0.0, 1.0, 2.0, 20.0, 21.0, 25.0])
+    moments = iter([0.0, 1.0, 2.0, 3.0, 23.0, 24.0])
     monkeypatch.setattr("labkit.engines.last_round.perf_counter", lambda: next(moments))
     monkeypatch.setattr("labkit.engines.last_round._SMALL", 8)
     last, tensor = LastRound(), torch.zeros(100)
-    for value in (1.0, 2.0, 3.0, 4.0):
-        last.keep([tensor.fill_(value)])  # which takes a second, so that the next one is due at 21
-    last.restore([tensor])
-    assert tensor[0] == 4.0
+    for number in range(11):  # a copy takes a second, and a round with one two
+        last.keep(number, [tensor.fill_(number)])
+    assert last.rounds == [1]  # the next one is due 20 seconds later, by the pace of the first round
+    last.keep(11, [tensor.fill_(11)])
+    last.restore(11, [tensor.fill_(-1)])
+    assert tensor[0] == 11
+
+
+def test_two_rounds_are_kept_where_others_may_be_one_ahead() -> None:
+    last, tensor = LastRound(agree=float), torch.zeros(100)
+    for number in range(5):
+        last.keep(number, [tensor.fill_(number)])
+    assert last.rounds == [3, 4]
+    for number in last.rounds:
+        last.restore(number, [tensor.fill_(-1)])
+        assert tensor[0] == number

@@ -134,6 +134,19 @@ class Split(Own):
 
 
 @dataclass(frozen=True)
+class Lonely(Own):
+    def round(self, peer):  # here
+        yield Mean(peer.params)
+
+
+@dataclass(frozen=True)
+class Doubled(Own):
+    def round(self, peer, batches):
+        peer.log("test_loss", 1.0)  # here
+        yield Mean(peer.params)
+
+
+@dataclass(frozen=True)
 class Early(Own):
     def round(self, peer, batches):
         if int(peer.ids.reshape(-1)[0]) == 0:
@@ -151,8 +164,10 @@ SHAPES = [
     (Numbers(), r"peer\.apply a float for '0\.weight'"),
     (Chatty(), r"logs a tensor of shape \[3, 7\] as 'norm'"),
     (Nameless(), r"logs under the name 0\.5"),
+    (Doubled(), r"logs 'test_loss', which rows have already"),
 ]
 MESSAGES = [
+    (Lonely(), r"does not take a peer and its batches"),
     (NoYield(), r"is no generator, and gave nothing"),
     (Listed(), r"is no generator, and gave a list"),
     (NoMessage(), r"yields a dict, which is no message"),

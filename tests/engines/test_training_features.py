@@ -189,7 +189,7 @@ def test_outputs_for_other_terms_of_the_loss_are_float32():
     ("settings", "error", "says"),
     [
         ({"schedule": "cosine"}, ModelError, r"schedule is a str: give a function of the optimiser"),
-        ({"schedule": lambda optimizer: 3}, ModelError, r"schedule made a int: give a function"),
+        ({"schedule": lambda optimizer: 3}, ModelError, r"schedule made an int: give a function"),
         ({"schedule": torch.optim.lr_scheduler.ReduceLROnPlateau}, ModelError, "only counts steps"),
         ({"schedule": HALVED, "algorithm": ADPSGD()}, SettingError, "leave schedule away"),
         ({"precision": "fp8"}, SettingError, r'"bf16" or "fp16"'),

@@ -77,6 +77,14 @@ def test_top_k_keeps_the_k_largest_and_nothing_else(x):
     assert ((kept == x) | (kept == 0)).all()
 
 
+def test_top_k_takes_the_first_of_numbers_that_tie():
+    x = torch.tensor([[1.0, -2.0, 2.0, 2.0, -1.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0, -3.0]])
+    expected = [[0.0, -2.0, 2.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, -3.0]]
+    assert roundtrip(TopK(0.5), x).tolist() == expected
+    many = torch.full((2000,), -1.0)
+    assert roundtrip(TopK(0.25), many).tolist() == [-1.0] * 500 + [0.0] * 1500
+
+
 @pytest.mark.parametrize("compressor", [TopK(1.0), RandomK(1.0), RandomK(1.0, unbiased=True)], ids=repr)
 @given(x=vectors)
 @few

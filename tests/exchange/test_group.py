@@ -32,7 +32,7 @@ from labkit.exchange.collectives import FORMS
 from labkit.exchange.group import RankGroup
 from tests.exchange.test_collectives import EVERY_FORM, vectors
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.paired
 
 
 @pytest.fixture(scope="module")

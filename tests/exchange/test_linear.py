@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
+import labkit as lk
 from labkit import tree
-from labkit.errors import ExchangeError
-from labkit.exchange import AllGather, AllToAll, Copy, Gather, ReduceScatter, Shift, Sum
+from labkit.cluster.local import local_cluster
+from labkit.errors import ExchangeError, SettingError
+from labkit.exchange import AllGather, AllToAll, Along, Axes, Copy, Gather, Mean, ReduceScatter, Shift, Sum
+from labkit.exchange.group import RankGroup
 from labkit.exchange.tape import Again, Tape, gradients
 
 KINDS = {
@@ -77,6 +82,142 @@ def test_the_adjoint_is_the_adjoint(kind, peers, answer):
     if kind == "Copy":
         xs, back = xs[:1], back[:1]
     assert dot(replies, ys) == pytest.approx(dot(xs, back), rel=1e-9)
+
+
+# -- along the axes of a mesh
+
+MESHES = [Axes.of(a=2, b=3), Axes.of(a=3, b=2), Axes.of(a=1, b=6), Axes.of(a=6, b=1), Axes.of(a=2, b=1, c=3)]
+
+
+def along(kind, axis, mesh, seed=7):
+    """What each of the peers of a mesh sends along an axis, at random shapes; of Copy all peers of a row send alike."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = tuple(torch.randint(1, 5, (2,), generator=generator).tolist())
+    seeds = [mesh.row_of(axis, k) if kind == "Copy" else k for k in range(mesh.peers)]
+    return [Along(axis, mesh, KINDS[kind](value(kind, mesh.size(axis), it, shape))) for it in seeds]
+
+
+def random_like(replies):
+    generator = torch.Generator().manual_seed(99)
+    return [tree.map(lambda leaf: torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype), it) for it in replies]
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("answer", [lockstep, stacked])
+def test_along_an_axis_each_row_exchanges_by_itself_and_the_adjoint_is_the_adjoint(answer, kind, mesh):
+    for axis in mesh.names:
+        messages = along(kind, axis, mesh)
+        replies = answer(messages)
+        for row in mesh.rows(axis):
+            for k, alone in zip(row, lockstep([messages[k].message for k in row]), strict=True):
+                for a, b in zip(tree.leaves(replies[k]), tree.leaves(alone), strict=True):
+                    torch.testing.assert_close(a, b)
+        ys = random_like(replies)
+        back = answer([m.adjoint(y) for m, y in zip(messages, ys, strict=True)])
+        once = [k for k in range(mesh.peers) if kind != "Copy" or not mesh.place(axis, k)]
+        found = dot([messages[k].x for k in once], [back[k] for k in once])
+        assert dot(replies, ys) == pytest.approx(found, rel=1e-9)
+
+
+def transposed(x):
+    """The same numbers, in another order in memory."""
+    return tree.map(lambda leaf: leaf.mT.contiguous().mT, x)
+
+
+def on_a_rank(blocks):
+    """Of each message the replies to this rank's peers, those to its adjoint, and what was sent; all as they stand."""
+    answers, group = [], RankGroup(blocks)
+    at = slice(*group.bounds(group.rank))
+
+    def collective(messages):
+        group.sent = 0.0
+        mine = type(messages[0]).join([message.lift() for message in messages[at]])
+        mine = mine._with({"x": {"w": transposed(mine.x["w"]), "b": mine.x["b"]}})
+        return tree.map(lambda leaf: leaf.expand(blocks[group.rank], *leaf.shape[1:]), mine.collective(group))
+
+    for messages in MESSAGES.values():
+        expected = lockstep(messages)
+        ys = random_like(expected)
+        replies = collective(messages)
+        sent = group.sent
+        back = collective([m.adjoint(y) for m, y in zip(messages, ys, strict=True)])
+        errors = [
+            float((leaf - wanted).abs().max())
+            for found, all_of_them in (
+                (replies, stack(expected)),
+                (back, stack(lockstep([m.adjoint(y) for m, y in zip(messages, ys, strict=True)]))),
+            )
+            for leaf, wanted in zip(
+                tree.leaves(found), tree.leaves(tree.map(lambda x: x[at], all_of_them)), strict=True
+            )
+        ]
+        answers.append((max(errors), sent))
+    return answers
+
+
+MESSAGES = {
+    (kind, axis, str(mesh)): along(kind, axis, mesh) for kind in KINDS for mesh in MESHES for axis in mesh.names
+}
+
+
+@pytest.fixture(scope="module", params=[(2, 2, 2), (3, 2, 1)], ids=str)
+def ranks(request):
+    with local_cluster(3, threads=1, memory=2 << 30) as cluster, lk.connect(cluster) as lab:
+        found = lab.launch(on_a_rank, request.param).result()
+    return {key: [rank[k] for rank in found] for k, key in enumerate(MESSAGES)}
+
+
+@pytest.mark.paired
+def test_along_an_axis_workers_get_what_peers_in_lockstep_get_and_so_do_adjoints(ranks):
+    """Also where a rank holds peers of several rows, or a whole row."""
+    assert {key: max(error for error, _ in each) for key, each in ranks.items()} == pytest.approx(
+        dict.fromkeys(MESSAGES, 0), abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_along_an_axis_costs_what_the_message_costs_in_a_row(kind, mesh):
+    link = lk.Link(latency=1e-3, bandwidth=1e6)
+    for axis in mesh.names:
+        message, inner, n = along(kind, axis, mesh)[0], along(kind, axis, mesh)[0].message, mesh.size(axis)
+        assert message.bytes(mesh.peers) == pytest.approx(inner.bytes(n))
+        assert message.seconds(mesh.peers, link) == pytest.approx(inner.seconds(n, link))
+        for source, target, _ in message.transfers(mesh.peers):
+            assert mesh.row_of(axis, source) == mesh.row_of(axis, target)
+        total = sum(it.nbytes for it in message.transfers(mesh.peers))
+        assert total == pytest.approx(mesh.peers * message.bytes(mesh.peers))
+
+
+def test_a_row_waits_for_its_own_peers_alone():
+    message = Along("b", Axes.of(a=2, b=2), Sum(torch.zeros(1000)))
+    done = message.arrivals(torch.tensor([0.0, 1.0, 0.0, 5.0]), lk.Link())
+    assert done.tolist() == [1.0, 1.0, 5.0, 5.0]
+
+
+def test_rows_may_send_values_of_different_shapes():
+    mesh = Axes.of(stage=2, data=2)
+    sent = [Along("data", mesh, Sum(torch.ones(2 + (k > 1)))) for k in range(4)]
+    assert [reply.tolist() for reply in lockstep(sent)] == [[2.0, 2.0]] * 2 + [[2.0, 2.0, 2.0]] * 2
+    together = Along.together(sent)
+    assert together.bytes(4) == (8 + 12) / 2 and sum(it.nbytes for it in together.transfers(4)) == 4 * together.bytes(4)
+
+
+def test_what_does_not_fit_the_mesh_is_refused():
+    mesh = Axes.of(a=2, b=2)
+    with pytest.raises(ExchangeError, match="A mesh of a=2 × b=2 has 4 peers, and there are 3"):
+        lockstep([Along("a", mesh, Sum(torch.ones(1)))] * 3)
+    with pytest.raises(ExchangeError, match=r"Peer 0 sends along a .*, and peer 1 along b .*along the same axis"):
+        lockstep([Along(axis, mesh, Sum(torch.ones(1))) for axis in "abab"])
+    with pytest.raises(ExchangeError, match=r"one row send Sum and Copy"):
+        lockstep([Along("b", mesh, kind(torch.ones(1))) for kind in (Sum, Copy, Sum, Copy)])
+    with pytest.raises(ExchangeError, match="Mean has no adjoint"):
+        Along("a", mesh, Mean(torch.ones(1))).adjoint(torch.ones(1))
+    with pytest.raises(SettingError, match="no axis 'c': take one of a, b"):
+        mesh.size("c")
+    with pytest.raises(SettingError, match="data"):
+        Axes.of(data=0)
 
 
 @pytest.mark.parametrize("peers", [1, 2, 4])
@@ -208,6 +349,38 @@ def test_recomputation_keeps_the_input_of_a_stretch_alone():
         return len(kept)
 
     assert saved(again=True) == 0 and saved(again=False) == 10
+
+
+def test_what_was_sent_and_received_lives_no_longer_than_autograd_wants_it():
+    """The tape keeps neither, once the next message is on its way."""
+    alive = []
+
+    def forward(x):
+        sent = 2 * x
+        came = yield Sum(sent)
+        alive.extend([weakref.ref(sent), weakref.ref(came)])
+        out = came + x
+        del sent, came
+        out = out + (yield Sum(out))
+        assert [it() for it in alive] == [None, None]
+        return out.sum()
+
+    x = torch.ones(3, requires_grad=True)
+    drive([gradients(forward(x), {"x": x})])
+    assert len(alive) == 2 and x.grad.tolist() == [6.0, 6.0, 6.0]
+
+
+def test_an_adjoint_of_another_shape_is_refused():
+    class Cut(Sum):
+        def adjoint(self, y):
+            return Sum(y[:1])
+
+    def forward(x):
+        return (yield Cut(2 * x)).sum()
+
+    x = torch.ones(3, requires_grad=True)
+    with pytest.raises(ExchangeError, match=r"adjoint of Cut brought a gradient of shape \(1,\), .* has \(3,\): let"):
+        drive([gradients(forward(x), {"x": x})])
 
 
 def test_a_message_without_an_adjoint_is_refused():

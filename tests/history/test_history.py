@@ -10,7 +10,7 @@ from math import inf, nan
 import numpy as np
 import pytest
 
-from labkit.errors import DataError, MissingPackage, Stopped
+from labkit.errors import DataError, MissingPackage, SettingError, Stopped
 from labkit.history.history import Event, History, Row
 
 
@@ -169,6 +169,12 @@ def test_csv_has_a_column_for_each_peer_and_is_empty_where_nothing_was_measured(
 
 
 @pytest.mark.parametrize("save", [History.to_json, History.to_csv])
+def test_a_folder_that_is_not_there_is_named(save, tmp_path):
+    with pytest.raises(SettingError, match=r"there is no folder .*nowhere: make it first"):
+        save(odd(), tmp_path / "nowhere" / "run")
+
+
+@pytest.mark.parametrize("save", [History.to_json, History.to_csv])
 def test_a_file_is_replaced_whole_or_stays_as_it_was(save, tmp_path, monkeypatch):
     def full(_):
         raise OSError("no space left on device")
@@ -221,3 +227,9 @@ def test_test_losses_and_metrics_outlive_their_json_file(tmp_path):
         row.metrics == {"mae": (0.25, inf), "f1": (0.5,)} and row.test_losses[0] == 0.5 and np.isnan(row.test_losses[1])
     )
     assert row.evaluated and row.accuracy is None and kept.rows[0].test_loss is None and kept.final.round == 2
+
+
+def test_a_curve_that_nobody_has_is_refused_with_those_that_are_there():
+    assert history(rounds=12).curve("accuracies")[0] == [5, 10]
+    with pytest.raises(SettingError, match="no curve 'loss': it has accuracies, losses, test_losses"):
+        history().curve("loss")

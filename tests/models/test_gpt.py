@@ -52,6 +52,23 @@ def test_what_it_generates_follows_from_the_seed_and_leaves_it_training():
     assert gpt.training
 
 
+@pytest.mark.parametrize("tokens", [torch.zeros(1, 0, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), [1, 2]])
+def test_there_has_to_be_something_to_go_on_from(tokens):
+    with pytest.raises(ModelError, match=r"give a tensor of tokens \[B, T\], with at least one each"):
+        GPT(1, 8, 2).generate(tokens, count=3)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(0, 1), (8, 0), (8, -2), (0, 0)])
+def test_sizes_that_are_none_are_refused(width, heads):
+    with pytest.raises(SettingError, match="give at least 1"):
+        GPT(1, width, heads)
+
+
+def test_a_capacity_is_that_of_experts():
+    with pytest.raises(SettingError, match="there are none: give experts=… too"):
+        GPT(1, 8, 2, capacity=1.0)
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(SettingError, match="width=10"):
         GPT(1, 10, 4)

@@ -19,8 +19,10 @@ from PIL import Image
 
 from labkit.plots.bars import Bar, gantt, occupancy, ownership
 from labkit.plots.curves import curves
-from labkit.plots.panel import Panel, Picture, ticks
-from labkit.plots.style import COLOURS, SIZE
+from labkit.plots.page import page
+from labkit.plots.panel import Panel, Picture, _outline, ticks
+from labkit.plots.stacks import stacked
+from labkit.plots.style import ALARM, COLOURS, MEMORY, SIZE
 from labkit.tasks.schedule import Schedule, schedule
 from labkit.tasks.split import split
 from labkit.tasks.sync import ASP, BSP, SSP, Timeline, synchronize
@@ -235,3 +237,29 @@ def test_a_picture_follows_a_slider() -> None:
         plan.plot(beside=run).png()
         spent.append(time.process_time() - start)
     assert statistics.median(spent[2:]) < 0.060
+
+
+# -- stacks
+
+
+def test_a_stack_says_its_totals_and_what_is_beyond_every_limit_has_the_colour_of_alarm() -> None:
+    limits = {"16 GB": 16e9, "24 GB": 24e9}
+    within, beyond = (
+        stacked({"train": {"parameters": 10e9, "activations": kept}}, limits=limits, span=40e9) for kept in (5e9, 25e9)
+    )
+    assert "train 15 GB" in within.alt and "train 35 GB" in beyond.alt
+    assert share_of(within, ALARM) == 0 < share_of(beyond, ALARM)
+    assert share_of(beyond, MEMORY["activations"]) > 4 * share_of(within, MEMORY["activations"])
+    assert len(set(MEMORY.values())) == len(MEMORY)
+
+
+# -- pages
+
+
+def test_a_text_with_a_dollar_is_drawn_as_it_is() -> None:
+    outline, _ = _outline("5 $ and 6 $", SIZE)
+    drawn = page({"it": "5 $ and 6 $"}).figure.axes[0].collections[-1].get_paths()
+    assert any(
+        len(path) == len(outline) and np.allclose(np.ptp(path.vertices, axis=0), np.ptp(outline.vertices, axis=0))
+        for path in drawn
+    )

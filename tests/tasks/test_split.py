@@ -224,3 +224,9 @@ def test_a_partition_shows_itself_with_its_faults() -> None:
     assert (
         repr(split(10**6, 1000)) == "Partition of 1,000,000 items into 1,000 parts (block): sizes from 1,000 to 1,000"
     )
+
+
+@pytest.mark.parametrize("positions", [[0, 500], [-1, 2]])
+def test_positions_that_no_item_has_are_refused(positions: list[int]) -> None:
+    with pytest.raises(PartitionError, match=r"Part 1 holds positions from -?\d+ to \d+ of 4 items"):
+        Partition(range(4), (np.array([0]), np.array(positions)))

@@ -88,11 +88,20 @@ def test_bytes_or_seconds_may_be_the_budget_and_the_first_that_is_spent_ends_it(
     once = 4 * 2410  # bytes of one mean between two peers
     by_bytes = compared(entries, on=on, bytes=5.5 * once, steps=100).result(60)
     assert [len(it.rows) for it in by_bytes.histories.values()] == [6, 6, 100]  # who sends nothing has steps
+    assert "alone: ended" not in repr(by_bytes)  # they were asked for
     by_seconds = compared(entries, on=on, steps=None, seconds=0.05).result(60)
     for history in by_seconds.histories.values():
         before, last = history.rows[-2:]
         assert before.seconds < 0.05 <= last.seconds and last.accuracy is not None
     assert "0.05 s each" in by_seconds._title.replace("50 ms", "0.05 s")
+
+
+def test_who_never_spends_the_budget_ends_at_a_bound_and_the_comparison_says_so(monkeypatch):
+    monkeypatch.setattr("labkit.training.compare._MOST_STEPS", 30)
+    comparison = compared({"alone": Independent(), "DDP": AllReduce()}, steps=None, bytes=1e4).result(60)
+    assert comparison.histories["alone"].rows[-1].steps == 30 > comparison.histories["DDP"].rows[-1].steps
+    said = "alone: ended after 30 steps, the bound where no steps=… is given, before its budget was spent"
+    assert said in repr(comparison) and "DDP: ended" not in repr(comparison)
 
 
 def test_a_round_counts_as_a_step_at_least_and_the_comparison_says_so():

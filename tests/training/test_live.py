@@ -164,6 +164,8 @@ def test_tensorboard_follows_a_run(run, tmp_path):
     ]
 
 
+# Where tabulate is installed, torch imports it as Python ends, which then forgets that it was interrupted.
+INTERRUPTED = (-signal.SIGINT, 1)
 SCRIPT = """
 import labkit as lk, torch
 lk.train(torch.nn.Linear(64, 10), lk.data.load("digits"), peers=2, rounds=10**7).result()
@@ -183,7 +185,7 @@ def test_a_script_in_a_terminal_shows_one_line_and_ends_on_ctrl_c():
         with suppress(OSError):  # how Linux says that nobody is on the other side any more
             while chunk := os.read(terminal, 4096):
                 seen += chunk
-        assert script.wait(60) == -signal.SIGINT
+        assert script.wait(60) in INTERRUPTED
     finally:
         script.kill()
         script.wait()
@@ -206,7 +208,7 @@ if sys.argv[1] == "interrupted":
 """
 
 
-@pytest.mark.parametrize(("how", "status"), [("interrupted", -signal.SIGINT), ("at its end", 0)])
+@pytest.mark.parametrize(("how", "status"), [("interrupted", INTERRUPTED), ("at its end", (0,))])
 def test_a_script_that_ends_within_a_round_ends_in_order(how, status):
     """Python aborts where it ends while another thread is inside of torch: "terminate called …", and a core dump."""
     script = subprocess.Popen([sys.executable, "-c", LONG_ROUNDS, how], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -218,7 +220,7 @@ def test_a_script_that_ends_within_a_round_ends_in_order(how, status):
         said = script.communicate(timeout=60)[1]
     finally:
         script.kill()
-    assert b"terminate" not in said and script.returncode == status
+    assert b"terminate" not in said and script.returncode in status
 
 
 def test_a_cell_that_waits_for_the_result_keeps_the_picture_live():
@@ -260,3 +262,53 @@ def test_watching_takes_a_small_share_of_the_time(run):
         assert isinstance(view, LiveView)
 
     asyncio.run(cell())
+
+
+def test_a_finished_run_can_be_replayed_on_the_axis_of_the_whole():
+    run = lk.train(mlp, lk.data.load("digits"), peers=2, rounds=30)
+    run._repr_mimebundle_()
+    view = run._views[0]
+    run.result(timeout=60)
+    view.refresh()
+    assert view.replay.layout.display is None and (view.replay.min, view.replay.max, view.replay.value) == (1, 30, 30)
+    whole = view.image.value
+    view.replay.value = 10
+    early = view.image.value
+    view.replay.value = 30
+    assert early != whole and view.image.value not in (early,)
+    figure = run.picture_at(10).figure
+    assert figure.axes[0].get_xlim() == (0, 30) and figure.axes[0].lines[-1].get_xdata()[-1] == 10
+
+
+def test_the_picture_of_a_finished_run_is_drawn_once_and_stands_where_its_replay_ends(monkeypatch):
+    run = lk.train(mlp, lk.data.load("digits"), peers=2, rounds=1_000_000)
+    while len(run.history.rows) < 10:
+        time.sleep(0.01)
+    run.stop()
+    run.result(timeout=30)
+    drawn = []
+    picture = type(run.history).picture
+    monkeypatch.setattr(
+        type(run.history), "picture", lambda *args, **axis: drawn.append(axis) or picture(*args, **axis)
+    )
+    run._repr_mimebundle_()
+    assert len(drawn) == 1
+    view = run._views[0]
+    end = view.image.value
+    view.replay.value = 1
+    assert view.image.value != end
+    view.replay.value = run.progress
+    assert view.image.value == end and len(drawn) == 3
+
+
+def test_a_run_under_way_offers_no_replay(run):
+    run._repr_mimebundle_()
+    assert run._views[0].replay.layout.display == "none"
+
+
+def test_before_the_first_round_on_workers_it_says_what_it_waits_for(lab):
+    run = lk.train(mlp, lk.data.load("digits"), peers=2, rounds=2, on=lab)
+    said = run.status
+    run.result(timeout=60)
+    assert said.startswith("starting: the workers load torch") or "round" in said
+    assert "round 2 of 2" in run.status

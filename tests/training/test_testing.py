@@ -200,6 +200,12 @@ def test_what_until_sees_is_the_history_so_far():
     assert seen == [(1, True), (2, False), (3, False), (4, False)]
 
 
+def test_until_may_compare_what_only_tests_tell_though_not_every_round_is_tested():
+    run = train(rounds=100, until=lambda history: history.final.test_loss >= 0.0)
+    assert [row.evaluated for row in run.result(timeout=150).rows] == [False, True]
+    assert run.state == "finished early"
+
+
 def test_a_run_whose_until_fails_says_so():
     run = train(rounds=1000, until=lambda history: history.nonsense)
     with pytest.raises(SettingError, match=r"until failed after round 1 .*nonsense"):

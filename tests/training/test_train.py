@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -51,6 +53,7 @@ def one_sentence(error: pytest.ExceptionInfo[LabkitError]) -> bool:
         ({"peers": 100, "batch_size": 64}, DataError, "less than one batch of 64"),
         ({"algorithm": AllReduce}, SettingError, "not an algorithm"),
         ({"on": "somewhere"}, SettingError, "no place to train"),
+        ({"on": lk.Simulator}, SettingError, "no place to train"),
         ({"optimizer": lambda params: None}, ModelError, "optimizer made a NoneType"),
         ({"optimizer": torch.optim.LBFGS}, ModelError, "LBFGS wants a closure.*SGD or Adam"),
         ({"on": lk.Simulator(speeds=[1, 0])}, SettingError, "must be finite and above zero"),
@@ -82,7 +85,7 @@ def test_settings_that_cannot_work_are_refused_in_one_sentence(digits, settings,
         (lambda: "model", "returned str"),
         (42, "int is not a torch module"),
         (nn.Linear(63, 10), r"Linear.*do not fit digits \(mat1 and mat2.*inputs of shape \(64,\)"),
-        (nn.Linear(64, 9), r"Linear.*do not fit digits \(Target 9.*class numbers up to 9"),
+        (nn.Linear(64, 9), r"Linear.*do not fit digits \(Target 9.*go from 0 to 9, and the model has 9 outputs"),
     ],
     ids=["no parameters", "all frozen", "no module", "a number", "other inputs", "too few outputs"],
 )
@@ -281,3 +284,31 @@ def test_the_virtual_clock_does_not_change_the_result(digits):
     plain = lk.train(mlp, digits, peers=2, rounds=5).result(20)
     timed = lk.train(mlp, digits, peers=2, rounds=5, on=lk.Simulator(speeds=[1, 2])).result(20)
     assert [row.losses for row in plain.rows] == [row.losses for row in timed.rows]
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+import labkit as lk, torch
+
+def interrupt():
+    while "sympy" not in sys.modules:  # torch is in the midst of what it imports late
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGINT)
+
+def train():
+    return lk.train(torch.nn.Linear(64, 10), lk.data.load("digits"), peers=2, rounds=3).result()
+
+threading.Thread(target=interrupt, daemon=True).start()
+try:
+    train()
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted")
+print(train())
+"""
+
+
+def test_an_interrupt_while_torch_is_imported_leaves_it_whole():
+    script = subprocess.Popen([sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, text=True)
+    said, _ = script.communicate(timeout=120)
+    assert said.startswith("interrupted\nHistory: AllReduce, 2 peers, after 3 rounds"), said

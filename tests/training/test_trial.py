@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import partial
 from time import process_time
 
@@ -405,6 +406,15 @@ class Locked(nn.Linear):
         self.lock = __import__("threading").Lock()
 
 
+class Turning(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.turn = nn.Parameter(torch.randn(64, 10, dtype=torch.cfloat))
+
+    def forward(self, x):
+        return (x.to(torch.cfloat) @ self.turn).abs()
+
+
 def hooked():
     net = nn.Linear(64, 10)
     net.weight.register_hook(lambda g: 0 * g)
@@ -421,10 +431,106 @@ def hooked():
     (hooked, "hook on the parameter 'weight' of Linear"),
     (lambda: 1 / 0, "The model function fails"),
     (nn.Linear, "The model function fails"),
+    (Turning, "'turn' of Turning is complex, and peers exchange real numbers"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_models_that_cannot_be_trained_are_refused(model, says):
     refused(says, model)
+
+
+class Words(nn.Module):
+    def __init__(self, rows):
+        super().__init__()
+        self.table, self.head = nn.Embedding(rows, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.table(x).mean(1))
+
+
+@pytest.mark.parametrize("where", ["trained on", "tested on"])
+@pytest.mark.parametrize("on", [lk.Lockstep(), lk.Simulator()], ids=["lockstep", "stacked"])
+def test_a_vocabulary_that_is_too_small_for_any_example_says_how_many_rows_it_needs(on, where):
+    tokens, labels = torch.randint(0, 20, (400, 3)), torch.arange(400) % 2
+    data = lk.data.from_tensors(tokens, labels)
+    part = data.x if where == "trained on" else data.test_x
+    part[len(part) // 2, 1] = 31
+    with pytest.raises(ModelError, match="token numbers up to 31, and its Embedding 20 rows: give it 32 or more"):
+        lk.train(Words(20), data, peers=2, rounds=2, batch_size=4, on=on)
+    lk.train(Words(32), data, peers=2, rounds=2, batch_size=4, on=on).result(60)
+    part[3, 0] = -1
+    with pytest.raises(ModelError, match="counts tokens from 0, and the data have -1"):
+        lk.train(Words(32), data, peers=2, rounds=2, batch_size=4, on=on)
+
+
+def test_a_loss_with_other_tensors_in_it_is_another_loss():
+    """With weights and smoothing together torch cannot stack it, and with one of them alone it can."""
+    trial._known.clear()
+    for weight in (None, torch.arange(1.0, 11.0)):
+        loss = nn.CrossEntropyLoss(weight=weight, label_smoothing=0.1)
+        run = lk.train(mlp, DIGITS, peers=2, rounds=2, loss=loss)
+        run.result(60)
+        assert [event.kind for event in run.history.events] == ["note"] * (weight is not None)
+
+
+@pytest.mark.parametrize("algorithm", [None, LocalSGD(every=2), lk.algorithms.FedAvg(every=2, participation=0.5)])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_sparse_gradients_are_those_of_dense_ones(algorithm, sparse):
+    def net(sparse):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return nn.Sequential(nn.Embedding(9, 4, sparse=sparse), nn.Flatten(), nn.Linear(12, 2))
+
+    data = lk.data.from_tensors(torch.randint(0, 9, (80, 3)), torch.arange(80) % 2)
+    adam = partial(torch.optim.Adam, lr=0.01)
+    one, other = (
+        lk.train(net(is_sparse), data, algorithm, peers=2, rounds=3, batch_size=4, optimizer=adam, on=on).result(60)
+        for is_sparse, on in ((False, lk.Lockstep()), (sparse, lk.Simulator()))
+    )
+    pairs = zip(one.models[0].parameters(), other.models[0].parameters(), strict=True)
+    assert all(torch.allclose(p, q, atol=1e-5) for p, q in pairs)
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (torch.arange(40) % 3 + 1, "class numbers go from 1 to 3, and the model has 3 outputs: map them"),
+        (torch.arange(40)[:, None] % 3, r"not a column of them, such as y\[:, 0\]"),
+    ],
+)
+def test_class_numbers_that_the_model_has_no_output_for_or_in_a_column_are_told(labels, says):
+    data = lk.data.from_tensors(torch.randn(40, 3), labels)
+    with pytest.raises(ModelError, match=says):
+        lk.train(nn.Linear(3, 3), data, peers=2, rounds=2, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "model", "targets", "says"),
+    [
+        (
+            nn.BCEWithLogitsLoss(),
+            nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)),
+            "ints",
+            r"real numbers, y\.float\(\): give",
+        ),
+        (
+            nn.BCEWithLogitsLoss(),
+            nn.Linear(3, 1),
+            "ints",
+            r"real numbers, y\.float\(\), of the outputs' shape, such as y\[",
+        ),
+        (
+            nn.CrossEntropyLoss(),
+            nn.Linear(3, 2),
+            "floats",
+            r"class numbers as integers, y\.long\(\): give such targets",
+        ),
+    ],
+)
+def test_targets_of_another_kind_than_the_loss_takes_are_told_with_what_it_takes(loss, model, targets, says):
+    y = torch.arange(40) % 2
+    data = lk.data.from_tensors(torch.randn(40, 3), y if targets == "ints" else y.float())
+    with pytest.raises(ModelError, match=says):
+        lk.train(model, data, peers=2, rounds=2, batch_size=4, loss=loss)
 
 
 # -- frozen parts
@@ -578,6 +684,7 @@ def test_the_last_batch_of_an_epoch_is_tried_where_it_is_one_example():
     data = lk.data.from_tensors(x, (x[:, 0] > 0).long(), test_share=0.0)
     normal = lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))  # noqa: E731
     refused("last batch of an epoch, of 1 example", normal, data=data, peers=1, rounds=None, epochs=2, batch_size=16)
+    refused("BatchNorm needs batches of two examples or more", normal, data=data, peers=1, batch_size=1)
     agree(normal, data=data, peers=1, rounds=None, epochs=2, batch_size=11)
     agree(mlp, LocalSGD(1))
 
@@ -656,7 +763,7 @@ def test_outputs_that_would_be_compared_with_all_targets_are_refused(loss):
 def test_a_run_on_infinite_data_says_nothing_about_later_ones():
     x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
     y = (x.sum(1) > 0).long()
-    bad = lk.data.from_tensors(torch.where(x > 1, torch.inf, x), y)
+    bad = replace(lk.data.from_tensors(x, y), x=torch.where(x[:48] > 1, torch.inf, x[:48]))
     with pytest.raises(DivergenceError):
         lk.train(nn.Linear(3, 2), bad, peers=2, rounds=3, batch_size=8).result()
     clean = lk.train(nn.Linear(3, 2), lk.data.from_tensors(x, y), peers=2, rounds=3, batch_size=8).result()

@@ -30,8 +30,31 @@ def view(request: pytest.FixtureRequest) -> View:
 
 def test_the_package_offers_a_widget_for_each_concept() -> None:
     assert sorted(ALL) == [
-        "communication", "failure", "schedule", "split", "staleness", "step_through", "synchronize",
-    ]  # fmt: skip
+        "all_reduce",
+        "ask",
+        "assignment",
+        "communication",
+        "compression",
+        "drift",
+        "failure",
+        "label_noise",
+        "landscape",
+        "leakage",
+        "model_scale",
+        "mutual",
+        "pipeline",
+        "planner",
+        "schedule",
+        "skew",
+        "speedup",
+        "split",
+        "staleness",
+        "step_through",
+        "synchronize",
+        "tensor",
+        "topology",
+        "zero",
+    ]
 
 
 def test_a_view_comes_with_a_still_picture_and_text_beside_it(view: View) -> None:
@@ -67,7 +90,12 @@ def test_the_formula_is_whole_latex(view: View) -> None:
 def test_the_extremes_of_every_control_give_a_picture_or_a_sentence(view: View) -> None:
     for name, control in view.controls.items():
         started = control.value
-        options = [it[1] if isinstance(it, tuple) else it for it in getattr(control, "options", [True, False])]
+        options = [
+            it[1] if isinstance(it, tuple) else it
+            for it in getattr(
+                control, "options", [True, False] if isinstance(control.value, bool) else ["", "nonsense"]
+            )
+        ]
         for value in [control.min, control.max] if hasattr(control, "max") else options:
             control.value = value
             hidden = view.image.layout.visibility == "hidden"

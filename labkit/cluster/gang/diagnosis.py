@@ -119,11 +119,12 @@ class RankFailure:
 
 @dataclass(frozen=True)
 class RankReport:
-    """How one rank ended: `value` is its pickled result."""
+    """How one rank ended: `value` is its pickled result, `left` what it has left behind when it failed."""
 
     rank: int
     value: bytes | None
     failure: RankFailure | None
+    left: bytes | None = None
 
     def result(self) -> object:
         """What its function returned; raises GangError where that cannot be unpickled here."""

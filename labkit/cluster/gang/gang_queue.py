@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-import weakref
 from collections import deque
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from distributed import Client, Scheduler, Status
+from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from labkit.cluster import deadlines
 from labkit.cluster.channels import post
+from labkit.cluster.gang.occupied import Release, alive, at_long_tasks, titles, use_of
 from labkit.cluster.under_way import clock
-from labkit.cluster.workers import WorkerInfo, WorkerPool
-from labkit.errors import GangError
 from labkit.text import some
 
 Refusal = Literal["busy", "left", "halted", "late", "lost", "repeated", "orphaned"]
@@ -62,6 +60,7 @@ class _Entry:
     client: str
     ranks: int
     title: str
+    unclear: float = 0.0  # since when it waits for tasks of which nobody knows how long they take
     since: float = 0.0  # when it got its workers
     workers: list[str] = field(default_factory=list)  # by rank, once the gang's turn has come
     nannies: set[str] = field(default_factory=set)  # those of the workers that are started again when they die
@@ -72,12 +71,15 @@ class _Entry:
     over: dict[str, Any] = field(default_factory=dict)  # why nobody may start any more
     turn: asyncio.Event = field(default_factory=asyncio.Event)
     complete: asyncio.Event = field(default_factory=asyncio.Event)
+    limit: asyncio.TimerHandle | None = None  # would keep the entry until the time is up
 
     def end(self, refusal: dict[str, Any]) -> None:
         """Let nobody start any more, and tell those who wait."""
         self.over = self.over or refusal
         self.turn.set()
         self.complete.set()
+        if self.limit is not None:
+            self.limit.cancel()
 
 
 class GangQueue(SchedulerPlugin):
@@ -88,11 +90,14 @@ class GangQueue(SchedulerPlugin):
 
     def __init__(self) -> None:
         self.entries: dict[str, _Entry] = {}  # in order of arrival
+        self._looking = False  # whether somebody looks again soon
         self._left: deque[str] = deque(maxlen=1000)  # one that was stopped may leave before its `enter` arrives
 
     async def start(self, scheduler: Scheduler) -> None:
         """Called by Dask when the plugin is registered: from now on clients and workers can call these."""
         self.scheduler = scheduler
+        self.release = Release(scheduler)
+        scheduler.handlers["labkit_gang_occupied"] = self.occupied
         for call in (self.enter, self.arrive, self.failed, self.depart, self.halt, self.leave):
             scheduler.handlers[f"labkit_gang_{call.__name__}"] = call
 
@@ -116,8 +121,13 @@ class GangQueue(SchedulerPlugin):
             self._admit()
             return refusal
         left = max(timeout - (time.monotonic() - begun), 0.1)
-        self.scheduler.loop.call_later(left, self._require_all, entry)
+        if not entry.over:
+            entry.limit = asyncio.get_running_loop().call_later(left, self._require_all, entry)
         return entry.over or {"workers": entry.workers}
+
+    async def occupied(self) -> int:
+        """How many workers are at tasks that take long, and not at ranks."""
+        return sum(at_long_tasks(it) for it in self._untaken())
 
     async def halt(self, gang: str) -> None:
         """Let no rank start from now on; the workers stay taken until `leave`."""
@@ -180,36 +190,70 @@ class GangQueue(SchedulerPlugin):
             entry.end(_refused("orphaned", "its client is gone"))
             scheduler.loop.add_callback(self._clear, entry)
             scheduler.loop.call_later(deadlines.GONE_CLIENT, scheduler.loop.add_callback, self.leave, entry.gang)
+        self.release.client_left()
 
     # -- inside
 
     def _admit(self) -> None:
         self._admit_those_in_front()
         self._tell_holders()
+        somebody = any(not entry.workers and not entry.over for entry in self.entries.values())
+        if somebody and not self._looking:  # of tasks that end or turn out to be long nobody tells
+            self._looking = True
+            self.scheduler.loop.call_later(deadlines.TICK, self._look_again)
+
+    def _look_again(self) -> None:
+        self._looking = False
+        self._admit()
 
     def _admit_those_in_front(self) -> None:
-        """First come, first served, so that a gang that needs many workers is not overtaken for ever."""
+        """First come, first served, so that a gang that needs many workers is not overtaken for ever.
+
+        It lets others pass only while it needs workers that long tasks have.
+        """
         taken = {worker for entry in self.entries.values() for worker in entry.workers}
+        uses = {state.address: use_of(state) for state in alive(self.scheduler)}
         for entry in self.entries.values():
             if entry.workers or entry.over:
                 continue
-            free = [worker for worker in self._alive() if worker not in taken]
-            if len(free) < entry.ranks:
+            untaken = [worker for worker in uses if worker not in taken]
+            if len(untaken) < entry.ranks:
                 return
+            free = [worker for worker in untaken if uses[worker] == "free"]
+            perhaps = [worker for worker in untaken if uses[worker] != "occupied"]
+            if len(perhaps) < entry.ranks:
+                continue
+            if len(free) < entry.ranks:
+                entry.unclear = entry.unclear or time.monotonic()
+                if time.monotonic() - entry.unclear < deadlines.LONG_TASK:
+                    return
             workers = self.scheduler.workers
-            chosen = sorted(free, key=lambda worker: bool(workers[worker].processing))[: entry.ranks]  # the idle first
-            entry.workers = [worker for worker in free if worker in chosen]
+            # the idle first
+            order = sorted(perhaps, key=lambda it: (uses[it] != "free", bool(workers[it].processing)))
+            chosen = order[: entry.ranks]
+            entry.workers = [worker for worker in untaken if worker in chosen]
             entry.nannies = {worker for worker in chosen if workers[worker].nanny}
             taken.update(chosen)
             entry.since = time.time()
             entry.turn.set()
             self.scheduler.loop.call_later(deadlines.SETTLE, self._tell_of_tasks, entry)
 
+    def _untaken(self) -> list[Any]:
+        taken = {worker for entry in self.entries.values() for worker in entry.workers}
+        return [it for it in alive(self.scheduler) if it.address not in taken]
+
+    def _holders(self) -> list[Holder]:
+        """Who has workers: gangs, and tasks that take long."""
+        gangs = [Holder(entry.title, entry.since) for entry in self.entries.values() if entry.workers]
+        occupied = [it for it in self._untaken() if use_of(it) == "occupied"]
+        return [*gangs, *(Holder(title, 0.0) for title in (titles(occupied) if occupied else ()))]
+
     def _tell_holders(self) -> None:
         """Let those who wait know for whom."""
-        holders = [(entry.title, entry.since) for entry in self.entries.values() if entry.workers]
-        for entry in self.entries.values():
-            if not entry.workers and not entry.over and entry.told != holders:
+        those = [entry for entry in self.entries.values() if not entry.workers and not entry.over]
+        holders = [(it.title, it.since) for it in self._holders()] if those else []
+        for entry in those:
+            if entry.told != holders:
                 entry.told = holders
                 post(self.scheduler, entry.gang, holders=holders)
 
@@ -229,23 +273,18 @@ class GangQueue(SchedulerPlugin):
             missing = [rank for rank in range(entry.ranks) if rank not in entry.ports]
             post(self.scheduler, entry.gang, missing=[self._why_missing(entry, rank) for rank in missing])
 
-    def _alive(self) -> list[str]:
-        """The workers in the order in which a lab lists them."""
-        # one that joins says "init", and shortly after that "running"; one without memory left is "paused"
-        ready = (Status.init, Status.running)
-        alive = [state for state in self.scheduler.workers.values() if state.status in ready]
-        return [state.address for state in sorted(alive, key=lambda state: (len(str(state.name)), str(state.name)))]
-
     async def _clear(self, entry: _Entry) -> None:
         """Leave in place of a client that is gone, once its ranks are."""
         if entry.client not in self.scheduler.clients and entry.gone >= set(entry.ports):
             await self.leave(entry.gang)
 
     def _why_busy(self, entry: _Entry) -> str:
-        alive = len(self._alive())
-        if alive < entry.ranks:
-            return f"only {alive} worker{'s are' if alive != 1 else ' is'} there"
-        return waiting(Holder(it.title, it.since) for it in self.entries.values() if it.workers)
+        there = len(alive(self.scheduler))
+        if there < entry.ranks:
+            return f"only {there} worker{'s are' if there != 1 else ' is'} there"
+        if holders := self._holders():
+            return waiting(holders)
+        return f"the workers are at {' and '.join(titles(alive(self.scheduler)))}"
 
     def _why_missing(self, entry: _Entry, rank: int) -> str:
         worker = entry.workers[rank]
@@ -255,65 +294,3 @@ class GangQueue(SchedulerPlugin):
         others = sum(1 for task in state.processing if not str(task.key).startswith(entry.gang))
         why = f"busy with {some(others, 'other task')}" if others else "not ready"
         return f"rank {rank} is missing, its worker {worker} is {why}"
-
-
-class QueueAccess:
-    """The gang queue as one client knows it; used on the client's event loop but for `room`."""
-
-    _known: ClassVar[weakref.WeakKeyDictionary[Client, QueueAccess]] = weakref.WeakKeyDictionary()
-
-    def __init__(self) -> None:
-        self._registered: asyncio.Future[None] | None = None
-        self._workers, self._until = 0, 0.0
-
-    @classmethod
-    def of(cls, client: Client) -> QueueAccess:
-        """That of this client."""
-        return cls._known.setdefault(client, cls())
-
-    async def ready(self, client: Any) -> None:
-        """Have the queue on the scheduler; the first launch of a client pays for it."""
-        if self._registered is None:
-            self._registered = asyncio.ensure_future(client.register_plugin(GangQueue()))
-        try:
-            await asyncio.shield(self._registered)
-        except ImportError as error:
-            self._registered = None
-            raise GangError(f"the scheduler cannot import labkit ({error}): install the same version there.") from error
-
-    def expect(self, workers: int) -> None:
-        """A worker has gone that its nanny starts again: until then the lab has fewer than `workers`."""
-        self._workers, self._until = workers, time.monotonic() + deadlines.COMEBACK
-
-    def room(self, workers: Sequence[WorkerInfo]) -> int:
-        """How many ranks there is room for on these workers and those that are about to be back."""
-        return max(len(workers), self._workers if time.monotonic() < self._until else 0)
-
-    def room_for(self, ranks: int | None, workers: Sequence[WorkerInfo]) -> int:
-        """The same; raises GangError where it is not enough."""
-        there = self.room(workers)
-        if not there:
-            raise GangError(
-                "the lab has no workers: wait until some have come, or start some with lk.connect(workers=2)."
-            )
-        if ranks is not None and ranks > there:
-            raise GangError(
-                f"{ranks} ranks need {ranks} workers, but the lab has {there}:"
-                f" ask for ranks={there}, or start the lab with lk.connect(workers={ranks})."
-            )
-        if any(worker.address.startswith("inproc://") for worker in workers):
-            raise GangError(
-                "the workers are threads of this process, which can be one rank only: connect with processes."
-            )
-        return there
-
-
-def room(lab: WorkerPool) -> int:
-    """How many ranks a lab has room for; a worker that has just died is about to be back, and counts."""
-    return QueueAccess.of(lab.client).room(lab.workers)
-
-
-def ask(rpc: Any, question: str, gang: str, **details: Any) -> Awaitable[Any]:
-    """Put a question to the queue, through a client's or a worker's connection to the scheduler."""
-    answer: Awaitable[Any] = getattr(rpc, f"labkit_gang_{question}")(gang=gang, **details)
-    return answer

@@ -9,6 +9,7 @@ import gc
 import os
 import socket
 import stat
+import sys
 import threading
 import time
 import weakref
@@ -101,7 +102,9 @@ class ProcessGroup:
         # torch names groups by a counter, which it counts up before it can fail: a rank that has survived somebody's
         # death at this place would look under another name than a fresh worker, for ever.
         dist.distributed_c10d._world.group_count = 0
+        hook = sys.excepthook  # torch puts another one around it each time, and never takes it away
         dist.init_process_group(spec.backend, store=store, rank=rank, world_size=size, timeout=limit)
+        sys.excepthook = hook
         self._world = weakref.ref(dist.group.WORLD)
         intruders = self._put_out_strangers(before) if spec.backend == "gloo" else set()  # NCCL connects later
         # This exchange also sees to it that nobody goes, and takes the store along, before everybody has come.

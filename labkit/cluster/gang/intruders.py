@@ -11,6 +11,7 @@ import ctypes
 import os
 import socket
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 End = tuple[str, int]
@@ -18,7 +19,15 @@ End = tuple[str, int]
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))  # of Linux
 _LISTEN = "0A"
 _SO_ATTACH_FILTER = 26
-_REFUSE_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0)  # a program of Berkeley's packet filter: "return 0"
+_SYN_ALONE = b"".join(  # a program of Berkeley's packet filter, over a segment that begins with TCP's header
+    struct.pack("=HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 13),  # the byte of its flags
+        (0x45, 0, 1, 0x02),  # with SYN
+        (0x06, 0, 0, 0xFFFF),  # let it through
+        (0x06, 0, 0, 0),  # drop it
+    )
+)
 
 
 def strangers() -> dict[tuple[End, End], int]:
@@ -29,7 +38,7 @@ def strangers() -> dict[tuple[End, End], int]:
     """
     rows = [line.split() for table in _TABLES if table.exists() for line in table.read_text().splitlines()[1:]]
     listeners = {_end(row[1])[1]: row[7] for row in rows if row[3] == _LISTEN}
-    own, found = str(os.geteuid()), {}
+    own, found = str(os.geteuid()) if hasattr(os, "geteuid") else "", {}  # Windows has no such tables either
     for row in rows:
         here, there, inode = _end(row[1]), _end(row[2]), row[9]
         user = row[7] if inode != "0" else listeners.get(here[1], own)
@@ -39,12 +48,18 @@ def strangers() -> dict[tuple[End, End], int]:
 
 
 def close_door(listener: socket.socket) -> None:
-    """Let nobody connect any more to a socket that listens on, without its owner's noticing; harmless off Linux."""
+    """Let nobody in any more at a socket that listens on, without its owner's noticing; harmless off Linux.
+
+    Whoever connects is greeted by the system and never heard: its owner accepts nothing, and no stranger waits. Some
+    systems let only root filter what comes in; there the door stays open, to be shut with the group.
+    """
     if not _TABLES[0].exists():
         return
-    program = ctypes.create_string_buffer(_REFUSE_ALL)
+    program = ctypes.create_string_buffer(_SYN_ALONE, len(_SYN_ALONE))
     # struct sock_fprog: how many instructions, and where
-    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(program)))
+    filtering = struct.pack("@HP", len(_SYN_ALONE) // 8, ctypes.addressof(program))
+    with suppress(PermissionError):
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filtering)
 
 
 def _end(text: str) -> End:

@@ -1,7 +1,6 @@
 """`launch`: one function as the ranks of one torch.distributed process group, one rank per Dask worker.
 
-Here is the client's side, rank.py runs on the workers and gang_queue.py on the scheduler; diagnosis.py finds the
-sentence for what went wrong.
+Here is the client's side; rank.py runs on workers, gang_queue.py on the scheduler, and diagnosis.py says what failed.
 """
 
 from __future__ import annotations
@@ -22,8 +21,10 @@ from labkit.cluster import deadlines
 from labkit.cluster.channels import Inbox, Note
 from labkit.cluster.gang import rank as worker_side
 from labkit.cluster.gang.diagnosis import RankFailure, RankReport, diagnose, hung
-from labkit.cluster.gang.gang_queue import Holder, QueueAccess, ask, waiting
+from labkit.cluster.gang.gang_queue import Holder, waiting
 from labkit.cluster.gang.group import GangSpec
+from labkit.cluster.gang.payload import placed
+from labkit.cluster.gang.queue_access import QueueAccess, ask
 from labkit.cluster.gang.stacks import place_of, stack
 from labkit.cluster.shipping import pack
 from labkit.cluster.workers import WorkerPool
@@ -33,7 +34,6 @@ from labkit.text import some
 if TYPE_CHECKING:
     from distributed import Future
 
-LARGE = 64 * 1024  # bytes; a larger payload goes to each worker once, as Dask data, not through the task graph
 PRIORITY = 10  # ranks go before waiting map tasks, since whole gangs wait for the last of their ranks
 
 
@@ -93,7 +93,7 @@ class Gang:
         self.make_way = lab.make_way
         self._queue, self._client = QueueAccess.of(lab.client), lab.client
         self._workers = self._queue.room_for(ranks, workers)  # of the lab
-        self.ranks = ranks or self._workers
+        self.ranks = ranks or max(1, self._workers - self._queue.occupied(lab))
         self.events = Mailbox()
         self._name = getattr(fn, "__name__", type(fn).__name__)
         self._payload: Any = pack(partial(fn, *args, **kwargs), self._name, lab.settings)
@@ -101,13 +101,15 @@ class Gang:
         self._inbox = Inbox(lab.client, self._receive)
         self._address = self._inbox.address  # which names the gang
         self._spec: GangSpec | None = None  # once it has workers
-        self._assembled = False
         self._signals: dict[str, Any] = {}
-        self._version = 0
+        self._version, self._assembled = 0, False
         self._futures: list[Future[RankReport]] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._arrived: asyncio.Queue[RankReport | str | ClusterError] = asyncio.Queue()  # a string is a lost worker
+        self._arrived: asyncio.Queue[RankReport | str | ClusterError | tuple[ClusterError]] = (
+            asyncio.Queue()
+        )  # a string is a lost worker
         self._reports: dict[int, RankReport] = {}  # in order of arrival
+        self.left: dict[int, bytes] = {}  # pickled, what ranks that failed or were ended have left behind
         self._lost: dict[int, str] = {}  # rank -> worker
         self._hung: dict[int, str] = {}  # rank -> where
         self._leading: asyncio.Task[Any] | None = None
@@ -149,9 +151,7 @@ class Gang:
 
     @property
     def hung(self) -> Mapping[int, str]:
-        """Those of the lost ranks that kept others waiting in a collective until their worker was ended, and where
-        that was in their code, "" if unknown.
-        """
+        """Where in their code those of the lost ranks were, "" if unknown, that kept others waiting in a collective."""
         return self._hung
 
     @property
@@ -262,11 +262,7 @@ class Gang:
     async def _start(self) -> None:
         await self._queue.ready(self._client)
         answer = await self._ask_queue(
-            "enter",
-            client=self._client.id,
-            ranks=self.ranks,
-            timeout=self._timeout,
-            title=self.part_of or self.title,
+            "enter", client=self._client.id, ranks=self.ranks, timeout=self._timeout, title=self.part_of or self.title
         )
         if "refused" in answer:
             raise GangError(
@@ -274,10 +270,11 @@ class Gang:
                 " wait for them, stop them, or launch with a longer timeout=."
             )
         self._spec = GangSpec.on(self._address, answer["workers"], self._gpus, self._timeout)
-        if len(self._payload) > LARGE:
-            self._payload = await self._client.scatter(
-                self._payload, workers=list(self._spec.workers), broadcast=True, hash=False
-            )
+        try:
+            self._payload = await placed(self._client, self._payload, self._spec.workers[0], self._timeout)
+        except GangError as error:  # a lost worker is heard of in a moment
+            self._arrived.put_nowait((error,))
+            return
         for rank, worker in enumerate(self._spec.workers):
             future = self._client.submit(
                 worker_side.run,
@@ -295,17 +292,19 @@ class Gang:
 
     async def _collect(self, rank: int, future: Future[RankReport]) -> None:
         try:
-            self._arrived.put_nowait(await future)
+            report = await future
+            self.left |= {rank: report.left} if report.left is not None else {}
+            self._arrived.put_nowait(report)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  Dask could not run it, or it was cancelled
             sentence = f"rank {rank} could not be run by Dask ({type(error).__name__}: {error}): launch again."
             trouble = GangError(sentence) if self._client.status == "running" else _gone()
             trouble.__cause__ = error
-            self._arrived.put_nowait(trouble)
+            self._arrived.put_nowait((trouble,))
 
     async def _follow(self) -> None:
         """Return when every rank has; raise at the first sign of trouble, once its cause is known."""
         assert self._spec is not None
-        deadline = math.inf
+        deadline, trouble = math.inf, None
         while len(self._reports) < self.ranks and time.monotonic() < deadline:
             left = min(deadlines.SCHEDULER_POLL, deadline - time.monotonic())
             match await self._quietly(self._arrived.get(), max(left, 0)):
@@ -313,15 +312,17 @@ class Gang:
                     raise _gone()
                 case ClusterError() as error:
                     raise error
+                case (ClusterError() as error,):
+                    trouble = trouble or error
                 case RankReport() as report:
                     self._reports[report.rank] = report
                 case str() as lost:
                     self._lost |= {rank: lost for rank in self._waiting() if self._spec.workers[rank] == lost}
-            if self._unexplained():
-                deadline = min(deadline, time.monotonic() + deadlines.SETTLE)
-            elif self._failures or self._lost:
+            if self._lost or (self._failures and not self._unexplained()):
                 break
-        found = diagnose(self._name, self._spec, list(self._reports.values()), self._lost)
+            if trouble or self._failures:
+                deadline = min(deadline, time.monotonic() + deadlines.SETTLE)
+        found = diagnose(self._name, self._spec, list(self._reports.values()), self._lost) or trouble
         if found is not None:
             raise found
 
@@ -364,8 +365,8 @@ class Gang:
         there = await self._run_on(waiting, worker_side.end, str(error))
         # A rank that has not begun waits behind other tasks of its worker, which must not suffer.
         running = [rank for rank in waiting if there.get(self._spec.workers[rank], self._assembled)]
-        if running:
-            await asyncio.wait([self._tasks[rank] for rank in running], timeout=self._grace)
+        if last := [self._tasks[rank] for rank in (waiting if self._assembled else running)]:
+            await asyncio.wait(last, timeout=self._grace)  # one that has ended by itself has yet to be heard of
         stuck = {rank: self._spec.workers[rank] for rank in running if not self._tasks[rank].done()}
         if stuck:
             on_nannies: dict[str, Any] = {"workers": [*stuck.values()], "nanny": True, "on_error": "ignore"}
@@ -418,8 +419,8 @@ class Gang:
         return {rank: answers[worker] for rank, worker in enumerate(self.workers) if worker in answers}
 
     def _waiting(self) -> list[int]:
-        """The ranks that were submitted and have neither reported nor been lost."""
-        return [rank for rank in range(len(self._futures)) if rank not in self._reports and rank not in self._lost]
+        """The ranks that have neither reported nor been lost."""
+        return [rank for rank in range(len(self.workers)) if rank not in self._reports and rank not in self._lost]
 
     async def _run_on(self, ranks: list[int], function: Callable[..., Any], *args: Any, limit: float = 2.0) -> Any:
         """{worker: answer} of those that answer."""

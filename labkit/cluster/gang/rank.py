@@ -14,6 +14,8 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext, suppress
+from contextvars import Context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -23,8 +25,8 @@ from distributed.utils import sync
 from labkit.cluster import deadlines
 from labkit.cluster.channels import capture_prints, post
 from labkit.cluster.gang.diagnosis import RankFailure, RankGone, RankReport
-from labkit.cluster.gang.gang_queue import ask
 from labkit.cluster.gang.group import GangSpec, ProcessGroup, host_of, listen
+from labkit.cluster.gang.queue_access import ask
 from labkit.cluster.gang.stacks import stacks_on_request
 from labkit.cluster.preparation import leave_random_alone
 from labkit.cluster.shipping import unpack
@@ -49,6 +51,7 @@ class Rank:
         self.spec, self.rank, self.worker, self.key = spec, rank, worker, key
         self.signals: Mapping[str, Any] = {}
         self.kept: Mapping[int, bytes] = {}
+        self.leaves: Callable[[], Any] | None = None
         self.version = 0
         self.stage = "start"
         self.ended = ""
@@ -95,14 +98,16 @@ class Rank:
 
     async def _depart(self) -> None:
         """Tell the queue, which keeps the workers of a dead client until its ranks are gone."""
-        with suppress(OSError):  # then the scheduler is gone too
+        with suppress(OSError, RuntimeError):  # then the scheduler is gone too, or this worker closes
             await ask(self.worker.scheduler, "depart", self.spec.address, rank=self.rank)
 
     def _ask(self, question: str, **details: Any) -> Any:
         """Ask the queue from this rank's thread."""
         limit = self.spec.timeout + 2 * deadlines.GRACE
         details |= {"rank": self.rank, "callback_timeout": limit}
-        return sync(self.worker.loop, ask, self.worker.scheduler, question, self.spec.address, **details)
+        # In a context of its own: for a while asyncio keeps timers that have ended, with all of Dask's task.
+        asking = partial(sync, self.worker.loop, ask, self.worker.scheduler, question, self.spec.address, **details)
+        return Context().run(asking)
 
     # -- the function
 
@@ -147,12 +152,21 @@ class Rank:
         first = not self.ended and self._ask("failed") == self.rank
         return RankFailure.of(error, self.stage, first=first, ended=bool(self.ended), hide=__file__)
 
+    def left(self) -> bytes | None:
+        """What this rank leaves behind as it fails; None where that is nothing, or cannot be had any more."""
+        if self.leaves is None:
+            return None
+        try:
+            return bytes(cloudpickle.dumps(self.leaves()))
+        except Exception:  # noqa: BLE001  that the rank has failed is to be told, and not this
+            return None
+
 
 def run(spec: GangSpec, rank: int, payload: bytes) -> RankReport:
     """The task of one rank; every exception comes back as part of its report, in a form that always unpickles."""
     worker = get_worker()
     here = Rank(spec, rank, worker, worker.get_current_task())
-    value, failure = None, None
+    value, failure, left = None, None, None
     try:
         with here:
             worker.loop.add_callback(here.watch)
@@ -161,11 +175,12 @@ def run(spec: GangSpec, rank: int, payload: bytes) -> RankReport:
                 here.stage = "done"
             except BaseException as error:  # noqa: BLE001  SystemExit and Ended too: a rank always reports
                 failure = here.failure(error)
+                left = here.left()
     except GangError as error:  # another rank is in its place
         failure = here.failure(error)
     if failure is not None:
         _free_memory()
-    return RankReport(rank, value, failure)
+    return RankReport(rank, value, failure, left)
 
 
 def _work(here: Rank, payload: bytes) -> bytes:
@@ -238,6 +253,14 @@ def keep(data: Mapping[int, bytes]) -> None:
     Raises GangError outside a rank.
     """
     _here("keep").kept = dict(data)
+
+
+def leave(make: Callable[[], Any]) -> None:
+    """Should this rank fail or be ended, make() is called then, and its gang has in `left` what it returns.
+
+    Raises GangError outside a rank.
+    """
+    _here("leave").leaves = make
 
 
 def own_host() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from time import monotonic, perf_counter, sleep
 from typing import Any
 
@@ -18,7 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from labkit.cluster import deadlines
+from labkit.cluster.gang.rank import leave
 from labkit.data.loading import loaders_closed
+from labkit.data.randomness import Randomness
 from labkit.engines.asynchronous.async_peers import require_request
 from labkit.engines.asynchronous.connections import Address, RankConnection, Service, require_patience
 from labkit.engines.asynchronous.request_handlers import Params, builder
@@ -134,7 +136,7 @@ class AsyncRank(ABC):
 
     def rounds(self, local: LocalPeers, watch: Stopwatch) -> Iterator[Row | Event]:
         """All rounds of this rank's peers, until the last of the others has finished too."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), Randomness(self.experiment.seed, self.members.start):
             torch.manual_seed(self.experiment.seed + self.members.start)
             for number in range(1, self.experiment.rounds + 1):
                 if not self._proceed():
@@ -195,6 +197,7 @@ def train_asynchronously(
         rank.start()
         watch = Stopwatch(lambda: 0, Clock(rank.began), rank.rank)
         reports = Reports(watch, every)
+        leave(partial(_at_last, rank, reports))
         try:
             for news in rank.rounds(local, watch):
                 reports.add(news)
@@ -205,3 +208,10 @@ def train_asynchronously(
         reports.flush()
         states, staleness = rank.result()
         return Result(states, watch.intervals[:MOST_INTERVALS], staleness, rank.best.states)
+
+
+def _at_last(rank: AsyncRank, reports: Reports) -> dict[int, Result]:
+    """What a rank that fails, or is ended, has reached; its peers have no common round."""
+    reports.flush()
+    states, staleness = rank.result()
+    return {0: Result(states, [], staleness, rank.best.states)}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.engines.checkpoint import Part, Unreadable, unpacked
+from labkit.history.journal import make_private
 
 _NAMED = re.compile(r"(\d+)-of-(\d+)\.pt")
 _KEPT = 2  # checkpoints; of the last one some rank may still be writing its part
@@ -36,15 +37,20 @@ class CheckpointFiles:
         except OSError as error:
             raise Unreadable(f"rank {rank}'s part cannot be read ({error.strerror})") from error
         try:
-            return unpacked(data)
+            part = unpacked(data)
         except Unreadable as error:
             raise Unreadable(f"of rank {rank}'s part, {error}") from error
+        was, of, those = part.get("place", (number, rank, ranks))
+        if (was, of, those) != (number, rank, ranks):
+            raise Unreadable(
+                f"rank {rank}'s part is that of rank {of} of {those} after round {was}, under another name"
+            )
+        return part
 
     def write(self, number: int, rank: int, ranks: int, data: bytes) -> None:
         """Write a rank's part of checkpoint `number`; a reader finds all of it or none. Raises OSError."""
         place, name = self._place(number), f"{rank}-of-{ranks}"
-        for folder in (self.folder.parent, self.folder, place):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(place)
         beginning = place / f".{name}.{os.getpid()}"
         try:
             with open(beginning, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:

@@ -171,7 +171,8 @@ class Store:
     def save(self, number: int, part: Part) -> bool:
         """Keep this rank's part of checkpoint `number` and tell the notebook, or why that cannot be."""
         try:
-            data = packed(part | {"mark": self._mark})
+            place = [number, dist.get_rank(), dist.get_world_size()]
+            data = packed(part | {"mark": self._mark, "place": place})
             if self._files is None:
                 keep({number: data})
             else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from time import time_ns
 from typing import Any, cast
@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from labkit import tree
-from labkit.algorithms import AllReduce
-from labkit.algorithms.base import Batch, Peer, Round
+from labkit.algorithms import Algorithm, AllReduce, Measured
+from labkit.algorithms.base import Batch
+from labkit.algorithms.measured import log_noise
 from labkit.engines.batches import Examples, Stream
 from labkit.engines.distributed.batchnorm import synchronised
+from labkit.engines.distributed.exchanging import ExchangingPeer, Handed
 from labkit.engines.experiment import Experiment
-from labkit.engines.peer import Exchanged, OnePeer, Place
+from labkit.engines.peer import Exchanged, Place
 from labkit.errors import ModelError, SettingError
 from labkit.exchange import Mean
 from labkit.exchange.group import RankGroup
@@ -72,44 +73,35 @@ def data_parallel(experiment: Experiment, blocks: Sequence[range], device: torch
 
 def _obstacle(experiment: Experiment, blocks: Sequence[range]) -> str:
     """What keeps DDP from doing the peers' work, and what helps; "" where nothing does."""
-    if not all(isinstance(it, AllReduce) and it.form == "native" for it in experiment.algorithms):
+    if not all(isinstance(it, AllReduce) and it.form == "native" for it in map(_measured, experiment.algorithms)):
         return f"DDP does the work of AllReduce() alone, and this is {experiment.algorithm}: leave it away"
     if max(map(len, blocks)) > 1:
         return f"{experiment.peers} peers share {len(blocks)} workers: take as many peers as workers"
     if not experiment.alike:
         return "the peers start from different models: give one model for all of them"
+    if experiment.precision == "fp16" and noise_of(experiment):
+        return "Measured wants gradients as they are, which fp16 scales: take bf16"
     if experiment.found.unused:
         return "some parameters have no part in the loss: set requires_grad=False for them"
     return ""
 
 
-@dataclass(frozen=True)
-class Overlapping:
-    """AllReduce's round for peers whose backward pass exchanges the gradients."""
-
-    accumulate: int = 1
-
-    @property
-    def every(self) -> int:
-        """Batches in a round."""
-        return self.accumulate
-
-    def round(self, peer: Peer, batches: Iterator[Batch]) -> Round:
-        assert isinstance(peer, DataParallelPeer)
-        peer.descend(batches)
-        yield from ()
+def noise_of(experiment: Experiment) -> bool:
+    """Whether the peers compare their gradients with the mean."""
+    return isinstance(experiment.algorithm, Measured)
 
 
-def overlapping(experiment: Experiment) -> Experiment:
-    """The experiment whose peers are DataParallelPeers."""
-    assert isinstance(experiment.algorithm, AllReduce)
-    return replace(experiment, algorithms=(Overlapping(experiment.algorithm.accumulate),))
+def _measured(algorithm: Algorithm) -> Algorithm:
+    """What is measured, or the algorithm itself."""
+    return algorithm.algorithm if isinstance(algorithm, Measured) else algorithm
 
 
-class DataParallelPeer(OnePeer):
+class DataParallelPeer(ExchangingPeer):
     """One peer whose backward pass averages the gradients: torch's DistributedDataParallel, buckets and overlap."""
 
-    def __init__(self, experiment: Experiment, peer: int, place: Place, group: RankGroup, ddp: DDP) -> None:
+    def __init__(
+        self, experiment: Experiment, peer: int, place: Place, group: RankGroup, ddp: DDP, noise: bool = False
+    ) -> None:
         super().__init__(experiment, peer, place)
         if ddp.sync_batchnorm:
             self.net = synchronised(self.net, group, place.device)
@@ -121,8 +113,9 @@ class DataParallelPeer(OnePeer):
         if place.device.type == "cpu":  # elsewhere torch's timers wait for the device, and one step of 100 will do
             self._parallel._set_ddp_runtime_logging_sample_rate(1)  # type: ignore[no-untyped-call]
         self._message = Mean(self.params).bytes(group.size)
-        if ddp.hook is not None:
-            register(self._parallel, ddp.hook, group, experiment.rounds)
+        self._own_squares = torch.zeros((), device=place.device) if noise else None
+        if ddp.hook is not None or noise:
+            register(self._parallel, ddp.hook, group, experiment.rounds, self._measure if noise else None)
         self._last: Batch | None = None
 
     def descend(self, batches: Iterator[Batch]) -> None:
@@ -142,9 +135,21 @@ class DataParallelPeer(OnePeer):
                 self.backward(loss if weight == 1 else loss * weight)
         if not dealt:
             self._go_along()
+        self._log_noise(dealt)
         if self._ddp.hook is None:
             self._group.sent += self._message  # each gradient went through the ring once, in buckets
         self.update()
+
+    def _measure(self, bucket: Any) -> None:
+        """Add what a bucket of the peer's own gradients has to their squared norm, before it is exchanged."""
+        self._own_squares += bucket.buffer().square().sum()
+
+    def _log_noise(self, dealt: int) -> None:
+        if self._own_squares is None:
+            return
+        mean = tree.squares({name: p.grad for name, p in self.named.items() if p.grad is not None})
+        log_noise(self, self._own_squares.clone(), mean, dealt * self.batch_size)
+        self._own_squares.zero_()
 
     @property
     def exchanged(self) -> Exchanged:
@@ -216,8 +221,14 @@ _RANK = 2  # of PowerSGD's matrices: the paper's choice for images (arXiv:1905.1
 _UNCOMPRESSED = 0.1  # the share of a run before PowerSGD begins, which torch's documentation advises
 
 
-def register(parallel: DistributedDataParallel, hook: str | Hook, group: RankGroup, rounds: int) -> None:
-    """Let the buckets of `parallel` go through the hook, of which `group` counts the bytes.
+def register(
+    parallel: DistributedDataParallel,
+    hook: str | Hook | None,
+    group: RankGroup,
+    rounds: int,
+    look: Callable[[Any], None] | None = None,
+) -> None:
+    """Let the buckets of `parallel` go through the hook, of which `group` counts the bytes; `look` sees each before.
 
     A hook of the user's own gets None for its state, and counts what it hands to torch.distributed before it returns.
     """
@@ -227,11 +238,15 @@ def register(parallel: DistributedDataParallel, hook: str | Hook, group: RankGro
         start = max(2, round(_UNCOMPRESSED * rounds))
         state = PowerSGDState(None, matrix_approximation_rank=_RANK, start_powerSGD_iter=start)
         exchange = partial(_low_rank, state, group)
+    elif hook is None:
+        exchange = partial(default_hooks.allreduce_hook, cast(Any, None))  # as without a hook
     else:
-        cast = default_hooks.fp16_compress_hook if hook == "fp16" else default_hooks.bf16_compress_hook
-        exchange = partial(_counted, cast, group)
+        half = default_hooks.fp16_compress_hook if hook == "fp16" else default_hooks.bf16_compress_hook
+        exchange = partial(_counted, half, group)
 
     def through(_: None, bucket):  # type: ignore[no-untyped-def]  # torch refuses annotations that are strings
+        if look is not None:
+            look(bucket)
         return exchange(bucket)
 
     parallel.register_comm_hook(None, through)
@@ -251,35 +266,6 @@ def _low_rank(state: PowerSGDState, group: RankGroup, bucket: Any) -> Any:
     numbers = state.total_numel_after_compression - before or bucket.buffer().numel()  # none before it begins
     group.sent += group.ring(numbers * bucket.buffer().element_size())
     return future
-
-
-class Handed(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While active, adds to the group's ledger what this thread hands to torch.distributed."""
-
-    def __init__(self, group: RankGroup) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._group = group
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "c10d":
-            self._group.sent += _bytes(func._opname, args, self._group)
-        return func(*args, **(kwargs or {}))
-
-
-def _bytes(operation: str, args: Any, group: RankGroup) -> float:
-    """What a rank sends for a collective in its ring form (nccl-tests, PERFORMANCE.md); of others, all it gets."""
-    if operation.startswith("allreduce"):
-        return group.ring(_size(args[0]))
-    if "allgather" in operation:
-        return (group.size - 1) * _size(args[1])
-    if "reduce_scatter" in operation or "alltoall" in operation:
-        return (group.size - 1) / group.size * _size(args[1])
-    return float(_size(args[0]))
-
-
-def _size(given: Any) -> int:
-    """The bytes of a tensor, or of tensors in lists."""
-    return tree.nbytes(given) if isinstance(given, Tensor) else sum(map(_size, given))
 
 
 def require_hook(hook: Any) -> None:

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from labkit.cluster import deadlines
-from labkit.cluster.gang.gang_queue import room
 from labkit.cluster.gang.launch import Gang
+from labkit.cluster.gang.queue_access import room
 from labkit.cluster.lab import Lab
 from labkit.engines.checkpoint import blocks_of
 from labkit.engines.control import Control, Wish
 from labkit.engines.distributed.checkpoints import Store
-from labkit.engines.distributed.reporting import Result, Rows
+from labkit.engines.distributed.reporting import Ended, Result, Rows
 from labkit.engines.distributed.steering import follow
 from labkit.engines.distributed.train_rank import RankSettings, train_rank
 from labkit.engines.experiment import Experiment
-from labkit.errors import SettingError, Stopped, WorkerLost
+from labkit.errors import ClusterError, SettingError, Stopped, WorkerLost
 from labkit.history.rows import Event, Reporter, Row, Update
+from labkit.text import some
 
 MOST = 3  # losses without a new checkpoint between them that a run bears; a worker that hung counts twice
 
@@ -46,14 +47,15 @@ class Recovery:
         self._hung: set[tuple[int, str]] = set()  # ranks, and where they did
         self._interrupted = self.store.number > 0  # and has not yet gone on
         self._journal = self.store.journal
-        self._earlier = self._journal.until(self.store.number) if self._journal and self._interrupted else []
-        if rows := [it for it in self._earlier if isinstance(it, Row)]:
+        self._missing: set[int] = set()  # rounds before the checkpoint of which there is no row
+        self._earlier = self._journal.until(self.store.number) if self._journal and self._interrupted else None
+        if rows := [it for it in self._earlier or () if isinstance(it, Row)]:
             self._began = time.monotonic() - rows[-1].seconds
 
-    def run(self) -> tuple[list[range], list[Result]] | None:
-        """The peers and the results of the last gang's ranks; None if the run was stopped before they had any.
+    def run(self) -> Ended:
+        """How the last gang's ranks ended; WorkerLost when workers are lost again and again, or one does not come back.
 
-        Raises WorkerLost when workers are lost again and again, or one does not come back.
+        A gang that fails, or has to be stopped, leaves what it had after its last whole round.
         """
         try:
             return self._run()
@@ -61,7 +63,7 @@ class Recovery:
             if self._journal is not None:
                 self._journal.close()
 
-    def _run(self) -> tuple[list[range], list[Result]] | None:
+    def _run(self) -> Ended:
         without, known = 0, 0  # losses since the last new checkpoint, and which that is
         while True:
             blocks = blocks_of(self.experiment.peers, self.ranks)
@@ -71,19 +73,24 @@ class Recovery:
                 self.lab, train_rank, given, {}, ranks=self.ranks, timeout=self.timeout, part_of=self.experiment.title
             )
             try:
-                return blocks, self._follow(gang)
+                return Ended(blocks, dict(enumerate(self._follow(gang))))
             except Stopped:
-                return None
+                return Ended.early(blocks, gang.left, None)
             except WorkerLost as error:
                 without = (without if self.store.number == known else 0) + 1 + bool(gang.hung)
                 known = self.store.number
                 lost = gang.lost.items()
                 self._tell("lost", workers=[{"worker": it, "rank": k, "hung": k in gang.hung} for k, it in lost])
                 self._interrupted = True
-                self._require_progress(error, set(gang.hung.items()))
-                self.ranks = self._next_ranks(gang, error, without)
+                try:
+                    self._require_progress(error, set(gang.hung.items()))
+                    self.ranks = self._next_ranks(gang, error, without)
+                except ClusterError as given_up:
+                    return Ended.early(blocks, gang.left, given_up)
+            except ClusterError as error:
+                return Ended.early(blocks, gang.left, error)
             if self.control.wish is Wish.STOP:
-                return None
+                return Ended.early(blocks, gang.left, None)
 
     def _follow(self, gang: Gang) -> list[Result]:
         """Pass up what the gang tells until it is done, then return what came of it."""
@@ -112,6 +119,7 @@ class Recovery:
             return
         self._began = time.monotonic() - news.seconds  # later with each pause and evaluation, which do not count
         if self._interrupted:
+            self._tell_of_missing()
             self._tell("resumed", first=self.store.began + 1, workers=ranks)
             self._interrupted = False
         self._report_once(news)
@@ -119,7 +127,18 @@ class Recovery:
     def _report_once(self, news: Update) -> None:
         if isinstance(news, Row) and news.round > self._reported:
             self._reported = news.round
+            self._missing.discard(news.round)
             self._report(news)
+
+    def _tell_of_missing(self) -> None:
+        """By now all is known that was kept of an earlier run's rows."""
+        if self._missing and self._journal is not None:
+            lost = some(len(self._missing), "round")
+            first = min(self._missing)
+            self._tell(
+                "note", text=f"the rows of {lost} are lost, from round {first} on: {self._journal.path} is not whole"
+            )
+        self._missing = set()
 
     def _report(self, news: Update) -> None:
         """Tell the user, and whoever goes on with this run later."""
@@ -135,11 +154,13 @@ class Recovery:
     def _recall(self) -> None:
         """A run that goes on from the checkpoint of an earlier one reports what that one did up to there."""
         earlier, began = self._earlier, self.store.began
-        if earlier and began:
-            self._earlier = []
+        if earlier is not None and began:
+            self._earlier, self._missing = None, set(range(1, began + 1))
             for news in (it for it in earlier if it.round <= began):
                 self.report(news)
-            self._reported = began
+                if isinstance(news, Row):
+                    self._reported = news.round
+                    self._missing.discard(news.round)
 
     def _rows(self, ranks: int) -> Rows:
         return Rows(ranks, self.experiment.peers)

@@ -6,9 +6,11 @@ Nothing here is about how peers exchange, so that ranks that meet at barriers an
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import nan
+from pickle import loads
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,6 +22,7 @@ from labkit.cluster import deadlines
 from labkit.cluster.gang.rank import signals, tell
 from labkit.engines.clock import Clock
 from labkit.engines.control import Wish
+from labkit.engines.live_tensors import Found
 from labkit.exchange import Message
 from labkit.history.lanes import BURST, Bursts
 from labkit.history.rows import Event, Interval, Row, Update
@@ -39,6 +42,29 @@ class Result(NamedTuple):
     intervals: list[tuple[float, float]]  # seconds since all ranks began together
     staleness: list[list[int]] | None = None  # of asynchronous peers, what `labkit.history.history.History` says
     best: list[dict[str, Tensor]] | None = None  # its peers' parameters when they scored best
+    memory: dict[int, Found] | None = None  # of each of its peers, where that was counted
+    by_torch: bool = False  # whether torch's own form did the peers' work
+
+
+class Ended(NamedTuple):
+    """How a run's ranks ended: each one's peers, and what it has at the end, less those that died; and why it failed.
+
+    Ranks that failed have left what they had after the last round that all of them have finished.
+    """
+
+    blocks: Sequence[range]
+    results: Mapping[int, Result]
+    error: Exception | None = None
+
+    @classmethod
+    def early(cls, blocks: Sequence[range], left: Mapping[int, bytes], error: Exception | None) -> Ended:
+        """Under way: `left` is what each rank has left, its results by round, pickled."""
+        each: dict[int, dict[int, Result]] = {}
+        for rank, own in left.items():
+            with suppress(Exception):  # unpickling runs code of whoever wrote the model
+                each[rank] = loads(own)
+        common = set.intersection(*map(set, each.values())) if each else set()
+        return cls(blocks, {rank: own[max(common)] for rank, own in each.items()} if common else {}, error)
 
 
 # -- a rank's side
@@ -96,9 +122,9 @@ class Stopwatch:
     count from one moment, so that they keep the same ones.
     """
 
-    def __init__(self, steps: Callable[[], int], clock: Clock, rank: int = 0) -> None:
+    def __init__(self, steps: Callable[[], float], clock: Clock, rank: int = 0) -> None:
         self._clock, self._rank = clock, rank
-        self._steps, self._taken = steps, 0
+        self._steps, self._taken = steps, 0.0
         self._begun = clock.seconds
         self._number, self._bursts = 0, Bursts()
         self._recent: deque[Interval] = deque(maxlen=_MOST_RECENT)
@@ -106,7 +132,7 @@ class Stopwatch:
 
     def begin(self) -> None:
         """A round begins, and with it an interval."""
-        self._taken = 0
+        self._taken = 0.0
         self._begun = self._clock.seconds
 
     def end(self, exchanged: Callable[[], tuple[float, float]] | None = None) -> None:

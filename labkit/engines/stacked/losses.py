@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional as F
 
-from labkit.engines.example_losses import example_losses, together
+from labkit.engines.example_losses import counted, example_losses, together
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _IGNORED = -100  # targets that F.cross_entropy leaves out of its mean
@@ -47,8 +47,22 @@ def stacked_losses(criterion: Loss) -> Loss:
         if targets.is_floating_point() or targets.dim() > 2:
             return each(logits, targets)
         losses = F.cross_entropy(logits.movedim(2, 1), targets, reduction="none")
-        counted = (targets != _IGNORED).sum(1, keepdim=True)
-        return losses * (targets.shape[1] / counted)
+        left = (targets != _IGNORED).sum(1, keepdim=True)
+        return losses * (targets.shape[1] / left)
+
+    return cross_entropy if criterion is F.cross_entropy else each
+
+
+def stacked_counts(criterion: Loss) -> Loss:
+    """What maps the outputs [K, B, …] and targets [K, B, …] of K peers to which examples have a part, [K, B].
+
+    >>> stacked_counts(F.cross_entropy)(torch.zeros(1, 2, 4), torch.tensor([[3, -100]]))
+    tensor([[ True, False]])
+    """
+    each: Loss = together(counted(criterion))
+
+    def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+        return each(logits, targets) if targets.is_floating_point() or targets.dim() > 2 else targets != _IGNORED
 
     return cross_entropy if criterion is F.cross_entropy else each
 

@@ -19,7 +19,7 @@ from labkit.engines.peer import Peers, Place
 from labkit.engines.stacked.backward import one_node, way_back
 from labkit.engines.stacked.forward import StackedModel
 from labkit.engines.stacked.layers import Gradients
-from labkit.engines.stacked.losses import cross_entropy_and_back, stacked_loss, stacked_losses
+from labkit.engines.stacked.losses import cross_entropy_and_back, stacked_counts, stacked_loss, stacked_losses
 from labkit.engines.stacked.vmapped import vmapped
 
 _EVALUATED_AT_ONCE = 1 << 22  # inputs × peers in one forward pass of an evaluation
@@ -45,6 +45,7 @@ class StackedPeers(Peers):
             self.parts = Parts(skeleton, _run_stacked)
         self._forward = StackedModel(skeleton, [*self.named, *self.buffers])
         self._mean_loss, self._each_loss = stacked_loss(experiment.loss), stacked_losses(experiment.loss)
+        self._counts = stacked_counts(experiment.loss)
         self._knows_back = self._forward.known and not self.buffers and self._dtype is None
         # a target that is no class is an error on the CPU, to be told by torch, and ends the process on a GPU
         self._knows_loss = self._knows_back and experiment.loss is F.cross_entropy and place.device.type == "cpu"
@@ -75,10 +76,10 @@ class StackedPeers(Peers):
             self.buffers[name] = tensors[name]
         return self._logits_in(out)  # [K, B, C], or [1, B, C]
 
-    def loss(self, batch: Batch, logits: Tensor | None = None) -> Tensor:
-        loss = self._loss_that_goes_back(*batch) if logits is None else None
+    def loss(self, batch: Batch, logits: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+        loss = self._loss_that_goes_back(*batch) if logits is None and weight is None else None
         if loss is None:
-            return super().loss(batch, logits)
+            return super().loss(batch, logits, weight)
         self._record(loss)
         return loss
 

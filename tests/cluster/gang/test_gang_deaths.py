@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import torch.distributed as dist
 import labkit as lk
 from labkit.cluster.gang.rank import Rank
 from labkit.cluster.lab import Lab
+from labkit.cluster.local import local_cluster
 from labkit.errors import GangError, LabClosed, WorkerLost
 from tests.cluster.kernels import kernel
 from tests.cluster.ranks import Clock, add, exchange_for_ever, pids, works
@@ -38,6 +40,21 @@ def test_a_killed_rank_is_named_within_a_second_and_its_siblings_are_free(mortal
     assert gang.lost == {1: gang.workers[1]}
     assert works(mortal)  # which waits for the worker to be back
     assert pid[0] in pids(mortal)
+
+
+def test_a_worker_that_dies_while_the_function_is_on_its_way_is_named() -> None:
+    """And whoever launches next is not kept waiting by what Dask still tries to send."""
+    large = torch.zeros(8_000_000)
+    # a cluster of its own, whose nannies stay however often their workers die
+    with local_cluster(2, threads=1, memory=2 << 30) as cluster, lk.connect(cluster) as lab:
+        for rank, wait in ((0, 0.0), (1, 0.0), (0, 0.2), (1, 0.2)):
+            assert works(lab)
+            gang = lab.launch(torch.sum, large, ranks=2)
+            time.sleep(wait)
+            os.kill(lab.workers[rank].pid, signal.SIGKILL)
+            with suppress(WorkerLost):  # or it is done already
+                assert gang.result(60) == [0, 0]
+        assert works(lab)
 
 
 class DiesWhileItJoins:

@@ -25,7 +25,7 @@ from labkit.exchange import Push
 from tests.engines.experiments import MOMENTUM, SGD, difference, mlp, parameters, result
 from tests.engines.made_for_asynchrony import FOREVER, SERVED, STILL, UNIT, FromApart, Number, Wrong
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.paired
 
 TOLERANCE = 1e-5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -50,9 +51,13 @@ def forms(lab, door: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runs", [10, pytest.param(100, marks=pytest.mark.soak)])
-def test_a_random_kill_in_every_run_loses_nothing_and_leaves_nothing(runs):
+@pytest.mark.parametrize("runs", [10, pytest.param(None, marks=pytest.mark.soak)])
+@pytest.mark.timeout(0)  # each run has its own
+def test_a_random_kill_in_every_run_loses_nothing_and_leaves_nothing(runs, request, tmp_path, monkeypatch):
     """Every fifth at the moment when the ranks' process group is made."""
+    runs = runs or request.config.getoption("--kills")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # look again
     chance = random.Random(0)
     with mortal() as lab:
         on = heard(lab, checkpoint_every=25)
@@ -76,3 +81,4 @@ def test_a_random_kill_in_every_run_loses_nothing_and_leaves_nothing(runs):
         assert left(lab) == before
         assert psutil.Process().num_fds() <= opened + 8  # a forked worker takes a few more than a spawned one
         assert disturbed > runs / 2, "most runs were over before their worker was killed"
+    assert [path for path in tmp_path.rglob("*") if not path.is_dir() and path.suffix != ".lock"] == []

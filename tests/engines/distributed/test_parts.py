@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 import labkit as lk
-from labkit.algorithms import AllReduce, Pipeline, TensorParallel, ZeRO
+from labkit.algorithms import AllReduce, ExpertParallel, Pipeline, SequenceParallel, TensorParallel, ZeRO
 from labkit.cluster.local import local_cluster
 from labkit.errors import SettingError
 from labkit.models import next_token
+from tests.algorithms.test_experts_and_sequences import experts_gpt, mixture
 from tests.algorithms.test_large import characters, deep, distance, gpt, mlp, trained
 
 
@@ -32,6 +33,30 @@ def test_tensor_parallel_on_workers_is_one_process(lab):
     settings = {"peers": 2, "loss": next_token}
     one = trained(gpt(), characters(), TensorParallel(), "adamw", on=lk.Lockstep(), **settings)
     assert distance(one, trained(gpt(), characters(), TensorParallel(), "adamw", on=lab, **settings)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("model", "peers", "optimizer"), [(mixture, 2, "momentum"), (mixture, 4, "sgd"), (experts_gpt, 2, "adamw")]
+)
+def test_expert_parallel_on_workers_is_one_process(lab, model, peers, optimizer):
+    data, loss = (characters(), next_token) if model is experts_gpt else (lk.data.load("digits"), None)
+    settings = {"peers": peers} | ({"loss": loss} if loss else {})
+    one, real = (
+        trained(model(), data, algorithm, optimizer, on=on, **settings)
+        for algorithm, on in ((AllReduce(), lk.Lockstep()), (ExpertParallel(), lab))
+    )
+    assert distance(one, real) < 1e-5
+
+
+@pytest.mark.parametrize(("peers", "optimizer"), [(2, "adamw"), (4, "momentum")])
+def test_ring_attention_on_workers_is_one_process(lab, peers, optimizer):
+    settings = {"peers": peers, "loss": next_token}
+    one, real = (
+        trained(gpt(), characters(), SequenceParallel(), optimizer, on=on, **settings) for on in (lk.Lockstep(), lab)
+    )
+    assert distance(one, real) < 1e-5
+    if peers == 2:
+        assert real.bytes == pytest.approx(one.bytes)
 
 
 @pytest.mark.parametrize(

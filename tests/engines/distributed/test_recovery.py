@@ -21,7 +21,7 @@ from tests.data.items import Flow, Pictures
 from tests.engines.experiments import ADAM, MOMENTUM, difference, mlp
 from tests.engines.mortals import ROUNDS, heard, kill, mortal, reach, same, start, whole
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.paired
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +260,13 @@ def test_a_rank_that_hangs_at_the_same_place_again_ends_the_run_with_its_stack()
     with pytest.raises(WorkerLost, match="for the second time, rank 1 hung in forward") as again:
         recovery._require_progress(error, {(1, "forward (mine.py, line 3)")})
     assert again.value.__notes__ == ["Rank 1 was here"]
+
+
+def test_a_file_is_no_place_for_checkpoints(lab, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SettingError, match="file is a file; give a folder"):
+            lk.Cluster(lab, checkpoint_to=path)
 
 
 def test_settings_that_cannot_be_are_refused(lab):

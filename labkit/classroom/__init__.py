@@ -1,0 +1,1 @@
+"""Classroom: the hub's configuration, honest grading, the class board and the training that it conducts."""

@@ -1,0 +1,114 @@
+"""Occupied workers, as the scheduler sees them: by tasks that take long, or by tasks that nobody wants any more.
+
+On a cluster that several kernels share, the ranks of one would wait for ever behind an endless task of another. A task
+that runs cannot be taken away, not even when its client has gone: the scheduler forgets it, its thread goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, Literal
+
+from distributed import Scheduler, Status
+
+from labkit.cluster import deadlines
+
+Use = Literal["free", "unclear", "occupied"]
+
+
+def alive(scheduler: Scheduler) -> list[Any]:
+    """The states of the workers that could compute, in the order in which a lab lists them."""
+    # one that joins says "init", and shortly after that "running"; one without memory left is "paused"
+    found = [state for state in scheduler.workers.values() if state.status in (Status.init, Status.running)]
+    return sorted(found, key=lambda state: (len(str(state.name)), str(state.name)))
+
+
+def use_of(worker: Any) -> Use:
+    """Whether a rank would soon have a thread of this worker; "unclear" where nobody knows how long a task takes."""
+    executing, forgotten = _executing(worker), _forgotten(worker)
+    if at_long_tasks(worker) or _long(executing) + forgotten >= worker.nthreads:
+        return "occupied"
+    unknown = sum(
+        task.prefix.duration_average < 0 or executing.get(task, 0) > deadlines.LONG_TASK for task in worker.processing
+    )
+    return "unclear" if unknown + forgotten >= worker.nthreads else "free"
+
+
+def at_long_tasks(worker: Any) -> bool:
+    """Whether tasks that somebody wants have all threads of this worker for long.
+
+    One at tasks that nobody wants any more is about to be free, and may be so already: it tells twice a second.
+    """
+    return _long(_executing(worker)) >= worker.nthreads or bool(
+        worker.processing and _silence(worker) > deadlines.SILENT
+    )
+
+
+def titles(workers: Iterable[Any]) -> list[str]:
+    """What occupies these workers, for people."""
+    names = {task.prefix.name for worker in workers for task in worker.processing}
+    return [f"tasks of {name}" for name in sorted(names)] or ["tasks that nobody wants any more"]
+
+
+def _executing(worker: Any) -> dict[Any, float]:
+    """For how long a worker has been at each of its tasks that somebody wants, in seconds."""
+    silent = _silence(worker)
+    return {task: seconds + silent for task, seconds in worker.executing.items() if task in worker.processing}
+
+
+def _long(executing: dict[Any, float]) -> int:
+    return sum(seconds > deadlines.LONG_TASK for seconds in executing.values())
+
+
+def _forgotten(worker: Any) -> int:
+    """How many threads are at tasks that the scheduler has forgotten, as the worker last said."""
+    return int(worker.metrics.get("task_counts", {}).get("cancelled", 0))
+
+
+def _silence(worker: Any) -> float:
+    """Seconds since a worker last sent word; one whose task keeps the interpreter to itself sends none."""
+    return time.time() - float(worker.last_seen)
+
+
+class Release:
+    """Gives workers fresh processes whose threads are still at tasks of a client that has gone."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler: Any = scheduler
+        self._until = 0.0  # nobody is being watched
+        self._stuck: set[str] = set()
+
+    def client_left(self) -> None:
+        """Watch from now on which workers stay with what they do."""
+        watching, self._until = bool(self._until), time.time() + deadlines.STUCK
+        self._stuck = set()
+        if not watching:
+            self._scheduler.loop.call_later(deadlines.SETTLE, self._look)
+
+    def _look(self) -> None:
+        if self._scheduler.status != Status.running:
+            return
+        now = {state.address for state in alive(self._scheduler) if self._stays(state)}
+        self._stuck = self._stuck & now if self._stuck else now
+        if self._stuck and time.time() < self._until:
+            self._scheduler.loop.call_later(deadlines.SETTLE, self._look)
+            return
+        if self._stuck:
+            self._scheduler.loop.add_callback(self._restart, list(self._stuck))
+        self._until, self._stuck = 0.0, set()
+
+    @staticmethod
+    def _stays(state: Any) -> bool:
+        """Whether a worker is at something forgotten, or holds itself up so that it says nothing."""
+        return _forgotten(state) > 0 or _silence(state) > deadlines.SILENT
+
+    async def _restart(self, workers: list[str]) -> None:
+        """Have their nannies kill them, as ranks do: a second time harms nobody, which `restart_workers` would."""
+        known = self._scheduler.workers
+        for nanny in [known[it].nanny for it in workers if it in known and known[it].nanny]:
+            with suppress(OSError):
+                await self._scheduler.rpc(nanny).kill(
+                    timeout=deadlines.EXIT, reason="at tasks of a client that is gone"
+                )

@@ -1,0 +1,20 @@
+"""Language: the one switch for the language in which widgets, cards and pictures speak."""
+
+from __future__ import annotations
+
+from labkit.checks import one_of
+from labkit.translation.translate import LANGUAGES, speak, spoken
+
+
+def language(name: str | None = None) -> str:
+    """Turn widgets, cards and pictures to "en" or to "zh" (中文), and tell which language is on; without a name, tell.
+
+    It counts for what is shown from then on; the environment variable LABKIT_LANGUAGE has the one to begin with. What
+    no table translates stays English. Raises SettingError for a language that there is not.
+
+    >>> language("zh"), language(), language("en")
+    ('zh', 'zh', 'en')
+    """
+    if name is not None:
+        speak(one_of(name, "language", LANGUAGES))
+    return spoken()

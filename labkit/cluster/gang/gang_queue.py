@@ -212,7 +212,7 @@ class GangQueue(SchedulerPlugin):
         It lets others pass only while it needs workers that long tasks have.
         """
         taken = {worker for entry in self.entries.values() for worker in entry.workers}
-        uses = {state.address: use_of(state) for state in alive(self.scheduler)}
+        uses = {state.address: use_of(state, self.release.left) for state in alive(self.scheduler)}
         for entry in self.entries.values():
             if entry.workers or entry.over:
                 continue

@@ -6,6 +6,7 @@ that runs cannot be taken away, not even when its client has gone: the scheduler
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -25,10 +26,14 @@ def alive(scheduler: Scheduler) -> list[Any]:
     return sorted(found, key=lambda state: (len(str(state.name)), str(state.name)))
 
 
-def use_of(worker: Any) -> Use:
-    """Whether a rank would soon have a thread of this worker; "unclear" where nobody knows how long a task takes."""
+def use_of(worker: Any, left: float = 0.0) -> Use:
+    """Whether a rank would soon have a thread of this worker; "unclear" where nobody knows how long a task takes.
+
+    `left` is when a client last left, in seconds since 1970: what a worker said before tells nothing of its tasks.
+    """
     executing, forgotten = _executing(worker), _forgotten(worker)
-    if at_long_tasks(worker) or _long(executing) + forgotten >= worker.nthreads:
+    unheard = worker.last_seen < left + deadlines.SETTLE
+    if at_long_tasks(worker) or unheard or _long(executing) + forgotten >= worker.nthreads:
         return "occupied"
     unknown = sum(
         task.prefix.duration_average < 0 or executing.get(task, 0) > deadlines.LONG_TASK for task in worker.processing
@@ -72,43 +77,46 @@ def _silence(worker: Any) -> float:
     return time.time() - float(worker.last_seen)
 
 
+def stays(worker: Any) -> bool:
+    """Whether a worker is at what nobody wants any more, and at nothing else."""
+    held_up = _silence(worker) > deadlines.SILENT and not worker.processing  # it says nothing
+    return (_forgotten(worker) > 0 or held_up) and not _executing(worker)
+
+
 class Release:
     """Gives workers fresh processes whose threads are still at tasks of a client that has gone."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler: Any = scheduler
-        self._until = 0.0  # nobody is being watched
-        self._stuck: set[str] = set()
+        self.left = 0.0  # when a client last left, in seconds since 1970
+        self._watching = False
+        self._since: dict[str, float] = {}  # worker -> since when it stays with what nobody wants
 
     def client_left(self) -> None:
         """Watch from now on which workers stay with what they do."""
-        watching, self._until = bool(self._until), time.time() + deadlines.STUCK
-        self._stuck = set()
-        if not watching:
+        self.left = time.time()
+        if not self._watching:
+            self._watching = True
             self._scheduler.loop.call_later(deadlines.SETTLE, self._look)
 
     def _look(self) -> None:
         if self._scheduler.status != Status.running:
             return
-        now = {state.address for state in alive(self._scheduler) if self._stays(state)}
-        self._stuck = self._stuck & now if self._stuck else now
-        if self._stuck and time.time() < self._until:
+        now = time.time()
+        those = [it for it in alive(self._scheduler) if stays(it)]
+        staying = {it.address: self._since.get(it.address, float(it.last_seen)) for it in those}
+        late = [worker for worker, since in staying.items() if now - since >= deadlines.STUCK]
+        self._since = {worker: since for worker, since in staying.items() if worker not in late}
+        for state in those:
+            if state.address in late and state.nanny:
+                self._scheduler.loop.add_callback(self._restart, state.nanny)
+        # word of a task that nobody wants may be slow to come, and an end that failed is tried again
+        self._watching = bool(staying) or now - self.left < deadlines.STUCK + deadlines.SILENT
+        if self._watching:
             self._scheduler.loop.call_later(deadlines.SETTLE, self._look)
-            return
-        if self._stuck:
-            self._scheduler.loop.add_callback(self._restart, list(self._stuck))
-        self._until, self._stuck = 0.0, set()
 
-    @staticmethod
-    def _stays(state: Any) -> bool:
-        """Whether a worker is at something forgotten, or holds itself up so that it says nothing."""
-        return _forgotten(state) > 0 or _silence(state) > deadlines.SILENT
-
-    async def _restart(self, workers: list[str]) -> None:
-        """Have their nannies kill them, as ranks do: a second time harms nobody, which `restart_workers` would."""
-        known = self._scheduler.workers
-        for nanny in [known[it].nanny for it in workers if it in known and known[it].nanny]:
-            with suppress(OSError):
-                await self._scheduler.rpc(nanny).kill(
-                    timeout=deadlines.EXIT, reason="at tasks of a client that is gone"
-                )
+    async def _restart(self, nanny: str) -> None:
+        """Have this nanny kill its worker, as ranks do: a second time harms nobody, which `restart_workers` would."""
+        kill = self._scheduler.rpc(nanny).kill(timeout=deadlines.EXIT, reason="at tasks of a client that is gone")
+        with suppress(OSError, TimeoutError):
+            await asyncio.wait_for(kill, deadlines.ANSWER)

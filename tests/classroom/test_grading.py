@@ -73,6 +73,14 @@ def submit(folder: Path, student: str, answer: str, lesson: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lesson of one exercise."""
+    folder = tmp_path_factory.mktemp("alone")
+    nbformat.write(nbformat.read(LESSON, as_version=4), folder / LESSON.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lesson of two exercises, of which the second does not depend on the first."""
     notebook = nbformat.read(LESSON, as_version=4)
@@ -129,25 +137,25 @@ def test_each_is_told_why(grades: dict[tuple[str, str], tuple[float, str]]) -> N
 
 @pytest.mark.skipif(bool(isolation.missing()), reason="this system lets nobody make namespaces")
 def test_an_answer_has_no_network_no_other_process_no_lessons_and_no_tokens(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LABKIT_SPIED", "as a hub's token is")
     spy = (
         "import os, socket\ndef my_split(n, parts):\n    found = []\n"
         "    try: socket.create_connection(('127.0.0.1', PORT), 1); found.append('network')\n    except OSError: pass\n"
-        f"    if os.path.exists({str(source / LESSON.name)!r}): found.append('lesson')\n"
+        f"    if os.path.exists({str(alone / LESSON.name)!r}): found.append('lesson')\n"
         "    if len([it for it in os.listdir('/proc') if it.isdigit()]) > 4: found.append('processes')\n"
         "    if 'LABKIT_SPIED' in os.environ: found.append('variables')\n"
         "    raise RuntimeError(str(found))\n"
     )
     with socket.create_server(("127.0.0.1", 0)) as server:
-        submit(tmp_path / "in", "spy", spy.replace("PORT", str(server.getsockname()[1])), source / LESSON.name)
-        found = {it.exercise: it.said for it in grade(tmp_path / "in", source)}
+        submit(tmp_path / "in", "spy", spy.replace("PORT", str(server.getsockname()[1])), alone / LESSON.name)
+        found = {it.exercise: it.said for it in grade(tmp_path / "in", alone)}
     assert "RuntimeError: []" in found["split_check"]
 
 
 @pytest.mark.skipif(bool(isolation.missing()), reason="this system lets nobody make namespaces")
-def test_an_answer_sees_nothing_of_the_teachers_beside_python_labkit_and_torch(source: Path, tmp_path: Path) -> None:
+def test_an_answer_sees_nothing_of_the_teachers_beside_python_labkit_and_torch(alone: Path, tmp_path: Path) -> None:
     """Not in a home or a folder in which these lie either, and no key of the system's."""
     home = Path.home() / f"labkit-secret-{os.getpid()}"
     beside = Path(isolation.__file__).parents[2] / "tests" / "conftest.py"
@@ -159,10 +167,10 @@ def test_an_answer_sees_nothing_of_the_teachers_beside_python_labkit_and_torch(s
         "    try: found += [str(shadow)] * bool(shadow.read_bytes())\n    except OSError: pass\n"
         "    raise RuntimeError(str(found))\n"
     )
-    submit(tmp_path / "in", "spy", spy, source / LESSON.name)
+    submit(tmp_path / "in", "spy", spy, alone / LESSON.name)
     home.write_text("mine")
     try:
-        found = {it.exercise: it.said for it in grade(tmp_path / "in", source)}
+        found = {it.exercise: it.said for it in grade(tmp_path / "in", alone)}
     finally:
         home.unlink()
     assert beside.is_file()
@@ -170,7 +178,7 @@ def test_an_answer_sees_nothing_of_the_teachers_beside_python_labkit_and_torch(s
 
 
 @pytest.mark.skipif(bool(isolation.missing()), reason="this system lets nobody make namespaces")
-def test_an_answer_changes_nothing_but_its_own_folder(source: Path, tmp_path: Path) -> None:
+def test_an_answer_changes_nothing_but_its_own_folder(alone: Path, tmp_path: Path) -> None:
     """Not the checker that grades the next one, no mount, no device; and it reaches no program that listens."""
     here = Path(__file__).parent / "left-by-an-answer"
     listening = Path(tempfile.gettempdir()) / f"labkit-listens-{os.getpid()}"
@@ -198,12 +206,12 @@ def test_an_answer_changes_nothing_but_its_own_folder(source: Path, tmp_path: Pa
         "    if resource.getrlimit(resource.RLIMIT_NPROC)[1] > 1024: done.append('processes')\n"
         "    raise RuntimeError(str(done))\n"
     )
-    submit(tmp_path / "in", "intruder", intruder, source / LESSON.name)
+    submit(tmp_path / "in", "intruder", intruder, alone / LESSON.name)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(listening))
         server.listen()
         try:
-            found = {it.exercise: it.said for it in grade(tmp_path / "in", source)}
+            found = {it.exercise: it.said for it in grade(tmp_path / "in", alone)}
         finally:
             listening.unlink()
     assert "RuntimeError: []" in found["split_check"]
@@ -217,35 +225,35 @@ def _half(source: Path, folder: Path) -> grading.Grade:
 
 
 def test_the_graders_own_faults_are_nobodys_points(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A check that breaks, and an answer's process that does not come up, since it cannot be shut in, say."""
     broken = tmp_path / "broken"
     broken.mkdir()
-    text = (source / LESSON.name).read_text()
+    text = (alone / LESSON.name).read_text()
     assert text.count("lk.check.split(my_split)") == 1
     (broken / LESSON.name).write_text(text.replace("lk.check.split(my_split)", "lk.check.split(my_split, oops=1)"))
     monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")  # which lets half an answer through, for another counts then
     got = _half(broken, tmp_path / "first")
     assert got.points is None and "Not graded" in got.said and "oops" in got.said
-    found = _half(source, tmp_path / "second").points
+    found = _half(alone, tmp_path / "second").points
     assert found is not None and 0 < found < 3
     monkeypatch.setattr(grading, "MEMORY", 1 << 63)  # no limit that a process could set
-    got = _half(source, tmp_path / "third")
+    got = _half(alone, tmp_path / "third")
     assert got.points is None and "process for the answer does not start" in got.said
     monkeypatch.undo()
     monkeypatch.setattr(isolation, "_how", lambda: (("false",), True))  # what worked at first, and does no more
-    got = _half(source, tmp_path / "fourth")
+    got = _half(alone, tmp_path / "fourth")
     assert got.points is None and "process for the answer does not start" in got.said
 
 
 def test_a_check_that_takes_too_long_ends_with_its_answer(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grading, "_ALL_TOGETHER", 5.0)
     monkeypatch.setattr(grading, "CPU", 117)  # which tells its processes from those of other tests
-    submit(tmp_path / "in", "endless", BROKEN["endless"], source / LESSON.name)
-    found = {it.exercise: it.said for it in grade(tmp_path / "in", source)}
+    submit(tmp_path / "in", "endless", BROKEN["endless"], alone / LESSON.name)
+    found = {it.exercise: it.said for it in grade(tmp_path / "in", alone)}
     assert "as a whole took more than 5 s" in found["split_check"]
     mine = f"labkit.classroom.answering {grading.CPU} {grading.MEMORY}"
     left = [it.pid for it in psutil.process_iter(["cmdline"]) if mine in " ".join(it.info["cmdline"] or ())]
@@ -269,13 +277,13 @@ def test_one_notebook_counts_once_and_links_not_at_all(source: Path, tmp_path: P
     assert "link" in found[2].said
 
 
-def test_lines_for_ipython_cost_nothing_and_lines_that_only_look_like_them_stay(source: Path, tmp_path: Path) -> None:
+def test_lines_for_ipython_cost_nothing_and_lines_that_only_look_like_them_stay(alone: Path, tmp_path: Path) -> None:
     magic = f"%matplotlib inline\nif True:\n    %time\n!ls\n{RIGHT}"
     continued = RIGHT.replace("part + 1])", "part\n        % (parts + 1) + 1])")
     assert continued != RIGHT
-    submit(tmp_path / "in", "ada", magic, source / LESSON.name)
-    submit(tmp_path / "in", "grace", continued, source / LESSON.name)
-    found = {(it.student, it.points, it.said) for it in grade(tmp_path / "in", source) if it.exercise == "split_check"}
+    submit(tmp_path / "in", "ada", magic, alone / LESSON.name)
+    submit(tmp_path / "in", "grace", continued, alone / LESSON.name)
+    found = {(it.student, it.points, it.said) for it in grade(tmp_path / "in", alone) if it.exercise == "split_check"}
     assert {(student, points) for student, points, _ in found} == {("ada", 3.0), ("grace", 3.0)}, found
 
 

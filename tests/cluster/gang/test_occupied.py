@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,20 +35,23 @@ class SimpleNamespaceHashed(SimpleNamespace):
     __hash__ = object.__hash__
 
 
+one = partial(partial, worker)  # which is made as late as in its test: a worker of the past would be a silent one
+
+
 @pytest.mark.parametrize(
     ("state", "use", "long"),
     [
-        (worker(), "free", False),
-        (worker((SHORT,)), "free", False),
-        (worker((LONG,)), "occupied", True),
-        (worker((LONG,), threads=2), "free", False),
-        (worker(forgotten=1), "occupied", False),  # about to be free; what it last said may be older than that
-        (worker((LONG,), forgotten=1, threads=2), "occupied", False),
-        (worker((SHORT,), silent=deadlines.SILENT + 1), "occupied", True),
+        (one(), "free", False),
+        (one((SHORT,)), "free", False),
+        (one((LONG,)), "occupied", True),
+        (one((LONG,), threads=2), "free", False),
+        (one(forgotten=1), "occupied", False),  # about to be free; what it last said may be older than that
+        (one((LONG,), forgotten=1, threads=2), "occupied", False),
+        (one((SHORT,), silent=deadlines.SILENT + 1), "occupied", True),
     ],
 )
-def test_only_long_tasks_that_somebody_wants_leave_no_room(state: Any, use: str, long: bool) -> None:
-    assert (use_of(state), at_long_tasks(state)) == (use, long)
+def test_only_long_tasks_that_somebody_wants_leave_no_room(state: Callable[[], Any], use: str, long: bool) -> None:
+    assert (use_of(state()), at_long_tasks(state())) == (use, long)
 
 
 def test_what_a_worker_said_before_a_client_left_tells_nothing() -> None:
@@ -59,15 +63,15 @@ def test_what_a_worker_said_before_a_client_left_tells_nothing() -> None:
 @pytest.mark.parametrize(
     ("state", "stuck"),
     [
-        (worker(), False),
-        (worker(forgotten=1), True),
-        (worker((SHORT,), forgotten=1, threads=2), False),  # somebody else's task would die with it
-        (worker(silent=deadlines.SILENT + 1), True),
-        (worker((SHORT,), silent=deadlines.SILENT + 1), False),  # it may be what holds the worker up
+        (one(), False),
+        (one(forgotten=1), True),
+        (one((SHORT,), forgotten=1, threads=2), False),  # somebody else's task would die with it
+        (one(silent=deadlines.SILENT + 1), True),
+        (one((SHORT,), silent=deadlines.SILENT + 1), False),  # it may be what holds the worker up
     ],
 )
-def test_only_workers_that_nobody_needs_any_more_are_stuck(state: Any, stuck: bool) -> None:
-    assert stays(state) is stuck
+def test_only_workers_that_nobody_needs_any_more_are_stuck(state: Callable[[], Any], stuck: bool) -> None:
+    assert stays(state()) is stuck
 
 
 class Clock:

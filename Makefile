@@ -11,7 +11,7 @@ READY   := $(VENV)/ready
 QUICK   := not claims and not soak
 
 .DEFAULT_GOAL := help
-.PHONY: help lab release book test claims soak check notebooks bench
+.PHONY: help lab release book slides test claims soak check notebooks bench
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ release: $(READY)  ## write the learner's copy of the lessons, without solutions
 
 book: $(READY)  ## write the lessons as static pages, to be read and printed, into the folder book
 	@$(RUN) labkit book book
+
+slides: $(READY)  ## write the lessons as slides, which need no network, into the folder slides
+	@$(RUN) labkit slides slides
 
 test: $(READY)  ## run every test, notebooks and browser included
 	$(RUN) pytest -m "not alone and not paired and $(QUICK)" -n auto --dist worksteal --durations=40

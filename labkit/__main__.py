@@ -87,6 +87,15 @@ def book(args: argparse.Namespace) -> int:
     return 0
 
 
+def slides(args: argparse.Namespace) -> int:
+    """Write the lessons as slides into a folder."""
+    from labkit.slides import slides as write
+
+    pages = write(args.lessons, args.to)
+    print(f"{len(pages)} lessons as slides: open {pages[0]}")
+    return 0
+
+
 def grade(args: argparse.Namespace) -> int:
     """Grade what was submitted, each exercise in processes of its own."""
     from labkit.classroom.grading import grade as graded
@@ -134,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.set_defaults(run=doctor)
     for write, does in {certificates: "make certificate and key for a cluster of several machines",
                         release: "write the learner's copy of the lessons: no solutions, no results",
-                        book: "write the lessons as static pages, to be read and printed"}.items():  # fmt: skip
+                        book: "write the lessons as static pages, to be read and printed",
+                        slides: "write the lessons as slides, which need no network"}.items():  # fmt: skip
         command = commands.add_parser(write.__name__, help=does)
         command.add_argument("to", type=Path, metavar="DIR", help="the folder for it; nothing else there is replaced")
         if write is not certificates:

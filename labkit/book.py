@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import re
 import shutil
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +30,7 @@ PARTS = {
 }
 """The parts of the course, each by the number of its first lesson."""
 _PRINT = "@media print { pre { white-space: pre-wrap } img { break-inside: avoid } }"
-_VIEW = "application/vnd.jupyter.widget-view+json"
+VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def book(lessons: Path, to: Path) -> list[Path]:
@@ -52,7 +53,7 @@ def book(lessons: Path, to: Path) -> list[Path]:
         (Path(source) / "_static" / "print.css").write_text(_PRINT, encoding="utf-8")
         for path in found:
             lesson = nbformat.read(path, as_version=4)
-            nbformat.write(printed(lesson, path.stem, Path(source) / "_static"), Path(source) / path.name)
+            nbformat.write(printed(lesson, _as_files(Path(source) / "_static", path.stem)), Path(source) / path.name)
         notes = sorted(lessons.glob("*.md"))
         for path in notes:
             shutil.copy(path, source)
@@ -64,22 +65,33 @@ def book(lessons: Path, to: Path) -> list[Path]:
     return [to / f"{path.stem}.html" for path in found]
 
 
-def printed(lesson: NotebookNode, name: str, pictures: Path) -> NotebookNode:
-    """A lesson as it is printed: each widget and picture is a file in the folder `pictures`, with its words."""
+def printed(lesson: NotebookNode, address: Callable[[str, int, int], str]) -> NotebookNode:
+    """A lesson as it is printed: each widget and picture is an image with its words.
+
+    `address` is told a picture in base64, its cell's number and its place among the outputs, and gives its address.
+    """
     lesson.metadata.pop("widgets", None)
     for number, cell in enumerate(lesson.cells):
         for place, output in enumerate(cell.get("outputs", [])):
             data = output.get("data", {})
-            data.pop(_VIEW, None)
+            data.pop(VIEW, None)
             if png := data.get("image/png"):
-                file = pictures / f"{name}-{number}-{place}.png"
-                file.write_bytes(base64.b64decode(png))
                 words = output.metadata.get("image/png", {}).get("alt") or "".join(data.get("text/plain", ""))
-                output.data = NotebookNode(
-                    {"text/html": f'<img src="_static/{file.name}" alt="{escape(words)}" style="max-width:100%">'}
-                )
-                output.metadata = NotebookNode()
+                source = address(png, number, place)
+                image = f'<img src="{source}" alt="{escape(words)}" style="max-width:100%">'
+                output.data, output.metadata = NotebookNode({"text/html": image}), NotebookNode()
     return lesson
+
+
+def _as_files(folder: Path, name: str) -> Callable[[str, int, int], str]:
+    """Writes the pictures of the lesson `name` into the folder `_static`, and gives their addresses."""
+
+    def address(png: str, number: int, place: int) -> str:
+        file = folder / f"{name}-{number}-{place}.png"
+        file.write_bytes(base64.b64decode(png))
+        return f"_static/{file.name}"
+
+    return address
 
 
 def _contents(lessons: list[Path], notes: list[Path]) -> str:
@@ -114,28 +126,33 @@ class _Warnings:
 def setup(app: Any) -> dict[str, Any]:
     """What Sphinx calls: from now on formulas are set in MathML, which browsers show by themselves."""
     from docutils.nodes import SkipNode
-    from latex2mathml.converter import convert
 
     def inline(writer: Any, node: Any) -> None:
-        writer.body.append(convert(_arrows(node.astext())))
+        writer.body.append(mathml(node.astext()))
         raise SkipNode
 
     def block(writer: Any, node: Any) -> None:
-        writer.body.append(
-            f'<div style="overflow-x:auto;margin:1em 0">{convert(_arrows(node.astext()), display="block")}</div>'
-        )
+        writer.body.append(f'<div style="overflow-x:auto;margin:1em 0">{mathml(node.astext(), "block")}</div>')
         raise SkipNode
 
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
     return {"parallel_read_safe": True}
 
 
-def _arrows(latex: str) -> str:
-    r"""Words over arrows, as the converter knows them.
+def mathml(latex: str, display: str = "inline") -> str:
+    """A formula as browsers show it by themselves."""
+    from latex2mathml.converter import convert
 
-    >>> print(_arrows(r"a \xrightarrow{n \to 0} b"))
-    a \overset{n \to 0}{\longrightarrow} b
+    return str(convert(_known(latex), display=display))
+
+
+def _known(latex: str) -> str:
+    r"""Words over arrows and aligned lines, as the converter knows them.
+
+    >>> print(_known(r"a \xrightarrow{n \to 0} b"), _known(r"\begin{aligned} a &= b \end{aligned}"))
+    a \overset{n \to 0}{\longrightarrow} b \begin{split} a &= b \end{split}
     """
+    latex = re.sub(r"\\(begin|end)\{aligned\}", r"\\\1{split}", latex)
     return re.sub(r"\\xrightarrow\{([^{}]*)\}", r"\\overset{\1}{\\longrightarrow}", latex)
 
 

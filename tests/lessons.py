@@ -22,6 +22,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from labkit.slides import arranged
+
 PARTS = (
     "Question",
     "Your prediction",
@@ -84,7 +86,10 @@ def _parts(state: Mapping[str, Any], model: str) -> Iterator[str]:
 
 
 def normalise(notebook: NotebookNode) -> NotebookNode:
-    """A copy without what changes from run to run: widget ids, kernel versions, cell metadata of editors."""
+    """A copy without what changes from run to run: widget ids, kernel versions, cell metadata of editors.
+
+    Its cells say what they are among the slides.
+    """
     state = notebook.metadata.get("widgets", {}).get(STATE, {}).get("state", {})
     # nbclient lists models as they were created, which is the same in every run; files list them by their names.
     names = {model: f"{number:032x}" for number, model in enumerate(state)}
@@ -100,7 +105,7 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
     )
     for cell in clean.cells:
         cell.metadata = NotebookNode({key: it for key, it in cell.metadata.items() if key in KEPT_OF_A_CELL})
-    return clean
+    return arranged(clean)
 
 
 def save(notebook: NotebookNode, path: Path) -> None:
@@ -116,7 +121,7 @@ def problems(path: Path) -> list[str]:
     if not _as_it_ended(notebook):
         found.append("the still picture of a run is not its last one (make notebooks)")
     if nbformat.writes(normalise(notebook)) != nbformat.writes(notebook):
-        found.append("metadata that changes from run to run is saved (make notebooks)")
+        found.append("metadata that changes from run to run is saved, or is not that of its slides (make notebooks)")
     if path.stat().st_size > LARGEST:
         found.append(f"the file is larger than {LARGEST // 10**6} MB")
     return found
@@ -198,6 +203,10 @@ def _misplaced(notebook: NotebookNode) -> Iterator[str]:
         yield f"its parts are {', '.join(headings) or 'none'}; a lesson's are {', '.join(PARTS)}"
     if not notebook.cells or not re.match(r"# \S", notebook.cells[0].source):
         yield "it does not begin with a title"
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "markdown"):
+        prose = re.sub(r"^```.*?^```", "", cell.source, flags=re.DOTALL | re.MULTILINE)
+        if heading := re.search(r"^[^#\n].*\n+(#+ .*)$", prose, flags=re.MULTILINE):
+            yield f"{heading[1]!r} stands within a cell: let it begin one, as it begins a slide"
 
 
 def _ungradable(notebook: NotebookNode) -> Iterator[str]:

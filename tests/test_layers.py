@@ -49,6 +49,7 @@ ROOMS: dict[str, set[str]] = {
     "widgets": {"anywidget", "torch", "ipywidgets", "traitlets", "IPython", "PIL", "platformdirs"},
     "release": {"nbformat"},
     "book": {"nbformat", "sphinx", "docutils", "latex2mathml"},
+    "slides": {"nbformat", "nbconvert", "latex2mathml"},
     "classroom": {
         "torch",
         "nbformat",

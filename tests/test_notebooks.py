@@ -167,6 +167,14 @@ def _editor(it: NotebookNode) -> None:
     _code(it, 0).metadata["collapsed"] = True
 
 
+def _heading_within(it: NotebookNode) -> None:
+    it.cells[1].source += "\n\nA text.\n\n### More"
+
+
+def _no_slide(it: NotebookNode) -> None:
+    it.cells[1].metadata.slideshow.slide_type = "slide"
+
+
 @pytest.mark.parametrize(
     ("harm", "complaint"),
     [
@@ -184,6 +192,8 @@ def _editor(it: NotebookNode) -> None:
         (_part_missing, "its parts are"),
         (_parts_swapped, "its parts are"),
         (_untitled, "does not begin with a title"),
+        (_heading_within, "'### More' stands within a cell"),
+        (_no_slide, "is not that of its slides"),
         (_no_grader, "lacks nbgrader's metadata"),
         (_old_grader, "not of version 3"),
         (_half_an_answer, "does not stand between"),

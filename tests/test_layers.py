@@ -51,6 +51,7 @@ ROOMS: dict[str, set[str]] = {
     "book": {"nbformat", "sphinx", "docutils", "latex2mathml"},
     "slides": {"nbformat", "nbconvert", "latex2mathml"},
     "classroom": {
+        "cryptography",
         "torch",
         "nbformat",
         "tornado",

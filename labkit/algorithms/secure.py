@@ -25,8 +25,9 @@ class Secure(Wrapper):
     do not drop out between masking and sending; the paper's secret shares, which repair that, are left out.
     With one peer there is nobody to hide from, with two each knows the other's.
 
-    Pair seeds follow from the run's seed, in place of a key agreement. Masking takes m(m−1)/2 · P draws; `neighbours`
-    masks with so many others only (Bell et al. 2020, doi:10.1145/3372297.3417885), m · neighbours/2 · P.
+    Pair seeds follow from the run's seed, in place of the key agreement that `lk.join` has. Masking takes m(m−1)/2 · P
+    draws; `neighbours` masks with so many others only (Bell et al. 2020, doi:10.1145/3372297.3417885), m · neighbours/2
+    · P.
     Raises SettingError for an odd number of neighbours, ExchangeError for numbers beyond the fixed point.
 
     >>> import labkit as lk, torch

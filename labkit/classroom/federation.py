@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from labkit.classroom.arrays import most_bytes, packed, unpacked
 from labkit.classroom.assignment import Assignment
+from labkit.classroom.key_agreement import require_key
 from labkit.classroom.notes import VOTERS
 from labkit.errors import ExchangeError, LabkitError
 
@@ -65,6 +66,7 @@ class Federation:
         self.rows: list[dict[str, float]] = []
         self.events: list[str] = []
         self._sent: dict[int, NDArray[Any]] = {}
+        self._keys: dict[int, str] = {}  # client that masks in this round -> its public key
         self._present: list[int] = []
         self._news, self._begun, self._since = asyncio.Event(), False, 0.0
         self.model = packed(aggregator.vector)
@@ -149,7 +151,7 @@ class Federation:
         order = {"do": do, "round": self.number, "rows": self.rows[max(0, seen) :]}
         if do == "train":
             order["settings"] = self.assignment.told()
-        return order | ({"present": self._present} if do == "mask" else {})
+        return order | ({"keys": {k: self._keys[k] for k in self._present}} if do == "mask" else {})
 
     def _do(self, client: Client) -> str:
         if self.phase == "ended" or client.state == "left":
@@ -160,11 +162,15 @@ class Federation:
             return "mask"
         return "wait"
 
-    def ready(self, client: Client, number: int) -> None:
-        """The client has trained, and will send what it masks among all who have."""
+    def ready(self, client: Client, number: int, key: Any) -> None:
+        """The client has trained, and will send what it masks among all who have, by this public key of its own."""
         self._require_open(client, number, "training")
         if not self.assignment.masks:
             raise Refused(409, f"Nobody masks in round {number}: send the update itself.")
+        try:
+            self._keys[client.number] = require_key(key)
+        except ExchangeError as error:
+            raise Refused(400, str(error)) from error
         client.state = "ready"
         self._tell()
 
@@ -227,7 +233,7 @@ class Federation:
 
     async def _round(self) -> None:
         self.assignment, self.number, self.phase = self._next, self.number + 1, "training"
-        self._sent, self._present = {}, []
+        self._sent, self._present, self._keys = {}, [], {}
         for client in self.clients.values():
             client.state = client.state if client.away else "joined"
         self._tell()
@@ -235,9 +241,10 @@ class Federation:
         await self._until(done)
         if self.assignment.masks and not self._stop:
             self._present = sorted(it.number for it in self.clients.values() if it.state == "ready")
-            self.phase = "masking"
-            self._tell()
-            await self._until({"sent", "refused", "joined", "training"})
+            if len(self._present) >= VOTERS:  # else nobody is asked for what masks would not hide
+                self.phase = "masking"
+                self._tell()
+                await self._until({"sent", "refused", "joined", "training"})
         if self._stop:
             return
         self.phase = "adding"
@@ -276,13 +283,12 @@ class Federation:
 
     def _void(self) -> str:
         """Why what has come makes no mean; nothing where it does."""
+        if self.assignment.masks and len(self._present) < VOTERS:
+            return f"masks hide nobody among fewer than {VOTERS}"
         if not self._sent:
             return "no update came that could be taken"
-        if self.assignment.masks:
-            if len(self._present) < VOTERS:
-                return f"masks hide nobody among fewer than {VOTERS}"
-            if missing := [str(k) for k in self._present if k not in self._sent]:
-                return f"without the masks of client {', '.join(missing)} those of the others do not cancel"
+        if self.assignment.masks and (missing := [str(k) for k in self._present if k not in self._sent]):
+            return f"without the masks of client {', '.join(missing)} those of the others do not cancel"
         return ""
 
     # -- what the board shows

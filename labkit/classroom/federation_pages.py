@@ -98,11 +98,11 @@ class Order(_Told):
 
 
 class Ready(_Told):
-    """A client has trained, and waits to mask."""
+    """A client has trained, and waits to mask by the public key that it tells."""
 
     async def answer(self, name: str, said: dict[str, Any]) -> dict[str, Any]:
         federation, client = self.client(name)
-        federation.ready(client, _round(said.get("round")))
+        federation.ready(client, _round(said.get("round")), said.get("key"))
         return {}
 
 

@@ -87,9 +87,9 @@ def masks(mine: Tensor, everyone: Tensor, key: int, size: int, neighbours: int |
     over `everyone` [m] is zero.
 
     Bonawitz et al. 2017, doi:10.1145/3133956.3133982, Sec. 4.1. The pair seeds s_ij follow from a common key; that
-    stands in for their key agreement, and hides nothing from who knows the key. With `neighbours` each peer pairs up
-    with so many others on a ring in random order, for large m (Bell et al. 2020, doi:10.1145/3372297.3417885). Who is
-    not one of `everyone` has nothing to hide, and a mask of zero.
+    stands in for their key agreement, which `lk.join` has, and hides nothing from who knows the key. With `neighbours`
+    each peer pairs up with so many others on a ring in random order, for large m (Bell et al. 2020,
+    doi:10.1145/3372297.3417885). Who is not one of `everyone` has nothing to hide, and a mask of zero.
     """
     row = {peer: at for at, peer in enumerate(mine.reshape(-1).tolist())}
     out = np.zeros((len(row), size), dtype=np.uint64)

@@ -52,8 +52,9 @@ def invite(
     What may change while it goes on, by `.change(rule="median")`: `rule` "median", "trimmed" or "krum" takes the place
     of the mean and bears `bad` liars (see `labkit.algorithms.Robust`); `clip` and `noise` are those of
     `labkit.algorithms.Private`, with noise from a secret source of the board; with `masks` the board learns the sum
-    alone (`labkit.algorithms.Secure`; pair seeds follow from `seed`, in place of a key agreement, so they show how
-    masks cancel and hide nothing from a board that looks).
+    alone (`labkit.algorithms.Secure`, by keys on which each pair of clients agrees anew in each round). It may look at
+    all it receives, but must not lie about who is there, or hand out other keys. A client that goes between masking and
+    sending makes the round void, and the next one is masked among those who are left.
 
     `name` is who the teacher is on a board without a hub; a hub's teachers are its admins.
     Raises SettingError for settings out of range or that do not go together, DataError and ModelError for what cannot

@@ -23,6 +23,7 @@ from labkit.classroom.aggregation import dataset_of, model_of, sharding_of
 from labkit.classroom.arrays import packed, unpacked
 from labkit.classroom.assignment import Assignment
 from labkit.classroom.board_client import BoardClient
+from labkit.classroom.key_agreement import RoundKey
 from labkit.engines.batches import Examples, Stream
 from labkit.engines.lockstep import Lockstep
 from labkit.engines.peer import OnePeer, Place
@@ -50,6 +51,9 @@ def join(
     For lessons: `lie` is an attack of `labkit.algorithms.Byzantine` that is sent instead ("flip", "noise", "zero", of
     strength `scale`), `delay` the seconds for which each update is held back, and after `rounds` rounds the client
     leaves. `name` is who you are on a board without a hub.
+
+    Where the teacher has switched masks on, what is sent is masked by keys that this kernel shares with each other
+    client and the board cannot compute; `labkit.classroom.key_agreement` says what that protects from.
     Raises SettingError for settings out of range, ConnectError where there is no board, ExchangeError where nobody is
     invited or all places are taken; what goes wrong later is raised by `result()`.
 
@@ -153,13 +157,16 @@ class Joined(ClassTraining):
         if self._left.wait(self._delay):
             raise _Left
         try:
-            while isinstance(message, Gather):  # who has trained: among these the masks are drawn
-                present = self._masking(number)
-                if present is None:
+            if isinstance(message, Gather):  # who has trained: among these the masks are drawn
+                own = RoundKey(self.client, number)
+                keys = self._masking(number, own.public)
+                if keys is None:
                     return
-                local.peer.present = len(present)
-                message = steps.send(torch.tensor(present))
-            update = packed(local.update(message))
+                local.peer.present = len(keys)
+                message = steps.send(torch.tensor([self.client]))  # alone it draws no masks, which the board could too
+                update = packed(own.masked(local.update(message), keys))
+            else:
+                update = packed(local.update(message))
             self._at = "sending"
             self._board.send(number, update)
             self._sent += len(update)
@@ -170,14 +177,17 @@ class Joined(ClassTraining):
         finally:
             steps.close()
 
-    def _masking(self, number: int) -> list[int] | None:
-        """Who has trained in this round, once the board knows; None where the round went on without this client."""
-        self._told("federation/ready", {"round": number})
+    def _masking(self, number: int, key: str) -> dict[int, str] | None:
+        """The public keys of those who have trained in this round, once the board knows all.
+
+        None where the round went on without this client.
+        """
+        self._told("federation/ready", {"round": number, "key": key})
         self._at = "waiting for the others, to mask"
         while self._control.proceed():
             order = self._told("federation/order", {"seen": 1 << 30})  # rows are told later
             if order["do"] == "mask" and order["round"] == number:
-                return [int(k) for k in order["present"]]
+                return {int(k): str(key) for k, key in order["keys"].items()}
             if order["do"] != "wait" or order["round"] != number:
                 return None
         raise _Left
@@ -233,7 +243,7 @@ class LocalClient:
         return started(algorithm, self.peer, self._stream)
 
     def update(self, message: Mean | ModularSum) -> NDArray[Any]:
-        """What the client sends: the change of its parameters [P], or the masked numbers."""
+        """What the client sends: the change of its parameters [P], or the numbers that are to be masked."""
         vector = message.x if isinstance(message, ModularSum) else change(message, self.peer)
         assert isinstance(vector, Tensor)
         array: NDArray[Any] = vector.numpy()

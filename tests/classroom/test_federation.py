@@ -10,25 +10,20 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 import labkit as lk
-from labkit.classroom.aggregation import dataset_of, model_of, sharding_of
-from labkit.classroom.arrays import packed, unpacked
-from labkit.classroom.assignment import FAR, Assignment
+from labkit.classroom.arrays import packed
+from labkit.classroom.assignment import FAR
 from labkit.errors import ConnectError, ExchangeError, SettingError
-from labkit.history.history import History
-from labkit.training.inviting import Invitation
+from tests.classroom.clients import SIZE, Raw, alone, differ, invited, until
 from tests.classroom.serving import TOKEN, ask, running_board
 
-SIZE = 650  # parameters of a linear model of the digits
 KERNELS = multiprocessing.get_context("forkserver")
 KERNELS.set_forkserver_preload(["torch._dynamo", "labkit.training.joining"])  # imported once for all of them
 
@@ -42,48 +37,6 @@ def address() -> Iterator[str]:
         yield address
 
 
-@contextmanager
-def invited(clients: int, **settings: Any) -> Iterator[Invitation]:
-    """A training that ends with the context, however that ends."""
-    invitation = lk.invite(clients, **settings)
-    try:
-        yield invitation
-    finally:
-        invitation.stop()
-        invitation.result(20)
-
-
-class Raw:
-    """A client that says what it likes."""
-
-    def __init__(self, address: str, name: str) -> None:
-        self.address, self.name, self.ticket = address, name, ""
-
-    def ask(self, page: str, said: object = None, ticket: str | None = None) -> tuple[int, Any]:
-        joint = "&" if "?" in page else "?"
-        url = f"{self.address}/federation/{page}{joint}as={self.name}"
-        status, body = ask(url, said, ticket=self.ticket if ticket is None else ticket)
-        return status, json.loads(body) if body[:1] == b"{" else body
-
-    def join(self) -> int:
-        status, place = self.ask("join", {})
-        assert status == 200, place
-        self.ticket = place["ticket"]
-        return int(place["client"])
-
-    def order(self, do: str, number: int = 0) -> Any:
-        """What it is told, once that is to `do`, in round `number` where that is given."""
-        while (order := self.ask("order", {"seen": 1 << 30})[1])["do"] != do or (number and order["round"] != number):
-            assert order["do"] != "end"
-        return order
-
-    def send(self, number: int, update: NDArray[Any] | bytes) -> tuple[int, Any]:
-        return self.ask(f"update?round={number}", update if isinstance(update, bytes) else packed(update))
-
-    def model(self) -> NDArray[np.float32]:
-        return unpacked(self.ask("model")[1], SIZE, np.float32)
-
-
 def kernel(address: str, token: str, name: str, settings: dict[str, Any], answers: Any) -> None:
     """A student's kernel: it joins, and says what came of it."""
     os.environ |= {"LABKIT_BOARD": address, "LABKIT_BOARD_TOKEN": token}
@@ -95,21 +48,6 @@ def kernel(address: str, token: str, name: str, settings: dict[str, Any], answer
         answers.put((name, joined.client, (history.final.accuracy, history.bytes, len(history.rows))))
     except KeyboardInterrupt:
         os._exit(3)
-
-
-def alone(a: Assignment) -> History:
-    """The same training by lk.train, in one process."""
-    dataset = dataset_of(a)
-    return lk.train(
-        partial(model_of, a, dataset), dataset, lk.algorithms.FedAvg(every=a.every), peers=a.clients, rounds=a.rounds,
-        batch_size=a.batch_size, seed=a.seed, shards=sharding_of(a),
-        optimizer=partial(torch.optim.SGD, lr=a.learning_rate),
-    ).result()  # fmt: skip
-
-
-def differ(one: History, other: History) -> float:
-    pairs = zip(one.models[0].parameters(), other.models[0].parameters(), strict=True)
-    return max(float((x - y).detach().abs().max()) for x, y in pairs)
 
 
 def test_kernels_with_two_digits_each_learn_all_ten_exactly_as_fedavg_does_and_the_board_answers_meanwhile(
@@ -165,37 +103,6 @@ def test_a_liar_spoils_the_mean_and_is_outvoted_by_a_robust_one_switched_on_befo
     assert by_name["s3"]["outvoted"] > 5 and by_name["s3"]["distance"] > FAR
     assert sum(it["outvoted"] for it in shown["clients"]) == by_name["s3"]["outvoted"]
     assert shown["settings"]["rule"] == "median"
-
-
-def until(what: Any, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def test_masks_cancel_to_the_same_mean_and_the_board_sees_no_update(address: str) -> None:
-    with invited(3, rounds=4, labels=4, hidden=(8,), masks=True) as invitation:
-        joined = [lk.join(name=f"s{k}") for k in range(3)]
-        history = invitation.result(30)
-        assert differ(history, alone(invitation.assignment)) < 1e-5
-        assert [it.result(10).rows[-1].round for it in joined] == [4, 4, 4]
-        assert joined[0].history.bytes > 4 * 8 * 610  # 64-bit numbers
-    assert [it["distance"] for it in invitation.clients] == [None] * 3
-
-
-def test_a_masked_round_that_loses_a_client_is_void_and_the_next_one_goes_on(address: str) -> None:
-    with invited(4, rounds=2, masks=True, wait=1.0) as invitation:
-        ghost = Raw(address, "ghost")
-        ghost.join()
-        for k in range(3):
-            lk.join(name=f"s{k}")
-        ghost.order("train")
-        assert ghost.ask("ready", {"round": 1})[0] == 200
-        assert ghost.order("mask")["present"] == [0, 1, 2, 3]
-        assert [row.round for row in invitation.result(30).rows] == [2]
-        shown = json.loads(ask(f"{address}/federation/state")[1])["training"]
-    assert any("round 1 is void: without the masks of client 0" in it for it in shown["events"])
 
 
 def test_absent_slow_and_leaving_clients_hold_up_no_round_beyond_its_limit(address: str) -> None:

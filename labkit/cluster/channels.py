@@ -94,6 +94,11 @@ class Channel:
             inbox.take(note)
 
 
+def listens(scheduler: Scheduler, client: str, address: str) -> None:
+    """Let this client hear from now on what is posted to its inbox: its own word that it listens may come later."""
+    scheduler.subscribe_topic(address.rpartition("/")[0], client)
+
+
 def post(sender: Worker | Scheduler, address: str, **content: Any) -> None:
     """Send plain data to an inbox, from any thread of the sender; never waits."""
     sender.log_event(address.rpartition("/")[0], {"to": address, **content})

@@ -20,7 +20,7 @@ from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from labkit.cluster import deadlines
-from labkit.cluster.channels import post
+from labkit.cluster.channels import listens, post
 from labkit.cluster.gang.occupied import Release, alive, at_long_tasks, titles, use_of
 from labkit.cluster.under_way import clock
 from labkit.text import some
@@ -110,6 +110,7 @@ class GangQueue(SchedulerPlugin):
         """
         if gang in self._left:
             return _LEFT
+        listens(self.scheduler, client, gang)  # else nobody would tell it for whom it waits
         entry = self.entries[gang] = _Entry(gang, client, ranks, title)
         begun = time.monotonic()
         self._admit()

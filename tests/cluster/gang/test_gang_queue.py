@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
+from distributed import Client
 
+from labkit.cluster.channels import Inbox, Note
 from labkit.cluster.gang.launch import Gang
+from labkit.cluster.gang.queue_access import ask
 from labkit.cluster.lab import Lab
 from labkit.errors import GangError
 from tests.cluster.ranks import add, nap
@@ -52,6 +55,22 @@ def test_a_launch_behind_another_says_who_holds_the_workers(lab: Lab) -> None:
     sentence = r"0 of 2 ranks started within 0\.3 s, because .* held by Gang: nap as 2 ranks \(since "
     with pytest.raises(GangError, match=sentence):
         lab.launch(add, 0, timeout=0.3).result()
+    first.result()
+
+
+def test_a_launch_hears_for_whom_it_waits_though_its_word_that_it_listens_is_still_on_the_way(lab: Lab) -> None:
+    first, notes = lab.launch(nap, 1.5), list[Note]()
+    while not first.started:
+        time.sleep(0.01)
+    with Client(lab.cluster) as client:
+        send = client._send_to_scheduler
+        client._send_to_scheduler = lambda it: None if it["op"] == "subscribe-topic" else send(it)
+        inbox = Inbox(client, notes.append)
+        entering = {"client": client.id, "ranks": 2, "timeout": 0.5, "title": "another"}
+        assert client.sync(ask, client.scheduler, "enter", inbox.address, **entering)["refused"] == "busy"
+        while not notes:
+            time.sleep(0.01)
+    assert [title for title, _ in notes[0]["holders"]] == ["Gang: nap as 2 ranks"]
     first.result()
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-SECONDS = 60.0  # that a lesson may take, another one beside it
+SECONDS = 60.0  # that a lesson should take, another one beside it
+MOST = 2 * SECONDS  # that it may take, on a machine that others use too
 
 
 class Stopwatch:
@@ -30,7 +31,7 @@ class Stopwatch:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Fail the run where a lesson took too long."""
-        if any(seconds > SECONDS for seconds in self.seconds.values()):
+        if any(seconds > MOST for seconds in self.seconds.values()):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

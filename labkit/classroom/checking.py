@@ -1,7 +1,8 @@
 """Checking: the process that runs the teacher's check on an answer that lives in another process.
 
-`python -m labkit.classroom.checking` reads one exercise as JSON, and writes what it found as JSON. No code of a learner
-runs here; a call of their function is a message to the process that has it.
+`python -m labkit.classroom.checking` reads exercises, each a line of JSON, and writes what it found as such lines. Each
+check runs in a fork, so that one leaves nothing for the next. No code of a learner runs here; a call of their function
+is a message to the process that has it.
 """
 
 from __future__ import annotations
@@ -209,10 +210,33 @@ def _none(said: str) -> dict[str, Any]:
     return {"points": 0.0, "of": 1.0, "said": f"{said[:1].upper()}{said[1:]}."}
 
 
+def _checked_apart(line: str) -> str:
+    """What the check of one exercise says, told by a child; nothing where the child dies."""
+    into, out = os.pipe()
+    child = os.fork()
+    if not child:
+        with open(out, "w") as told, redirect_stdout(sys.stderr):  # noqa: PTH123  a pipe; stdout is for the cards
+            given: dict[str, Any] = {
+                key: tuple(it) if isinstance(it, list) else it for key, it in json.loads(line).items()
+            }
+            try:
+                found = check(Exercise(**given))
+            except Exception as error:  # noqa: BLE001  it is the teacher's, and nobody's answer is to blame
+                why = f"{type(error).__name__}: {error}"
+                said = f"Not graded: the check itself did not end well ({why}); look at the notebook."
+                found = {"points": None, "of": 1.0, "said": said}
+            told.write(json.dumps(found))
+        os._exit(0)  # not waiting for calls that nobody will answer
+    os.close(out)
+    with open(into) as told:  # noqa: PTH123
+        found_there = told.read()
+    os.waitpid(child, 0)
+    return found_there
+
+
 if __name__ == "__main__":
-    given: dict[str, Any] = json.load(sys.stdin)
-    lists = {key: tuple(it) for key, it in given.items() if isinstance(it, list)}
-    with redirect_stdout(sys.stderr):  # the cards
-        found = check(Exercise(**(given | lists)))
-    print(json.dumps(found), flush=True)
-    os._exit(0)  # not waiting for calls that nobody will answer
+    import labkit.check  # noqa: F401  with torch, once for all exercises
+
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
+    for given in sys.stdin:
+        print(_checked_apart(given), flush=True)

@@ -10,14 +10,17 @@ import ast
 import csv
 import json
 import os
+import queue
 import re
 import secrets
+import select
+import signal
 import subprocess
 import symtable
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -101,49 +104,79 @@ def grade(submitted: Path, source: Path, *, seed: int | None = None, jobs: int |
         for (student, lesson), paths in handed_in.items()
         for it in _exercises(tasks[lesson], paths, submitted, seed, apart)
     ]
-    with ThreadPoolExecutor(jobs or usable_cores()) as pool:
-        return Grades(pool.map(lambda it: _graded(*it), work))
+    free = queue.SimpleQueue[Checker]()
+    with ExitStack() as ending, ThreadPoolExecutor(jobs or usable_cores()) as pool:
+        for checker in [Checker() for _ in range(jobs or usable_cores())]:
+            free.put(checker)
+            ending.callback(checker.close)
+        return Grades(pool.map(lambda it: _graded(free, *it), work))
 
 
-def _graded(student: str, lesson: str, cell: dict[str, Any], given: Exercise | tuple[float | None, str]) -> Grade:
+def _graded(
+    free: queue.SimpleQueue[Checker],
+    student: str,
+    lesson: str,
+    cell: dict[str, Any],
+    given: Exercise | tuple[float | None, str],
+) -> Grade:
     of, name = float(cell["points"]), str(cell["grade_id"])
     if isinstance(given, tuple):
         return Grade(student, lesson, name, given[0], of, given[1])
-    found = check_apart(given)
+    checker = free.get()
+    try:
+        found = checker.check(given)
+    finally:
+        free.put(checker)
     points = None if found["points"] is None else round(of * found["points"] / found["of"], 4)
     return Grade(student, lesson, name, points, of, found["said"])
 
 
-def check_apart(exercise: Exercise) -> dict[str, Any]:
-    """Check one exercise in a process of its own; {"points", "of", "said"}, whatever happens there.
+class Checker:
+    """A process that checks one exercise after another, each in a fork of its own, so that labkit is loaded once."""
 
-    No points, None, are for what went wrong with the check itself: nobody's answer is to blame.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "labkit.classroom.checking"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={name: value for name, value in os.environ.items() if name not in _UNKNOWN},
-        start_new_session=True,
-    )
-    try:
-        told, complaint = process.communicate(json.dumps(asdict(exercise)), timeout=_ALL_TOGETHER)
-        found: dict[str, Any] = json.loads(told)
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def check(self, exercise: Exercise) -> dict[str, Any]:
+        """Check one exercise; {"points", "of", "said"}, whatever happens there.
+
+        No points, None, are for what went wrong with the check itself: nobody's answer is to blame.
+        """
+        process = self._process = self._process or subprocess.Popen(
+            [sys.executable, "-m", "labkit.classroom.checking"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={name: value for name, value in os.environ.items() if name not in _UNKNOWN},
+            start_new_session=True,
+        )
+        assert process.stdin is not None and process.stdout is not None
+        with suppress(BrokenPipeError):  # which shows as no answer
+            process.stdin.write(json.dumps(asdict(exercise)) + "\n")
+            process.stdin.flush()
+        if not select.select([process.stdout], [], [], _ALL_TOGETHER)[0]:
+            self.close()
+            return {"points": 0.0, "of": 1.0, "said": f"The exercise as a whole took more than {_ALL_TOGETHER:g} s."}
+        try:
+            found: dict[str, Any] = json.loads(process.stdout.readline())
+        except ValueError:
+            self.close()
+            said = "Not graded: the check itself did not end well (it was ended); look at the notebook."
+            return {"points": None, "of": 1.0, "said": said}
         return found
-    except subprocess.TimeoutExpired:
-        process.terminate()  # it ends the answer, then itself
+
+    def close(self) -> None:
+        """End it, with the answer that it may be at."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.communicate(timeout=deadlines.GRACE)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-        return {"points": 0.0, "of": 1.0, "said": f"The exercise as a whole took more than {_ALL_TOGETHER:g} s."}
-    except ValueError:
-        last = complaint.strip().splitlines()[-1:] or ["it was ended"]
-        said = f"Not graded: the check itself did not end well ({last[0]}); look at the notebook."
-        return {"points": None, "of": 1.0, "said": said}
 
 
 # -- what stands in the notebooks

@@ -38,6 +38,7 @@ function nameAll() {
   for (const own of document.querySelectorAll(".labkit-names")) {
     const pictures = own.closest(".widget-vbox")?.querySelectorAll("img.widget-image") ?? [];
     own.model.get("pictures").forEach((words, k) => pictures[k] && set(pictures[k], "alt", words));
+    pictures.forEach((it) => it.classList.add("labkit-picture"));
     for (const [icon, words] of Object.entries(own.model.get("icons"))) {
       for (const it of own.closest(".widget-vbox")?.querySelectorAll(`.widget-play button i.${icon}`) ?? []) {
         set(it.closest("button"), "aria-label", words);
@@ -45,7 +46,9 @@ function nameAll() {
     }
   }
   for (const picture of document.querySelectorAll(".jp-RenderedImage img[src^='data:image/png']:not([alt])")) {
-    set(picture, "alt", description(picture.src));
+    const words = description(picture.src);
+    set(picture, "alt", words);
+    if (words !== null) picture.classList.add("labkit-picture");
   }
   for (const bar of document.querySelectorAll(".widget-hprogress .progress")) {
     set(bar, "role", "progressbar");
@@ -56,6 +59,10 @@ function nameAll() {
 
 function watch() {
   if (window.labkitNames) return;
+  // Pictures stand on a white plate: the light of it is turned down where all else is dark.
+  const style = document.createElement("style");
+  style.textContent = "[data-jp-theme-light='false'] .labkit-picture { filter: brightness(0.87) }";
+  document.head.append(style);
   // Arrows move between answers, and not between JupyterLab's cells, which listens at the document.
   const own = (event) => event.key.startsWith("Arrow") && event.target.matches?.(".widget-radio-box input");
   window.addEventListener("keydown", (event) => own(event) && event.stopPropagation(), true);

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# Colours of words in HTML: mixed with the ink around them, which each theme has its own of, so dark on light and light
+# on dark. What they say stands in the words, too.
+GOOD, MIND, BAD = (f"color-mix(in srgb, {it} 60%, currentColor)" for it in ("#1b6e3c", "#8a5a00", "#b3261e"))
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _BINARY = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 

@@ -23,14 +23,14 @@ from labkit.engines.lockstep import Lockstep
 from labkit.engines.simulator import Simulator
 from labkit.errors import CheckFailed, LabkitError
 from labkit.history.history import History
-from labkit.text import amount, plural
+from labkit.text import BAD, GOOD, amount, plural
 from labkit.training.plan import plan
 from labkit.training.run import blank, carry_out
 from labkit.training.settings import Settings
 from labkit.training.stepping import step_through
 
 _MARKS = {"holds": "✓", "note": "·", "fails": "✗"}
-_COLOURS = {"holds": "#1b6e3c", "note": "inherit", "fails": "#b3261e"}
+_COLOURS = {"holds": GOOD, "note": "inherit", "fails": BAD}
 
 
 @dataclass(frozen=True)

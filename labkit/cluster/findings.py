@@ -7,14 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from labkit.cluster.display import Markup, table, widget_view
-from labkit.text import in_words
+from labkit.text import BAD, GOOD, MIND, in_words
 
 _MARKS = {"ok": "✓", "warn": "!", "fail": "✗"}
-_COLOURS = {
-    "ok": "var(--jp-success-color1,#2e7d32)",
-    "warn": "var(--jp-warn-color0,#b35900)",
-    "fail": "var(--jp-error-color1,#b00020)",
-}
+_COLOURS = {"ok": GOOD, "warn": MIND, "fail": BAD}
 
 
 class Check(NamedTuple):

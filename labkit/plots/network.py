@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.plots.panel import Panel, Picture, text_width
-from labkit.plots.style import CYCLE, GREY
+from labkit.plots.style import CYCLE, GREY, as_text
 from labkit.text import amount
 
 Points = NDArray[np.float64]
@@ -172,4 +172,4 @@ def _sends_and_gets(panel: Panel, words: tuple[str, str], point: Points) -> None
     else:  # between two arms of a star
         align, dx, dy = "left", 14.0, 24.0
     for text, line, colour in zip(words, (6.0, -6.0), (_OUT, _IN), strict=True):
-        panel.word(text, x, y, dx=dx, dy=dy + line, align=align, colour=colour)
+        panel.word(text, x, y, dx=dx, dy=dy + line, align=align, colour=as_text(colour))

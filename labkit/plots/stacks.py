@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from labkit.plots.bars import row_panel
 from labkit.plots.panel import Picture, text_width
-from labkit.plots.style import ADJOINING, ALARM, COLOURS, CYCLE, GREY, GROUND, INK, MEMORY
+from labkit.plots.style import ADJOINING, ALARM, COLOURS, CYCLE, GREY, GROUND, INK, MEMORY, ink_on
 from labkit.text import amount
 
 
@@ -39,8 +39,7 @@ def stacked(
             until = min(at + size, end)
             panel.boxes(at, until, row - 0.34, row + 0.34, facecolors=colours[kind], **ADJOINING)
             if panel.fits(words(size), until - at, 0.68):
-                dark = colours[kind] == MEMORY["parameters"]
-                panel.word(words(size), (at + until) / 2, row, align="centre", colour="white" if dark else INK)
+                panel.word(words(size), (at + until) / 2, row, align="centre", colour=ink_on(colours[kind]))
             at = until
         said = words(totals[name])
         beyond = ALARM if totals[name] > most else GREY

@@ -17,6 +17,7 @@ from labkit.cluster.activity import keep_kernel_busy
 from labkit.engines.control import Control, Wish
 from labkit.errors import SettingError
 from labkit.plots.panel import Picture
+from labkit.text import BAD, GOOD, MIND
 from labkit.training.status_line import StatusLine
 from labkit.translation.translate import tr
 
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 
 _TICK = 0.1  # seconds between two redraws while a cell waits for the result
 _LAST_ROUND = 2.0  # seconds for which the end of Python waits for the round under way
-_WELL, _HELD, _ILL = "#1b6e3c", "#8a5a00", "#b3261e"
-_COLOURS = {"failed": _ILL, "stopped": _HELD, "paused": _HELD, "finished": _WELL, "finished early": _WELL}
+_COLOURS = {"failed": BAD, "stopped": MIND, "paused": MIND, "finished": GOOD, "finished early": GOOD}
 _SHARE = 20  # a redraw may take one part in _SHARE of the time, so that watching does not slow the training
 
 

@@ -17,7 +17,7 @@ from labkit.data import Dirichlet, load
 from labkit.plots.bars import row_panel
 from labkit.plots.curves import curves
 from labkit.plots.panel import Picture
-from labkit.plots.style import CYCLE
+from labkit.plots.style import CYCLE, ink_on
 from labkit.widgets.consequence import digits, trained_on_all
 from labkit.widgets.view import Computed, View, choice, frames, lines, percent, slider_over, whole_slider
 
@@ -176,7 +176,8 @@ def _bars(made: Skew) -> Picture:
         panel.boxes(start, end, rows - 0.4, rows + 0.4, facecolors=CYCLE[digit], edgecolors="white", linewidths=0.4)
         for row in rows[counts[:, digit] > 0].tolist():
             if panel.fits(str(digit), float(counts[row, digit]), 0.8):
-                panel.word(str(digit), float(start[row] + end[row]) / 2, row, align="centre")
+                middle = float(start[row] + end[row]) / 2
+                panel.word(str(digit), middle, row, align="centre", colour=ink_on(CYCLE[digit]))
     panel.x_axis("examples", grid=False)
     panel.legend([], "a colour and a number for each digit")
     held = "; ".join(

@@ -27,7 +27,7 @@ function render({ model, el }) {
   function bar(task) {
     const group = element("g", { tabindex: "0", role: "button", style: "cursor:grab" }, svg);
     group.rect = element("rect", { height: BAR, rx: 3, stroke: "white", "stroke-width": 1.5 }, group);
-    group.word = element("text", { "text-anchor": "middle", "font-size": 13, fill: "#111111", y: BAR / 2 + 5 }, group);
+    group.word = element("text", { "text-anchor": "middle", "font-size": 13, y: BAR / 2 + 5 }, group);
     group.word.style.pointerEvents = "none";
     group.task = task;
     group.addEventListener("focus", () => group.rect.setAttribute("stroke", "currentColor"));
@@ -94,6 +94,7 @@ function render({ model, el }) {
       group.setAttribute("transform", `translate(${group.at[0]} ${group.at[1]})`);
       group.rect.setAttribute("width", Math.max(2, cost * scale));
       group.rect.setAttribute("fill", colours[task % colours.length]);
+      group.word.setAttribute("fill", model.get("inks")[task % colours.length]);
       group.word.setAttribute("x", (cost * scale) / 2);
       group.word.textContent = cost * scale > 14 ? task : "";
       group.setAttribute("aria-label", `${model.get("tasks")[task]}, ${model.get("lanes")[lane]}`);

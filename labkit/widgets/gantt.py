@@ -9,7 +9,7 @@ import anywidget
 import traitlets
 
 from labkit.checks import Floats
-from labkit.plots.style import ALARM, CYCLE
+from labkit.plots.style import ALARM, CYCLE, ink_on
 from labkit.tasks.schedule import Schedule
 from labkit.translation.translate import tr
 
@@ -34,10 +34,16 @@ class Gantt(anywidget.AnyWidget):
     marks = traitlets.Dict(traitlets.Unicode()).tag(sync=True)
     help = traitlets.Unicode().tag(sync=True)
     colours = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    inks = traitlets.List(traitlets.Unicode()).tag(sync=True)  # of words on them
     alarm = traitlets.Unicode(ALARM).tag(sync=True)
 
     def __init__(self) -> None:
-        super().__init__(layout={"width": "792px", "max_width": "100%"}, colours=list(CYCLE), help=tr(_HELP))
+        super().__init__(
+            layout={"width": "792px", "max_width": "100%"},
+            colours=list(CYCLE),
+            inks=[*map(ink_on, CYCLE)],
+            help=tr(_HELP),
+        )
 
     def show(self, costs: Floats, worker: Sequence[int], workers: int) -> None:
         """Show other tasks."""

@@ -15,7 +15,7 @@ from labkit.checks import Floats, number, one_of, whole
 from labkit.exchange.topologies import ring
 from labkit.plots.curves import curves
 from labkit.plots.panel import Panel, Picture
-from labkit.plots.style import CYCLE, GREY, INK
+from labkit.plots.style import CYCLE, GREY, INK, PLATE
 from labkit.widgets.view import Computed, View, choice, frames, lines, slider, slider_over, whole_slider
 
 EQUATIONS = {
@@ -225,7 +225,9 @@ def _walks(made: Landscape) -> Picture:
     panel.lines([path.mean(axis=1)], colors=INK, linewidths=2.2, zorder=4, clip_on=True)
     panel.ax.plot(*made.best, "*", color=INK, markersize=13, zorder=5)
     panel.legend([(INK, False, "mean of the peers")], "×: a peer's own floor, ★: least joint loss")
-    panel.word("start", *_START, dy=10, align="centre", colour=GREY)
+    wide = panel.word("start", *_START, dy=10, align="centre", colour=GREY) / 2 / panel.x_points
+    high = _START[1] + np.array((4, 16)) / panel.y_points  # paths may cross it
+    panel.boxes(_START[0] - wide, _START[0] + wide, *high, facecolors=PLATE, zorder=4.5)
     return panel.finish(f"{title}; the mean ends {made.left:.2g} above the least loss")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from labkit.checks import Floats, one_of, whole
 from labkit.plots.panel import Panel, Picture
-from labkit.plots.style import ADJOINING, ALARM, CYCLE, FAINT, GREY, INK
+from labkit.plots.style import ADJOINING, ALARM, CYCLE, FAINT, GREY, INK, as_text
 from labkit.text import some
 from labkit.widgets.view import Computed, View, choice, frames, lines, size, slider_over, whole_slider
 
@@ -168,7 +168,7 @@ def _slices(made: Slicing) -> Picture:
         panel.word(sign, at, 2.4, align="centre", size=14)
     places = {"A": 7.5, "B": 14.5}
     for after, kind in zip(made._after, made.messages, strict=True) if n > 1 else ():
-        panel.word(kind, places[after], 5.1, align="centre", colour=CYCLE[6])
+        panel.word(kind, places[after], 5.1, align="centre", colour=as_text(CYCLE[6]))
         panel.lines([[(places[after], 4.8), (places[after], 2.9)]], colors=CYCLE[6], linewidths=1.6)
     if wrong:
         panel.word("no sum before φ", 7.5, 5.1, align="centre", colour=ALARM)

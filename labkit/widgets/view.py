@@ -22,10 +22,10 @@ import numpy as np
 from labkit.accessible import Names
 from labkit.errors import LabkitError
 from labkit.plots.panel import Picture, png
-from labkit.text import amount, duration
+from labkit.text import BAD, amount, duration
 from labkit.translation.translate import spoken, tr, tr_formula
 
-_ALARM, _INK = "var(--jp-error-color1, #b3261e)", "inherit"
+_ALARM, _INK = BAD, "inherit"
 _NAME_WIDTH, _CONTROL_WIDTH, _PICTURE_WIDTH = "92px", "268px", "792px"  # three controls above a picture
 
 

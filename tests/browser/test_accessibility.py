@@ -12,6 +12,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import expect
 
 import labkit as lk
+from tests import jupyter
 from tests.browser.test_browser import KERNEL, opened
 from tests.system import absent
 
@@ -53,7 +54,11 @@ def axe() -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_axe_finds_nothing_to_object_to_and_sliders_say_what_they_show(tmp_path: Path) -> None:
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_axe_finds_nothing_to_object_to_and_sliders_say_what_they_show(
+    theme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(jupyter.SETTINGS, "apputils-extension/themes", {"theme": theme})
     path = tmp_path / "all.ipynb"
     nbformat.write(new_notebook(cells=[new_code_cell(it.strip()) for it in CELLS], metadata=KERNEL), path)
     script = axe()
@@ -69,6 +74,9 @@ def test_axe_finds_nothing_to_object_to_and_sliders_say_what_they_show(tmp_path:
         expect(log.locator("[role=slider]")).to_have_attribute("aria-valuetext", "4.19 MB")  # and not its index
         picture = lab.notebook.locator("img.widget-image").first
         expect(picture).to_have_attribute("alt", lk.widgets.all_reduce(ranks=5).names.pictures[0])
+        dimmed = "none" if theme == "JupyterLab Light" else "brightness(0.87)"
+        for image in (picture, lab.notebook.locator(".jp-RenderedImage img").first):
+            expect(image).to_have_css("filter", dimmed)
         lab.page.evaluate(script)
         outputs = lab.notebook.locator(".jp-OutputArea-output")
         assert outputs.count() > len(VIEWS) + 5

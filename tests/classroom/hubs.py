@@ -8,11 +8,12 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,12 @@ class Hub:
         assert status == 201, kernel
         return str(kernel["id"])
 
-    def run(self, kernel: str, code: str, seconds: float = 150, name: str = "ada") -> str:
-        """What a cell prints, over the websocket that a browser would use."""
-        return asyncio.run(asyncio.wait_for(self._talk(kernel, code, name), seconds))
+    def run(self, kernel: str, code: str | Iterable[str], seconds: float = 150, name: str = "ada") -> str:
+        """What a cell, or several after each other, print, over the websocket that a browser would use."""
+        cells = [code] if isinstance(code, str) else code
+        return asyncio.run(asyncio.wait_for(self._talk(kernel, cells, name), seconds))
 
-    async def _talk(self, kernel: str, code: str, name: str) -> str:
+    async def _talk(self, kernel: str, cells: Iterable[str], name: str) -> str:
         from tornado.httpclient import HTTPRequest
         from tornado.websocket import websocket_connect
 
@@ -84,21 +86,22 @@ class Hub:
         request = HTTPRequest(url, headers={"Authorization": f"token {self.token}"}, connect_timeout=60)
         socket = await websocket_connect(request)
         try:
-            return await self._ask_kernel(socket, code)
+            return "".join([await self._ask_kernel(socket, code) for code in cells])
         finally:
             socket.close()
 
     async def _ask_kernel(self, socket: Any, code: str) -> str:
-        header = {"msg_id": "m1", "username": "", "session": "s", "msg_type": "execute_request", "version": "5.3"}
+        number = uuid.uuid4().hex
+        header = {"msg_id": number, "username": "", "session": "s", "msg_type": "execute_request", "version": "5.3"}
         content = {"code": code, "silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False}
         await socket.write_message(json.dumps({"header": header, "parent_header": {}, "metadata": {},
                                                "content": content, "channel": "shell"}))  # fmt: skip
         said = ""
         while True:
-            heard = json.loads(await socket.read_message() or "null")
+            heard = message_of(await socket.read_message())
             if heard is None:
                 raise ConnectionError("the websocket was closed")
-            if heard["parent_header"].get("msg_id") != "m1":
+            if heard["parent_header"].get("msg_id") != number:
                 continue
             if heard["msg_type"] == "stream" and heard["content"]["name"] == "stdout":
                 said += heard["content"]["text"]
@@ -106,6 +109,14 @@ class Hub:
                 raise AssertionError("\n".join(heard["content"]["traceback"]))
             if heard["msg_type"] == "status" and heard["content"]["execution_state"] == "idle":
                 return said
+
+
+def message_of(frame: str | bytes | None) -> Any:
+    """A kernel's message in a websocket's frame; one with a widget's picture is binary, and begins with its parts."""
+    if isinstance(frame, bytes):
+        begin, end = struct.unpack("!4x2I", frame[:12])
+        frame = frame[begin:end].decode()
+    return json.loads(frame or "null")
 
 
 @contextmanager

@@ -113,10 +113,11 @@ def grade(args: argparse.Namespace) -> int:
 def classroom(args: argparse.Namespace) -> int:
     """Write a hub's configuration, publish the lessons, or examine the machine as a student."""
     from labkit.classroom.configuration import publish, write
-    from labkit.classroom.examination import examine
+    from labkit.classroom.examination import examine, require_runuser
 
     if args.what == "check":
         if args.user:
+            require_runuser()
             command = [sys.executable, "-m", "labkit", "classroom", "check", "--students", str(args.students)]
             return subprocess.run(["runuser", "-l", args.user, "-c", shlex.join(command)], check=False).returncode
         report = examine(args.students)

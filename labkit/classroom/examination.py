@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import sys
 from contextlib import closing
@@ -15,6 +16,7 @@ from labkit.cluster.findings import Check, Report
 from labkit.cluster.machine import free_memory
 from labkit.cluster.machine_checks import EXAMINATIONS
 from labkit.cluster.memory import STUDENT
+from labkit.errors import SettingError
 from labkit.text import amount, some
 
 
@@ -24,6 +26,15 @@ def examine(students: int) -> Report:
     return Report(
         (_account(), _interpreter(), _home(), importing_torch(), processes, *_lab(), _memory(students)),
     )
+
+
+def require_runuser() -> None:
+    """Raise SettingError where this user cannot try the machine as another one."""
+    if os.geteuid() or not shutil.which("runuser"):
+        raise SettingError(
+            "Only root on Linux tries the machine as another user: put sudo before the command, or log in as the "
+            "student and leave out --user."
+        )
 
 
 def _account() -> Check:
@@ -67,7 +78,11 @@ def _lab() -> list[Check]:
             secured = Check("lab", "ok" if address.startswith("tls://") else "fail", f"2 workers at {address[:6]}…")
             return [secured, _dashboard(link)]
     except Exception as error:  # noqa: BLE001  whatever keeps it from working is what there is to tell
-        return [Check("lab", "fail", f"{type(error).__name__}: {error}", "see the sentence.")]
+        return [
+            Check(
+                "lab", "fail", f"{type(error).__name__}: {error}", "mend that, or what stands above, and check again."
+            )
+        ]
 
 
 def _dashboard(link: str) -> Check:
@@ -92,6 +107,9 @@ def _memory(students: int) -> Check:
     fit = int(free // STUDENT)
     found = f"{amount(free, binary=True)} free, {amount(STUDENT, binary=True)} each: {some(fit, 'student')} at once"
     if fit < students:
-        remedy = f"{students} need {amount(students * STUDENT, binary=True)}: more memory, or workers=1."
+        remedy = (
+            f"{some(students, 'student')} need {amount(students * STUDENT, binary=True)}: give the machine more, teach "
+            "fewer at a time, or let each connect with workers=1."
+        )
         return Check("memory", "warn", found, remedy)
     return Check("memory", "ok", found)

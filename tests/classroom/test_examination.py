@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from labkit.__main__ import main
 from labkit.classroom import examination
 from labkit.cluster import machine
 from labkit.cluster.memory import STUDENT
@@ -40,6 +41,14 @@ def test_planted_faults_are_found_with_their_remedies(tmp_path: Path, monkeypatc
     assert found.status == "fail" and "closed to other users" in found.found
     assert examination._memory(10**6).status == "warn"
     assert examination._memory(0).status == "ok"
+
+
+def test_only_root_tries_it_as_another_user(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert main(["classroom", "check", "--user", "ada"]) == 1
+    assert "sudo" in capsys.readouterr().err
 
 
 def test_memory_is_what_a_container_leaves_and_a_home_that_takes_no_file_is_found(

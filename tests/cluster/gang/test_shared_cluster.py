@@ -36,8 +36,11 @@ ASKS = """
     while not (gang.started or gang.waits_for or gang.done):
         time.sleep(0.01)
     print("asked")
+    while not (gang.workers or gang.done):
+        time.sleep(0.01)
+    turn = time.time()
     times = gang.result()
-    print(asked, max(start for start, _ in times), min(end for _, end in times))
+    print(asked, turn, max(start for start, _ in times), min(end for _, end in times))
     input()
 """
 ENDLESS = """
@@ -70,8 +73,7 @@ def address(home: Path) -> Iterator[str]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.soak  # now and then a gang behind a dead kernel gets no turn: a fault that is not found yet
-@pytest.mark.parametrize("kernels", [4, 10])
+@pytest.mark.parametrize("kernels", [4, pytest.param(10, marks=pytest.mark.soak)])
 def test_the_gangs_of_several_kernels_take_turns_in_the_order_of_their_asking(
     address: str, home: Path, kernels: int
 ) -> None:
@@ -88,22 +90,23 @@ def test_the_gangs_of_several_kernels_take_turns_in_the_order_of_their_asking(
         died = time.time()
         asking[1].process.kill()
         times = [first, *(heard(one) for one in asking[2:])]
-    turns = [(start, end) for _, start, end in times]
+    turns = [(start, end) for _, _, start, end in times]
     assert turns == sorted(turns)
     assert all(one[1] <= other[0] for one, other in pairwise(turns))
-    released = turns[1][0] - died
-    between = [other[0] - one[1] for one, other in pairwise(turns[1:])]
-    print(f"waited {[round(start - asked, 1) for asked, start, _ in times]} s; {released:.2f} s after a kernel died, "
-          f"{max(between):.2f} s at most between turns of {NAP} s")  # fmt: skip
-    assert released < deadlines.GONE_CLIENT + 20  # in which its workers start anew
+    released = times[1][1] - died
+    between = [turn - end for (*_, end), (_, turn, *_) in pairwise(times[1:])]
+    print(f"waited {[round(start - asked, 1) for asked, _, start, _ in times]} s; a turn {released:.2f} s after a "
+          f"kernel died, {max(between):.2f} s at most after the one before; load {os.getloadavg()[0]:.0f}")  # fmt: skip
+    # its workers start anew; torch is imported there after that, which takes what it takes
+    assert released < deadlines.GONE_CLIENT + deadlines.COMEBACK
     assert max(between) < 5
 
 
-def heard(one: Kernel) -> tuple[float, float, float]:
+def heard(one: Kernel) -> tuple[float, ...]:
+    """When it asked, had its turn, began and ended."""
     line = one.hear()
     assert line, one.process.communicate()[1][-900:]
-    asked, start, end = map(float, line.split())
-    return asked, start, end
+    return tuple(map(float, line.split()))
 
 
 @pytest.mark.parametrize("kinds", [["sleeps"], pytest.param(["sleeps", "counts"], marks=pytest.mark.soak)])

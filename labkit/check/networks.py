@@ -50,6 +50,8 @@ def _metropolis(edges: Edges, n: int) -> Floats:
 @exercise
 def graph(edges: Iterable[tuple[int, int]], *, peers: int = 8, neighbours: int = 3, gap: float = 0.45) -> Passed:
     """The puzzle: edges of a graph in which nobody has more than so many neighbours, and whose gap is at least this."""
+    if not isinstance(edges, Iterable):
+        raise CheckFailed(f"Give the edges as a list of pairs, such as [(0, 1), (1, 2)]: this is {edges!r}.")
     try:
         drawn = topologies.of_edges(edges, peers)
     except SettingError as error:
@@ -77,7 +79,7 @@ def gossip(algorithm: Any, lab: Lab | None = None, *, weights: Any = None) -> Pa
     W is `weights`, by default that of a ring. It has to end where `lk.algorithms.Gossip` does, in this process, stacked
     and, with a `lab`, on real workers.
     """
-    from labkit.algorithms import Gossip
+    from labkit.algorithms import Gossip, Independent
     from labkit.check.algorithms import algorithm as report, same_end
 
     peers, w = (4, "ring") if weights is None else (len(weights), np.asarray(weights))
@@ -85,7 +87,9 @@ def gossip(algorithm: Any, lab: Lab | None = None, *, weights: Any = None) -> Pa
     for on in (None, lab) if lab is not None else (None,):
         most = same_end(algorithm, Gossip(w), peers=peers, on=on)
         if not most < 1e-5:
-            hint = "step on one batch first, then yield Mix(peer.params, W), and keep what comes back as peer.params"
+            hint = "step on one batch first, then yield Mix(peer.params, W), with the W of your graph"
+            if same_end(algorithm, Independent(), peers=peers, on=on) < 1e-5:
+                hint = "nobody learns from a neighbour yet: keep what comes back of the Mix as peer.params"
             raise wrong("your round", f"models that differ by {most:.2g}", "those of gossip with this W", hint)
     engines = "in this process and stacked" if lab is None else "in this process, stacked and on real workers"
     return Passed("gossip", f"the same models {engines}")

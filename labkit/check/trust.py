@@ -10,6 +10,7 @@ import numpy as np
 
 from labkit.check.answers import Part, Passed, answer_of, exercise, graded, verdict, wrong
 from labkit.checks import Floats
+from labkit.errors import CheckFailed, SettingError
 
 
 @exercise
@@ -89,12 +90,24 @@ def _learns(fn: Callable[[Any], Any], attack: Any, bad: tuple[int, ...], accurac
 
     named = attack if isinstance(attack, str) else "alike"
     call = f"a training in which peers {bad} attack by {named}"
-    defended = answer_of("defend(algorithm)", fn, Byzantine(AllReduce(), peers=bad, attack=attack, scale=10.0))
+    attacked = Byzantine(AllReduce(), peers=bad, attack=attack, scale=10.0)
+    defended = answer_of("defend(algorithm)", fn, attacked)
+    within = defended
+    while within != attacked and hasattr(within, "algorithm"):
+        within = within.algorithm
+    if within != attacked and hasattr(defended, "round"):
+        hint = "leave the algorithm that you are given as it is, and put the defence around it"
+        raise wrong("defend(algorithm)", "a training without them", "one in which the two liars take part", hint)
     sgd = partial(torch.optim.SGD, lr=0.2)
     settings: dict[str, Any] = {"peers": 7, "rounds": 60, "batch_size": 16, "optimizer": sgd, "evaluate_every": 60}
-    reached = train(_linear, load("digits"), defended, **settings).result().final.accuracy or 0.0
+    try:
+        reached = train(_linear, load("digits"), defended, **settings).result().final.accuracy or 0.0
+    except SettingError as error:
+        raise CheckFailed(str(error)) from None
     if reached < accuracy:
-        hint = "a mean follows whoever shouts; take a rule that two of seven cannot move, whichever two they are"
+        hint = "a mean follows whoever shouts: put a rule in its place that is no mean"
+        if defended != attacked:
+            hint = "two of seven can move this rule: take one that they cannot, whichever two they are"
         raise wrong(call, f"{reached:.0%} on unseen digits", f"at least {accuracy:.0%}", hint)
 
 

@@ -287,20 +287,20 @@ def test_the_puzzle_can_be_solved_but_not_by_any_policy() -> None:
     assert check.schedule(schedule(check.PUZZLE, 3, "lpt"), makespan=20)
 
 
-@pytest.mark.parametrize(
-    ("plan", "said"),
-    [
-        (SOLVED[:-1], "a worker for each of 12 tasks"),
-        ([3, *SOLVED[1:]], "numbered from 0"),
-        ([0.5, *SOLVED[1:]], "numbered from 0"),
-        ([-1, *SOLVED[1:]], "numbered from 0"),
-        ("lpt", "a worker for each of 12 tasks"),
-        (schedule(check.PUZZLE, 4), "expected 12 tasks on at most 3"),
-        (schedule(check.PUZZLE[:-1], 3), "11 tasks on 3 workers"),
-        (schedule([cost / 2 for cost in check.PUZZLE], 3), r"task 0 gave 2 s of work; expected 4 s"),
-        (schedule(check.PUZZLE, 3, speeds=[2, 2, 2]), "every task has to be done whole"),
-    ],
-)
+PLANS: list[tuple[Any, str]] = [
+    (SOLVED[:-1], "a worker for each of 12 tasks"),
+    ([3, *SOLVED[1:]], "numbered from 0"),
+    ([0.5, *SOLVED[1:]], "numbered from 0"),
+    ([-1, *SOLVED[1:]], "numbered from 0"),
+    ("lpt", "a worker for each of 12 tasks"),
+    (schedule(check.PUZZLE, 4), "expected 12 tasks on at most 3"),
+    (schedule(check.PUZZLE[:-1], 3), "11 tasks on 3 workers"),
+    (schedule([cost / 2 for cost in check.PUZZLE], 3), r"task 0 gave 2 s of work; expected 4 s"),
+    (schedule(check.PUZZLE, 3, speeds=[2, 2, 2]), "every task has to be done whole"),
+]
+
+
+@pytest.mark.parametrize(("plan", "said"), PLANS)
 def test_the_puzzle_is_not_solved_by_another_one(plan: Any, said: str) -> None:
     with pytest.raises(CheckFailed, match=said):
         check.schedule(plan, makespan=100)
@@ -336,17 +336,17 @@ def test_a_run_that_learned_enough_for_few_bytes_solves_the_puzzle() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("run", "hint"),
-    [
-        (trained(nbytes=1.2e6), r"1\.2 MB from each peer; expected at most 1 MB: average less often"),
-        (trained(accuracy=0.85), r"85\.0%; expected at least 90%: spend the bytes"),
-        (trained(accuracy=None), "no accuracy; expected at least 90%"),
-        (trained(ledger="formula"), "sent nothing over a wire: train at least two peers with on=lab"),
-        (trained(peers=1), "sent nothing over a wire"),
-        (3, "Give the history of a run"),
-    ],
-)
+TRAFFIC: list[tuple[Any, str]] = [
+    (trained(nbytes=1.2e6), r"1\.2 MB from each peer; expected at most 1 MB: average less often"),
+    (trained(accuracy=0.85), r"85\.0%; expected at least 90%: spend the bytes"),
+    (trained(accuracy=None), "no accuracy; expected at least 90%"),
+    (trained(ledger="formula"), "sent nothing over a wire: train at least two peers with on=lab"),
+    (trained(peers=1), "sent nothing over a wire"),
+    (3, "Give the history of a run"),
+]
+
+
+@pytest.mark.parametrize(("run", "hint"), TRAFFIC)
 def test_a_run_that_does_not_solve_it_is_told_why(run: Any, hint: str) -> None:
     with pytest.raises(CheckFailed, match=hint):
         check.traffic(run)

@@ -69,16 +69,16 @@ def test_cases_that_help_and_harm_pass() -> None:
     assert "3 of 3 points" in repr(check.cases({"helps": SKEWED, "harms": LIAR}))
 
 
-@pytest.mark.parametrize(
-    ("helps", "harms", "said"),
-    [
-        ((AllReduce(), None), LIAR, "alone knows too little"),
-        ((Ensemble(), ByLabel(2)), LIAR, "needs a message"),
-        (SKEWED, (AllReduce(), None), "whom does an average believe"),
-        (SKEWED, LIAR[:1], "give \\(algorithm, shards\\)"),
-        ((FedAvg(every=8), ByLabel(1)), LIAR, "does not run"),
-    ],
-)
+CASES: list[tuple[Any, Any, str]] = [
+    ((AllReduce(), None), LIAR, "alone knows too little"),
+    ((Ensemble(), ByLabel(2)), LIAR, "needs a message"),
+    (SKEWED, (AllReduce(), None), "whom does an average believe"),
+    (SKEWED, LIAR[:1], "give \\(algorithm, shards\\)"),
+    ((FedAvg(every=8), ByLabel(1)), LIAR, "does not run"),
+]
+
+
+@pytest.mark.parametrize(("helps", "harms", "said"), CASES)
 def test_cases_that_do_not_are_told_by_how_much(helps: Any, harms: Any, said: str) -> None:
     with pytest.raises(CheckFailed, match=said):
         check.cases({"helps": helps, "harms": harms})
@@ -88,16 +88,16 @@ def test_evidence_in_the_right_lessons_passes() -> None:
     assert "3 of 3 points" in repr(check.evidence(LESSONS))
 
 
-@pytest.mark.parametrize(
-    ("answers", "said", "points"),
-    [
-        (LESSONS | {check.CLAIMS[0]: 2}, "dealt out", 1),
-        (LESSONS | {check.CLAIMS[4]: None}, "labels are wrong", 1),
-        (LESSONS | {check.CLAIMS[-2]: 5}, "ever run", 2),
-        ({it: LESSONS[it] for it in check.CLAIMS[1:]}, "no answer yet", 1),
-        (LESSONS | {check.CLAIMS[1]: ...}, "no answer yet", 1),
-    ],
-)
+EVIDENCE: list[tuple[Any, str, int]] = [
+    (LESSONS | {check.CLAIMS[0]: 2}, "dealt out", 1),
+    (LESSONS | {check.CLAIMS[4]: None}, "labels are wrong", 1),
+    (LESSONS | {check.CLAIMS[-2]: 5}, "ever run", 2),
+    ({it: LESSONS[it] for it in check.CLAIMS[1:]}, "no answer yet", 1),
+    (LESSONS | {check.CLAIMS[1]: ...}, "no answer yet", 1),
+]
+
+
+@pytest.mark.parametrize(("answers", "said", "points"), EVIDENCE)
 def test_evidence_elsewhere_is_told_where_to_look(answers: Any, said: str, points: int) -> None:
     with pytest.raises(CheckFailed, match=said) as caught:
         check.evidence(answers)

@@ -50,16 +50,16 @@ def test_a_wide_and_shallow_model_of_a_billion_fits_into_24_gb() -> None:
     assert "1,1" in repr(check.on_one_device(Transformer(20, 2048, 32, vocab=50257, seq=1024)))
 
 
-@pytest.mark.parametrize(
-    ("model", "said"),
-    [
-        (PRESETS["GPT-2"], "24 GB"),
-        (Transformer(12, 768, 12, vocab=50257, seq=1024), "at least 1,000,000,000"),
-        (Transformer(20, 2048, 32, vocab=50257, seq=512), "at least 1024"),
-        (Transformer(20, 2048, 32, vocab=512, seq=1024), "50,257"),
-        (3, "give a lk.costs.Transformer"),
-    ],
-)
+MODELS: list[tuple[Any, str]] = [
+    (PRESETS["GPT-2"], "24 GB"),
+    (Transformer(12, 768, 12, vocab=50257, seq=1024), "at least 1,000,000,000"),
+    (Transformer(20, 2048, 32, vocab=50257, seq=512), "at least 1024"),
+    (Transformer(20, 2048, 32, vocab=512, seq=1024), "50,257"),
+    (3, "give a lk.costs.Transformer"),
+]
+
+
+@pytest.mark.parametrize(("model", "said"), MODELS)
 def test_a_model_that_misses_the_target_is_told_by_how_much(model: Any, said: str) -> None:
     with pytest.raises(CheckFailed, match=re.escape(said).replace("give", "[Gg]ive")):
         check.on_one_device(model)
@@ -109,21 +109,21 @@ def test_what_workers_hold_is_what_counts(lab: Any) -> None:
         puzzle(trained(ZeRO(3), memory=False))
 
 
-@pytest.mark.parametrize(
-    ("history", "said"),
-    [
-        (ran(ZeRO(1), held=4e6), "4 MB of states on a peer; expected at most 2 MB: stage 3"),
-        (ran(ZeRO(3), held=2.1e6), "2.1 MB of states on a peer; expected at most 2 MB: an optimiser"),
-        (ran(ZeRO(3), held=None), "was not counted: train it with memory=True"),
-        (ran(ZeRO(3), sent=3.1), "4.96 MB sent a round; expected at most 4.8 MB"),
-        (ran(ZeRO(3), seconds=200.0), "200 s; expected at most 120 s"),
-        (ran(ZeRO(3), peers=2), "2 peers; expected 4"),
-        (ran(ZeRO(3), ledger="formula"), "not on real workers"),
-        (ran(ZeRO(3), end=4.0), "has not learnt"),
-        (ran(ZeRO(3), parameters=4_810), "77 kB of states in all; expected more than 2 MB: one peer alone has room"),
-        (None, "history of a run"),
-    ],
-)
+RUNS: list[tuple[Any, str]] = [
+    (ran(ZeRO(1), held=4e6), "4 MB of states on a peer; expected at most 2 MB: stage 3"),
+    (ran(ZeRO(3), held=2.1e6), "2.1 MB of states on a peer; expected at most 2 MB: an optimiser"),
+    (ran(ZeRO(3), held=None), "was not counted: train it with memory=True"),
+    (ran(ZeRO(3), sent=3.1), "4.96 MB sent a round; expected at most 4.8 MB"),
+    (ran(ZeRO(3), seconds=200.0), "200 s; expected at most 120 s"),
+    (ran(ZeRO(3), peers=2), "2 peers; expected 4"),
+    (ran(ZeRO(3), ledger="formula"), "not on real workers"),
+    (ran(ZeRO(3), end=4.0), "has not learnt"),
+    (ran(ZeRO(3), parameters=4_810), "77 kB of states in all; expected more than 2 MB: one peer alone has room"),
+    (None, "history of a run"),
+]
+
+
+@pytest.mark.parametrize(("history", "said"), RUNS)
 def test_a_run_that_is_too_large_or_not_real_is_told_why(history: Any, said: str) -> None:
     with pytest.raises(CheckFailed, match=re.escape(said)):
         check.states_on_each(history)
@@ -135,16 +135,16 @@ def test_1f1b_with_nine_microbatches_solves_the_pipeline_puzzle() -> None:
     assert "real workers" in repr(check.pipeline(table, ran(Pipeline(9, table), 3)))
 
 
-@pytest.mark.parametrize(
-    ("table", "history", "said"),
-    [
-        (PipelineTable.of("gpipe", 3, 9), None, "9 open microbatches"),
-        (PipelineTable.of("1f1b", 3, 4), None, "bubble of 33.3%"),
-        (PipelineTable.of("1f1b", 2, 9), None, "2 stages; expected 3"),
-        (PipelineTable.of("1f1b", 3, 9), ran(Pipeline(9), 3), "followed another table"),
-        ("F0 B0", None, "PipelineTable"),
-    ],
-)
+TABLES: list[tuple[Any, Any, str]] = [
+    (PipelineTable.of("gpipe", 3, 9), None, "9 open microbatches"),
+    (PipelineTable.of("1f1b", 3, 4), None, "bubble of 33.3%"),
+    (PipelineTable.of("1f1b", 2, 9), None, "2 stages; expected 3"),
+    (PipelineTable.of("1f1b", 3, 9), ran(Pipeline(9), 3), "followed another table"),
+    ("F0 B0", None, "PipelineTable"),
+]
+
+
+@pytest.mark.parametrize(("table", "history", "said"), TABLES)
 def test_another_table_is_told_what_it_lacks(table: Any, history: Any, said: str) -> None:
     with pytest.raises(CheckFailed, match=re.escape(said)):
         check.pipeline(table, history)
@@ -156,15 +156,18 @@ def test_four_stages_can_do_with_three_open_microbatches_if_weights_wait() -> No
         check.pipeline(PipelineTable.of("1f1b", 4, 20), stages=4)
 
 
+LAYOUTS = [
+    (layout(check.scale.GPT3, check.scale.FLEET, 1536, data=512, pipeline=2), "at most 72 GB"),
+    (layout(check.scale.GPT3, check.scale.FLEET, 1536, data=4, pipeline=32, tensor=8), "or less: of a step"),
+    (layout(check.scale.GPT3, Machines(512), 1536, data=8, pipeline=8, tensor=8), "use all"),
+]
+
+
 def test_the_planner_s_best_layout_passes_and_what_does_not_fit_or_is_slow_fails() -> None:
-    gpt3, fleet = check.scale.GPT3, check.scale.FLEET
-    assert check.layout(plan(gpt3, fleet, 1536).best)
-    with pytest.raises(CheckFailed, match="at most 72 GB"):
-        check.layout(layout(gpt3, fleet, 1536, data=512, pipeline=2))
-    with pytest.raises(CheckFailed, match="or less: of a step"):
-        check.layout(layout(gpt3, fleet, 1536, data=4, pipeline=32, tensor=8))
-    with pytest.raises(CheckFailed, match="use all"):
-        check.layout(layout(gpt3, Machines(512), 1536, data=8, pipeline=8, tensor=8))
+    assert check.layout(plan(check.scale.GPT3, check.scale.FLEET, 1536).best)
+    for wrong, said in LAYOUTS:
+        with pytest.raises(CheckFailed, match=said):
+            check.layout(wrong)
 
 
 def test_a_layout_is_judged_as_one_of_the_puzzle_s_model_machines_and_batch() -> None:

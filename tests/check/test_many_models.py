@@ -19,15 +19,15 @@ def test_suspects_are_compared_with_what_was_mislabelled() -> None:
     assert "70%" in repr(check.suspects(cheat))
 
 
-@pytest.mark.parametrize(
-    ("fn", "said"),
-    [
-        (lambda dataset: range(len(dataset)), "name fewer"),
-        (lambda dataset: np.flatnonzero((dataset.y != load("digits").y).numpy())[:50], "name more"),
-        (lambda dataset: [len(dataset)], "number the examples"),
-        (lambda dataset: 3.5, "numbers of the examples"),
-    ],
-)
+SUSPECTS: list[tuple[Any, str]] = [
+    (lambda dataset: range(len(dataset)), "name fewer"),
+    (lambda dataset: np.flatnonzero((dataset.y != load("digits").y).numpy())[:50], "name more"),
+    (lambda dataset: [len(dataset)], "number the examples"),
+    (lambda dataset: 3.5, "numbers of the examples"),
+]
+
+
+@pytest.mark.parametrize(("fn", "said"), SUSPECTS)
 def test_other_suspects_get_a_hint(fn: Any, said: str) -> None:
     with pytest.raises(CheckFailed, match=said):
         check.suspects(fn)

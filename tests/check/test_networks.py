@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from labkit import check
-from labkit.algorithms import Robust
+from labkit.algorithms import AllReduce, Robust
 from labkit.algorithms.base import Batch, Peer, Round
 from labkit.cluster.lab import Lab
 from labkit.errors import CheckFailed
@@ -48,10 +48,28 @@ class Mine:
             peer.params = mixed
 
 
+class Deaf:
+    """Gossip of one's own that forgot to yield."""
+
+    def round(self, peer: Peer, batches: Iterator[Batch]) -> None:
+        peer.step(peer.loss(next(batches)))
+
+
+ROUNDS: list[tuple[Any, Any, str]] = [
+    (Mine(keep=False), None, "keep what comes back"),
+    (Mine(), topologies.complete(4).weights, "the W of your graph"),
+    (Deaf(), None, "let it yield its messages"),
+]
+
+
 def test_a_gossip_round_of_ones_own_is_compared_with_gossip() -> None:
     assert "in this process and stacked" in repr(check.gossip(Mine()))
-    with pytest.raises(CheckFailed, match="keep what comes back"):
-        check.gossip(Mine(keep=False))
+
+
+@pytest.mark.parametrize(("algorithm", "weights", "said"), ROUNDS)
+def test_a_gossip_round_that_is_none_is_told_why(algorithm: Any, weights: Any, said: str) -> None:
+    with pytest.raises(CheckFailed, match=said):
+        check.gossip(algorithm, weights=weights)
 
 
 @pytest.mark.paired
@@ -64,7 +82,16 @@ def test_a_defence_bears_two_liars_of_any_kind(rule: Any) -> None:
     assert "3 of 3 points" in repr(check.defence(lambda algorithm: Robust(algorithm, rule)))
 
 
-@pytest.mark.parametrize("defend", [lambda it: it, lambda it: Robust(it, TrimmedMean(1))])
-def test_a_defence_that_two_can_move_is_none(defend: Any) -> None:
-    with pytest.raises(CheckFailed, match="whoever shouts"):
+DEFENCES: list[tuple[Any, str]] = [
+    (lambda it: it, "whoever shouts"),
+    (lambda it: Robust(it, TrimmedMean(1)), "two of seven can move this rule"),
+    (lambda it: AllReduce(), "the two liars take part"),
+    (lambda it: Robust(it, TrimmedMean(4)), "is good for 9 peers or more"),
+    (lambda it: TrimmedMean(2), "is not an algorithm"),
+]
+
+
+@pytest.mark.parametrize(("defend", "said"), DEFENCES)
+def test_a_defence_that_is_none_is_told_why(defend: Any, said: str) -> None:
+    with pytest.raises(CheckFailed, match=said):
         check.defence(defend)

@@ -40,15 +40,15 @@ def endless(rank: int, size: int, x: Any) -> Any:
         yield Move(x, (rank + 1) % size, like=x, source=(rank - 1) % size)
 
 
-@pytest.mark.parametrize(
-    ("program", "said"),
-    [
-        (half_a_ring, "pass the whole ones on"),
-        (everyone_waits, "wait for each other"),
-        (endless, r"^Your program takes more than \d+ steps for \d ranks: does it end\?$"),
-        ("ring", "Give the program itself, a generator function: this is a str"),
-    ],
-)
+PROGRAMS: list[tuple[Any, str]] = [
+    (half_a_ring, "pass the whole ones on"),
+    (everyone_waits, "wait for each other"),
+    (endless, r"^Your program takes more than \d+ steps for \d ranks: does it end\?$"),
+    ("ring", "Give the program itself, a generator function: this is a str"),
+]
+
+
+@pytest.mark.parametrize(("program", "said"), PROGRAMS)
 def test_a_program_that_does_not_sum_is_told_why(program: Any, said: str) -> None:
     with pytest.raises(CheckFailed, match=said):
         check.all_reduce(program)

@@ -166,7 +166,7 @@ def cycle(folder: Path, command: Path, lessons: list[Path]) -> dict[str, list[fl
         print(f"{path.stem:24} solved, wrong, blank: {table[path.stem]}")
         each = list(zip(*(grades[who, path.stem] for who in ("blank", "solved", "wrong")), strict=True))
         for (name, blank, of), (_, solved, _), (_, guessed, _) in each:
-            if not (solved == of and blank < of and guessed < of):
+            if not (solved == of and blank == 0 and guessed < of):
                 faults.append(f"{path.stem} {name}: solved {solved}, blank {blank}, wrong {guessed} of {of}")
         for who in ("blank", "solved", "wrong"):
             page = folder / "feedback" / who / path.stem / f"{path.stem}.html"

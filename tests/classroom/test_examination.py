@@ -14,7 +14,7 @@ from labkit.classroom import examination
 from labkit.cluster import machine
 from labkit.cluster.memory import STUDENT
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.paired
 
 
 def test_it_starts_a_real_lab_and_looks_at_its_dashboard(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.cluster.kernels import gone
 
 pytest.importorskip("jupyterhub", reason='jupyterhub is not installed: pip install "labkit[classroom]"')
 pytestmark = [
-    pytest.mark.alone,
+    pytest.mark.paired,
     pytest.mark.slow,
     pytest.mark.timeout(400),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # of sockets that a crash has cut

@@ -7,10 +7,11 @@ from labkit.translation.translate import LANGUAGES, speak, spoken
 
 
 def language(name: str | None = None) -> str:
-    """Turn widgets, cards and pictures to "en" or to "zh" (中文), and tell which language is on; without a name, tell.
+    """Turn widgets, cards, quiz and pictures to "en" or "zh" (中文), and tell which is on; without a name, tell.
 
     It counts for what is shown from then on; the environment variable LABKIT_LANGUAGE has the one to begin with. What
-    no table translates stays English. Raises SettingError for a language that there is not.
+    no table translates stays English, and so do errors, so that they can be looked up and asked about. Raises
+    SettingError for a language that there is not.
 
     >>> language("zh"), language(), language("en")
     ('zh', 'zh', 'en')

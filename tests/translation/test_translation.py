@@ -15,6 +15,7 @@ import torch
 from matplotlib import font_manager
 
 import labkit as lk
+from labkit.cards.questions import QUESTIONS
 from labkit.errors import SettingError
 from labkit.plots import fonts
 from labkit.plots.panel import Panel
@@ -75,10 +76,21 @@ def test_predictions_quiz_runs_and_cards_have_a_translation(monkeypatch: pytest.
                   lk.formulas.values()), lk.formulas._repr_mimebundle_()["text/markdown"]]  # fmt: skip
         words += [repr(lk.formulas["T"].holds(lk.split(7, parts=3).without(3)))]
         assert bundle
-    choices = [choice for one in quiz.questions for choice in one.choices]  # which are prose, and stay English
-    asked = {*(one.text for one in quiz.questions), *(it.text for it in choices), *(it.why for it in choices)}
-    assert [it for it in missed if it not in asked] == []
+    assert missed == []
     assert all(CHINESE.search(it) for it in words), [it for it in words if not CHINESE.search(it)]
+
+
+def test_every_question_answer_and_explanation_of_the_quiz_has_a_translation(zh: None) -> None:
+    choices = [choice for one in QUESTIONS for choice in one.choices]
+    texts = [*(one.text for one in QUESTIONS), *(it.text for it in choices), *(it.why for it in choices)]
+    assert [it for it in texts if not CHINESE.search(translated(it, "zh") or "")] == []
+    quiz = lk.quiz()
+    assert quiz.answer(1, QUESTIONS[0].right.text).right  # answers are known by what is written in code
+    shown = [quiz._repr_mimebundle_()[0]["text/html"]]
+    for one in quiz.asked:
+        shown += [one.said.value, *(label for label, _ in one.control.options)]
+    without_names = re.sub(r"<[^>]*>|Amdahl|SGD|Mbit/s|ZeRO|ASP|SSP|BSP", "", " ".join(shown))
+    assert re.findall(r"[A-Za-z]{4,} [A-Za-z]{3,}", without_names) == []
 
 
 def test_a_verdict_in_words_is_in_chinese_and_a_learner_s_own_words_stay(zh: None) -> None:

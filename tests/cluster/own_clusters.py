@@ -51,10 +51,11 @@ def started(home: Path, lines: list[str]) -> Iterator[str]:
             lab.client.wait_for_workers(sum(line.startswith("dask worker") for line in lines), timeout=60)
         yield f"tls://127.0.0.1:{port}"
     finally:
-        for program in programs:
-            program.terminate()
-        for program in programs:
-            program.wait(20)
+        for those in (programs[1:], programs[:1]):  # the workers first: without a scheduler they take long to end
+            for program in those:
+                program.terminate()
+            for program in those:
+                program.wait(20)
 
 
 def wait_for(port: int) -> int:

@@ -11,6 +11,7 @@ import torch
 from labkit.algorithms import Compressed
 from labkit.errors import LabkitError
 from labkit.exchange import QSGD, Compressor, Half, Mean, RandomK, Sign, TopK
+from labkit.text import BAD
 from labkit.widgets import compression
 from labkit.widgets.compression import METHODS, MODEL, NUMBERS, compute
 from tests.algorithms.hand import Tell, alone, in_lockstep
@@ -82,10 +83,10 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any]) -> None:
 
 def test_it_opens_on_numbers_that_are_never_heard_and_feedback_mends_it() -> None:
     view = compression()
-    assert "43 of 64 numbers have never been sent" in view.sentence.value and "error-color" in view.sentence.value
+    assert "43 of 64 numbers have never been sent" in view.sentence.value and BAD in view.sentence.value
     assert f"of 256 bytes (400 kB of {4 * MODEL // 10**6} MB" in view.sentence.value
     view.controls["feedback"].value = True
-    assert "Each number has been sent" in view.sentence.value and "error-color" not in view.sentence.value
+    assert "Each number has been sent" in view.sentence.value and BAD not in view.sentence.value
 
 
 def test_what_does_not_matter_is_disabled_and_qsgd_s_error_is_not_fed_back() -> None:

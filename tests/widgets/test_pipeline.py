@@ -8,6 +8,7 @@ import pytest
 
 from labkit.costs import PipelineTable, bubble
 from labkit.errors import LabkitError, SettingError
+from labkit.text import BAD
 from labkit.widgets import pipeline
 from labkit.widgets.pipelining import OWN, compute
 from tests.widgets.traits import changes
@@ -119,7 +120,7 @@ def test_cells_are_there_only_while_somebody_draws() -> None:
 
 def test_the_targets_raise_and_lift_the_alarm() -> None:
     view = pipeline("1f1b")
-    assert "error-color" in view.sentence.value
+    assert BAD in view.sentence.value
     view.controls["idle"].value = 0.4
     assert "Done: a bubble of 33.3%" in view.sentence.value
     view.controls["most"].value = 2

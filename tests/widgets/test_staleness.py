@@ -11,6 +11,7 @@ import torch
 import labkit as lk
 from labkit.costs.staleness import stable_rate, stalest
 from labkit.errors import LabkitError
+from labkit.text import BAD
 from labkit.widgets import staleness
 from labkit.widgets.stale_gradients import POLICIES, compute, descend
 from tests.widgets.traits import changes
@@ -103,10 +104,10 @@ def test_a_rate_that_is_too_high_is_said_in_the_colour_of_alarm() -> None:
     view = staleness()
     for name, value in {"straggler": 1.0, "workers": 8, "rate": 2.0}.items():
         view.controls[name].value = value
-    assert "it diverges" in view.sentence.value and "error-color" in view.sentence.value
+    assert "it diverges" in view.sentence.value and BAD in view.sentence.value
     assert r"\ge" in view.formula.value
     view.controls["rate"].value = 1.0
-    assert "error-color" not in view.sentence.value
+    assert BAD not in view.sentence.value
 
 
 def test_s_can_be_moved_only_where_it_counts() -> None:

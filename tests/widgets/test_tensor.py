@@ -9,6 +9,7 @@ import torch
 
 from labkit.errors import LabkitError
 from labkit.exchange import Sum
+from labkit.text import BAD
 from labkit.widgets import tensor
 from labkit.widgets.slicing import CUTS, compute
 from tests.widgets.traits import changes
@@ -50,7 +51,7 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any]) -> None:
 
 def test_it_opens_on_a_wrong_result_and_two_controls_mend_it() -> None:
     view = tensor()
-    assert "error-color" in view.sentence.value
+    assert BAD in view.sentence.value
     view.controls["summed"].value = True
     assert "2 messages" in view.sentence.value
     view.controls["cut"].value = "columns, then rows"

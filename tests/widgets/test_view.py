@@ -16,6 +16,7 @@ from IPython.core.formatters import DisplayFormatter
 import labkit.widgets
 from labkit.errors import SettingError
 from labkit.plots.panel import Panel
+from labkit.text import BAD
 from labkit.widgets.view import Computed, Frame, View, frames
 from tests.widgets.traits import size
 
@@ -154,7 +155,7 @@ def test_a_frame_is_what_was_computed_with_its_pictures_and_an_alarm_where_it_is
     assert view.alt == "a bar of length 2; a bar of length 1" and "inherit" in view.sentence.value
     assert size(view.still())[1] == sum(size(bytes(image.value))[1] for image in view.images)
     view.controls["number"].value = 2
-    assert "twice is 4" in view.sentence.value and "error-color" in view.sentence.value
+    assert "twice is 4" in view.sentence.value and BAD in view.sentence.value
 
 
 def test_a_mistake_in_the_code_is_not_mistaken_for_a_bad_setting() -> None:

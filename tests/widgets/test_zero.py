@@ -8,6 +8,7 @@ import pytest
 
 from labkit.costs import states
 from labkit.errors import LabkitError
+from labkit.text import BAD
 from labkit.widgets import zero
 from labkit.widgets.sharding import KEPT, compute
 from tests.widgets.traits import changes
@@ -85,4 +86,4 @@ def test_less_memory_raises_the_alarm() -> None:
     view = zero(stage=3)
     assert "inherit" in view.sentence.value
     view.controls["limit"].value = 1e6
-    assert "error-color" in view.sentence.value and "is more than the 1 MB" in view.sentence.value
+    assert BAD in view.sentence.value and "is more than the 1 MB" in view.sentence.value

@@ -1,7 +1,7 @@
 """Answers to exercises: cases that are tried, points for each property, and the card that says what is wrong.
 
 A card shows the input, what came back, what was expected and a hint, and of the traceback only the learner's own lines:
-never a line of labkit, which might be the answer.
+never a line of labkit, which might be the answer. It speaks the language that is on; an error's sentence stays English.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from labkit.checks import Floats, whole
 from labkit.classroom.posting import post
 from labkit.errors import CheckFailed
 from labkit.text import some
+from labkit.translation.translate import tr
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class Passed:
     points: float = 1.0
 
     def __repr__(self) -> str:
-        return f"✓ {self.exercise}: {self.said}"
+        return f"✓ {self.exercise}: {tr(self.said)}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,6 +84,7 @@ def exercise(check: Callable[P, T]) -> Callable[P, T]:
             got = check(*args, **kwargs)
         except CheckFailed as failed:
             told = failed
+            told.card = told.card or _refused(failed)
         else:
             if isinstance(got, Passed) and not isinstance(got, Partly):
                 post({"event": "passed", "exercise": got.exercise})
@@ -111,12 +113,12 @@ def verdict(name: str, parts: Sequence[Part], seed: int | None = None) -> Passed
         said = f"{count} cases right" + f", {total} of {some(total, 'point')}" * (len(parts) > 1)
         return Passed(name, said, total)
     failed = faults[0]
-    failed.card = failed.card or f"{_RED}✗{_PLAIN} {failed}"
+    failed.card = failed.card or _refused(failed)
     failed.points, failed.of = float(got), float(total)
     if len(parts) > 1:
         failed.card = _card(name, parts, tried, got, total)
     if seed is not None:
-        failed.card += f"\n  The same cases once more: add seed={seed}."
+        failed.card += "\n  " + tr(f"The same cases once more: add seed={seed}.")
     if got and os.environ.get("NBGRADER_EXECUTION") == "autograde":
         print(failed.card)
         return Partly(name, str(failed), got)
@@ -124,15 +126,15 @@ def verdict(name: str, parts: Sequence[Part], seed: int | None = None) -> Passed
 
 
 def _card(name: str, parts: Sequence[Part], tried: Sequence[Part], got: int, total: int) -> str:
-    lines, told = [f"{_RED}✗ {name}{_PLAIN}: {got} of {some(total, 'point')}"], set()
+    lines, told = [f"{_RED}✗ {name}{_PLAIN}: " + tr(f"{got} of {some(total, 'point')}")], set()
     for it in parts:
-        worth = some(it.points, "point")
+        part = f"{tr(it.name)} ({tr(some(it.points, 'point'))})"
         if it not in tried:
-            lines.append(f"  · {it.name} ({worth}): not tried")
+            lines.append(f"  · {part}: {tr('not tried')}")
         elif it.failed is None:
-            lines.append(f"  {_GREEN}✓{_PLAIN} {it.name} ({worth})")
+            lines.append(f"  {_GREEN}✓{_PLAIN} {part}")
         else:
-            lines.append(f"  {_RED}✗{_PLAIN} {it.name} ({worth})")
+            lines.append(f"  {_RED}✗{_PLAIN} {part}")
             inner = re.sub(r"^\S*✗\S* ", "", it.failed.card or str(it.failed))
             if inner not in told:
                 lines += [f"      {line}" for line in inner.splitlines()]
@@ -212,7 +214,7 @@ def answer_of(call: str, fn: Callable[..., Any], *args: Any) -> Any:
         error.__traceback__ = _theirs(error.__traceback__)
         failed = CheckFailed(f"{call} raised {type(error).__name__}: {error}.")
         shown = "".join(traceback.format_tb(error.__traceback__, limit=-3)).rstrip()
-        failed.card = f"{_RED}✗{_PLAIN} {failed}" + (f"\n{shown}" if shown else "")
+        failed.card = _refused(failed) + (f"\n{shown}" if shown else "")
         raise failed from error
     if got is None:
         raise CheckFailed(f"{call} gave None: does your function end in a return?")
@@ -265,5 +267,12 @@ def wrong(call: str, got: str, expected: str, hint: str) -> CheckFailed:
     """The sentence for a wrong answer, and its card."""
     failed = CheckFailed(f"{call} gave {got}; expected {expected}: {hint}.")
     rows = {"gave": got, "expected": expected, "hint": hint}
-    failed.card = f"{_RED}✗{_PLAIN} {call}" + "".join(f"\n    {name:8}  {said}" for name, said in rows.items())
+    failed.card = f"{_RED}✗{_PLAIN} {tr(call)}"
+    for name, said in rows.items():
+        failed.card += f"\n    {tr(name):8}  {tr(said)}"
     return failed
+
+
+def _refused(failed: CheckFailed) -> str:
+    """The card of what could not be tried."""
+    return f"{_RED}✗{_PLAIN} {tr(str(failed))}"

@@ -7,7 +7,7 @@ from labkit.translation.translate import LANGUAGES, speak, spoken
 
 
 def language(name: str | None = None) -> str:
-    """Turn widgets, cards, quiz and pictures to "en" or "zh" (中文), and tell which is on; without a name, tell.
+    """Turn widgets, cards, quiz, checks and pictures to "en" or to "zh" (中文); tell which is on, also without a name.
 
     It counts for what is shown from then on; the environment variable LABKIT_LANGUAGE has the one to begin with. What
     no table translates stays English, and so do errors, so that they can be looked up and asked about. Raises

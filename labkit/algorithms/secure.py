@@ -57,7 +57,7 @@ class Secure(Wrapper):
         if peer.present < peer.peers:
             everyone = yield Gather(peer.ids)
         numbers = self._weighed(mean, peer)
-        own = masks(peer.ids, everyone, self.key(peer, index), numbers.shape[-1], self.neighbours)
+        own = self.masks(peer, everyone, index, numbers.shape[-1])
         masked = to_fixed(numbers, peer.present) + own.to(numbers.device)
         sums = from_fixed((yield ModularSum(masked, mean.form)))
         if mean.weight is None:
@@ -67,6 +67,10 @@ class Secure(Wrapper):
                 "The weights of a secure mean add up to nothing: give weights of which at least one is above zero."
             )
         return restored(sums[..., :-1] / sums[..., -1:], mean, peer)
+
+    def masks(self, peer: Peer, everyone: Tensor, index: int, size: int) -> Tensor:
+        """mᵢ of this exchange [..., size], int64."""
+        return masks(peer.ids, everyone, self.key(peer, index), size, self.neighbours)
 
     def _weighed(self, mean: Mean, peer: Peer) -> Tensor:
         """wᵢxᵢ and wᵢ side by side [..., P+1], or xᵢ [..., P] where nothing is weighed."""

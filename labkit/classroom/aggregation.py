@@ -60,6 +60,14 @@ def algorithm_of(assignment: Assignment) -> Algorithm:
     return Secure(algorithm) if assignment.masks else algorithm
 
 
+@dataclass(frozen=True)
+class MaskedByKeys(Secure):
+    """Secure, whose masks the clients draw by keys that the board lacks, see `key_agreement`: none are drawn here."""
+
+    def masks(self, peer: Peer, everyone: Tensor, index: int, size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.int64)
+
+
 def rule_of(assignment: Assignment) -> Rule:
     """The robust mean of that name, for `bad` bad clients."""
     named = {"median": CoordinateMedian(), "trimmed": TrimmedMean(assignment.bad), "krum": Krum(assignment.bad)}
@@ -131,7 +139,10 @@ class Aggregator:
         before, start = tree.flatten(self._shared["params"]), self._shared
         peers = [self._peer(k, number, len(sent), None if assignment.masks else change) for k, change in sent.items()]
         masked = [torch.from_numpy(it) for it in sent.values()] if assignment.masks else None
-        after = _together(algorithm_of(assignment), peers, masked)
+        algorithm = algorithm_of(assignment)
+        if isinstance(algorithm, Secure):
+            algorithm = MaskedByKeys(algorithm.algorithm)
+        after = _together(algorithm, peers, masked)
         moved = tree.flatten(after["params"]) - before
         if not float(moved.norm()) <= assignment.longest:
             raise ExchangeError(

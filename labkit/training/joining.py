@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from labkit import tree
-from labkit.algorithms import Byzantine, FedAvg, Private, Secure
+from labkit.algorithms import Byzantine, FedAvg, Private
 from labkit.algorithms.base import Algorithm
 from labkit.algorithms.byzantine import ATTACKS
 from labkit.algorithms.wrapper import change
 from labkit.checks import number, one_of, whole
-from labkit.classroom.aggregation import dataset_of, model_of, sharding_of
+from labkit.classroom.aggregation import MaskedByKeys, dataset_of, model_of, sharding_of
 from labkit.classroom.arrays import packed, unpacked
 from labkit.classroom.assignment import Assignment
 from labkit.classroom.board_client import BoardClient
@@ -163,7 +163,7 @@ class Joined(ClassTraining):
                 if keys is None:
                     return
                 local.peer.present = len(keys)
-                message = steps.send(torch.tensor([self.client]))  # alone it draws no masks, which the board could too
+                message = steps.send(torch.tensor(sorted(keys)))
                 update = packed(own.masked(local.update(message), keys))
             else:
                 update = packed(local.update(message))
@@ -199,7 +199,7 @@ class Joined(ClassTraining):
             algorithm = Private(algorithm, clip=settings.clip, noise=settings.noise)
         if self._lie is not None:
             algorithm = Byzantine(algorithm, peers=(self.client,), attack=self._lie, scale=self._scale)
-        return Secure(algorithm) if settings.masks else algorithm
+        return MaskedByKeys(algorithm) if settings.masks else algorithm
 
 
 class _Left(Exception):

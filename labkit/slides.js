@@ -34,7 +34,7 @@ function largest(slide, body, layout) {
 function fits(slide, body, layout, size) {
   body.className = `body ${layout}`;
   slide.style.setProperty("--size", size.toFixed(2));
-  return slide.scrollHeight <= HIGH && slide.scrollWidth <= WIDE;
+  return slide.scrollHeight <= HIGH && body.scrollWidth <= body.clientWidth;
 }
 
 function scale() {

@@ -39,7 +39,7 @@ LOOK = """() => slides.map((slide, k) => {
         size: +slide.style.getPropertyValue("--size"),
         layout: body.className,
         columns: body.classList.contains("beside") ? [...body.children].map(box) : [],
-        outside: seen.filter(b => b[0] < 0 || b[1] < 0 || b[2] > 1280 || b[3] > 720),
+        outside: seen.filter(b => b[0] < 0 || b[1] < 0 || b[2] > 1280 - 48 || b[3] > 720),
         pictures: [...slide.querySelectorAll("img")].map(it => [it.alt, it.naturalWidth, ...box(it)]),
     };
 })"""

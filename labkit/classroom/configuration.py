@@ -37,7 +37,7 @@ c.Authenticator.admin_users = set()  # your own name: whoever is in here governs
 # What starts a student's server. "systemd" (pip install jupyterhub-systemdspawner), Docker and Kubernetes enforce the
 # limits below; "simple" and "localprocess" only tell labkit of them, which heeds them.
 c.JupyterHub.spawner_class = "@SPAWNER@"
-c.Spawner.mem_limit = "2G"  # with two workers a student takes @STUDENT@ after a training
+c.Spawner.mem_limit = "2G"  # with two workers a student takes @STUDENT@ after a lesson
 c.Spawner.cpu_limit = 2
 c.Spawner.start_timeout = c.Spawner.http_timeout = 120  # thirty servers that start at once are slow
 c.Spawner.environment = {

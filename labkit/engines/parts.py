@@ -30,8 +30,7 @@ class Parts:
     def __init__(self, model: nn.Module, call: Call) -> None:
         for name, layer in model.named_modules():
             if layer.training and (
-                getattr(layer, "track_running_stats", False)
-                or (getattr(layer, "p", 0) and isinstance(layer, _DropoutNd))
+                getattr(layer, "track_running_stats", False) or (isinstance(layer, _DropoutNd) and layer.p)
             ):
                 raise ModelError(
                     f"Layer {name!r} ({type(layer).__name__}) would not be the same for peers that hold parts of the "

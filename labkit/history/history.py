@@ -173,7 +173,9 @@ class History:
     def __repr__(self) -> str:
         if not self.rows:
             return f"History: {self.algorithm}, {self.peers} peers, no round finished yet"
-        reached = _tested(self.final) or "not evaluated"
+        final = self.final
+        reached = _tested(final) or "not evaluated"
+        reached += f" at round {final.round}" if final.evaluated and final.round < self.rows[-1].round else ""
         ended = "stopped after" if self.stopped else "after"
         return (
             f"History: {self.algorithm}, {self.peers} peers, {ended} {len(self.rows)} rounds {reached}, "

@@ -189,7 +189,8 @@ class Run(Background):
         if rows:
             said.append(f"loss {rows[-1].loss:.3f}")
             final = self.history.final
-            said += [f"{it} {in_words(it, mean_of(final, it))}" for it in measures_of([final])]
+            at = f" at round {final.round}" if self.done and final.round < last else ""
+            said += [f"{it} {in_words(it, mean_of(final, it))}{at}" for it in measures_of([final])]
             if rate is not None:
                 said.append(f"{rate * self._samples:,.0f} samples/s")
             said.append(f"{amount(rows[-1].bytes)} sent per peer")

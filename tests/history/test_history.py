@@ -53,6 +53,11 @@ def test_repr_tells_algorithm_rounds_accuracy_and_traffic_but_no_time():
     assert "no round finished" in repr(History("A", "stacked", 1))
 
 
+def test_repr_says_of_which_round_an_accuracy_is_that_is_not_of_the_last_one():
+    """As where a run was stopped, or ended early, between two tests."""
+    assert "after 12 rounds test accuracy 60.0% at round 10," in repr(history(rounds=12))
+
+
 @pytest.mark.parametrize("rounds", [0, 1, 4, 1000])
 def test_the_picture_is_drawn_however_many_rounds_there_are(rounds):
     picture = history(rounds=rounds).plot()

@@ -33,14 +33,15 @@ def model_parallel(experiment: Experiment, blocks: Sequence[range]) -> type[Spli
     """Who does the work of the peers' round by torch's means; None where its generator does.
 
     That is so for other algorithms and those made of these, several peers on a worker, batches of several inputs,
-    parameters without a part in the loss, and what each form says.
+    parameters without a part in the loss, sparse gradients, and what each form says.
     """
     form = _FORMS.get(type(experiment.algorithm))
     alone = len(blocks) > 1 and max(map(len, blocks)) == 1
     if form is None or not alone or experiment.found.unused:
         return None
     several = isinstance(experiment.dataset.trial()[0], Inputs)
-    return None if several or not form.does(experiment.algorithm, experiment) else form
+    sparse = any(getattr(layer, "sparse", False) for layer in experiment.model_of(0).modules())
+    return None if several or sparse or not form.does(experiment.algorithm, experiment) else form
 
 
 class SplitPeer(ExchangingPeer):
@@ -176,7 +177,7 @@ class StagePeer(SplitPeer):
         self._targets, self._weights = torch.empty(0), cast("Tensor | None", None)
         stages = [
             PipelineStage(
-                nn.Sequential(*map(self.module.get_submodule, piece)), peer + n * k, count, place.device
+                _Stage(*map(self.module.get_submodule, piece)), peer + n * k, count, place.device
             )
             for k, piece in enumerate(self.pieces)
         ]  # fmt: skip
@@ -223,6 +224,16 @@ class StagePeer(SplitPeer):
         self._targets, self._weights = y, None
         self._schedule.step(*[x] * first, target=y if last else None, return_outputs=False)
         del self._losses[: -self.algorithm.microbatches]  # before its first step torch has tried the shapes
+
+
+class _Stage(nn.Sequential):
+    """Layers whose outputs, and whose inputs' gradients, lie in memory without gaps, for torch sends them as they are."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if inputs.requires_grad:
+            inputs.register_hook(Tensor.contiguous)
+        out: Tensor = super().forward(inputs)
+        return out.contiguous()
 
 
 _FORMS: dict[type, type[SplitPeer]] = {ZeRO: ShardedPeer, TensorParallel: SlicedPeer, Pipeline: StagePeer}

@@ -32,6 +32,18 @@ def layers(widths=(64, 30, 18, 24, 16, 12, 14, 10), last=True):
     return nn.Sequential(*[it for a, b in pairs for it in (nn.Linear(a, b, bias=last or b != 18), nn.Tanh())])
 
 
+class Turned(nn.Linear):
+    """Its outputs, and its inputs' gradients, have gaps in memory."""
+
+    def forward(self, x):
+        return super().forward(x).transpose(1, 2)
+
+
+def turned():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Unflatten(1, (8, 8)), *[Turned(8, 8) for _ in range(4)], nn.Flatten(), nn.Linear(64, 10))
+
+
 def characters():
     x = torch.randint(12, (160, 8), generator=torch.Generator().manual_seed(1))
     return lk.data.from_tensors(x, (x + x.roll(1, 1)) % 12)
@@ -64,6 +76,8 @@ CASES = {
     "1f1b": (Pipeline(4), gpt, "adamw"),
     "interleaved": (Pipeline(4, "interleaved", interleave=2), layers, "momentum"),
     "zero bubble": (Pipeline(4, "zero-bubble"), gpt, "adamw"),
+    "1f1b, turned": (Pipeline(4), turned, "momentum"),
+    "zero bubble, turned": (Pipeline(4, "zero-bubble"), turned, "momentum"),
 }
 
 

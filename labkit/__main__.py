@@ -100,11 +100,14 @@ def grade(args: argparse.Namespace) -> int:
     """Grade what was submitted, each exercise in processes of its own."""
     from labkit.classroom.grading import grade as graded
     from labkit.classroom.isolation import missing
+    from labkit.errors import SettingError
 
+    if args.to and not args.to.resolve().parent.is_dir():
+        raise SettingError(f"--to: there is no folder {args.to.resolve().parent}; make it first, or give another file.")
     grades = graded(args.submitted, args.source, seed=args.seed, jobs=args.jobs)
+    print(grades)
     if args.to:
         grades.write(args.to)
-    print(grades)
     if open_to := missing():
         print(f"Mind: {open_to}", file=sys.stderr)
     return 0

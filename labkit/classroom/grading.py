@@ -27,6 +27,7 @@ from typing import Any
 
 import nbformat
 
+from labkit.checks import whole
 from labkit.classroom.checking import Exercise
 from labkit.classroom.isolation import wrapper
 from labkit.cluster import deadlines
@@ -83,7 +84,8 @@ def grade(submitted: Path, source: Path, *, seed: int | None = None, jobs: int |
     Traceback (most recent call last):
     labkit.errors.SettingError: There are no notebooks below nowhere; give the folder with one folder for each student.
     """
-    seed = secrets.randbelow(10**9) if seed is None else seed
+    seed = secrets.randbelow(10**9) if seed is None else whole(seed, "seed", least=0)
+    jobs = usable_cores() if jobs is None else whole(jobs, "jobs")
     lessons = {path.stem: path for path in sorted(source.glob("*.ipynb"))}
     found = sorted(path for path in submitted.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
     if not found:
@@ -104,12 +106,18 @@ def grade(submitted: Path, source: Path, *, seed: int | None = None, jobs: int |
         for (student, lesson), paths in handed_in.items()
         for it in _exercises(tasks[lesson], paths, submitted, seed, apart)
     ]
+    lost = [_unknown(path, submitted) for path in found if path.stem not in lessons]
+    lost += [
+        Grade(it.name, "", "", None, 0.0, "Not graded: no notebook was handed in.")
+        for it in sorted(submitted.iterdir())
+        if it.is_dir() and not any(it in path.parents for path in found)
+    ]
     free = queue.SimpleQueue[Checker]()
-    with ExitStack() as ending, ThreadPoolExecutor(jobs or usable_cores()) as pool:
-        for checker in [Checker() for _ in range(jobs or usable_cores())]:
+    with ExitStack() as ending, ThreadPoolExecutor(jobs) as pool:
+        for checker in [Checker() for _ in range(jobs)]:
             free.put(checker)
             ending.callback(checker.close)
-        return Grades(pool.map(lambda it: _graded(free, *it), work))
+        return Grades((*pool.map(lambda it: _graded(free, *it), work), *lost))
 
 
 def _graded(
@@ -129,6 +137,13 @@ def _graded(
         free.put(checker)
     points = None if found["points"] is None else round(of * found["points"] / found["of"], 4)
     return Grade(student, lesson, name, points, of, found["said"])
+
+
+def _unknown(path: Path, submitted: Path) -> Grade:
+    """What is said of a notebook that a browser, or its student, has given another name."""
+    student = path.relative_to(submitted).parts[0].removesuffix(".ipynb")
+    said = f"Not graded: {path.relative_to(submitted)} is named like no lesson; give it its lesson's name."
+    return Grade(student, path.stem, "", None, 0.0, said)
 
 
 class Checker:

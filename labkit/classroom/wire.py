@@ -9,13 +9,17 @@ import dataclasses
 import io
 import json
 from base64 import b64decode, b64encode
+from collections.abc import Iterable
 from importlib import import_module
+from itertools import islice
+from numbers import Number
 from typing import Any, BinaryIO
 
 import numpy as np
 
 MOST = 64 << 20
 """Bytes that one message may have."""
+_LONGEST = 1_000_000  # items of what comes one by one, and may come for ever
 _SETTINGS = ("labkit.algorithms.", "labkit.costs.", "labkit.data.", "labkit.exchange.")
 """Where the frozen dataclasses are that answers may have: algorithms, plans, shards. None runs anything when made."""
 
@@ -65,7 +69,7 @@ def _packed(value: Any) -> Any:
         return {"complex": [value.real, value.imag]}
     if isinstance(value, list):
         return {"list": [_packed(it) for it in value]}
-    if isinstance(value, tuple | set | frozenset | range):
+    if isinstance(value, tuple | set | frozenset):
         return {"tuple": [_packed(it) for it in value]}
     if isinstance(value, dict):
         return {"dict": [[_packed(key), _packed(it)] for key, it in value.items()]}
@@ -76,6 +80,12 @@ def _packed(value: Any) -> Any:
     if _settings(type(value)):
         fields = {it.name: _packed(getattr(value, it.name)) for it in dataclasses.fields(value) if it.init}
         return {"settings": [type(value).__module__, type(value).__name__], "fields": fields}
+    if isinstance(value, Number):  # a fraction, a decimal
+        return float(value)  # type: ignore[arg-type]
+    if isinstance(value, Iterable):  # a range, a generator, a deque
+        each = [_packed(it) for it in islice(value, _LONGEST + 1)]
+        if len(each) <= _LONGEST:
+            return {"tuple": each}
     raise CannotPass(f"a {type(value).__name__} cannot be handed to the checker")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import nbformat
 import pytest
+import torch
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -31,6 +32,20 @@ def failed(exercise: str, fn: Callable[..., Any], **settings: Any) -> CheckFaile
 
 def plain(text: str) -> str:
     return re.sub(r"\x1b\[\d+m", "", text)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [(str, "expected one number"), (lambda it: 10**5000, "gave <int>; expected one number")],
+    ids=["text", "too large"],
+)
+def test_what_only_looks_like_a_number_is_none(made: Callable[[float], Any], said: str) -> None:
+    assert said in str(failed("amdahl", lambda p, n: made(1 / (1 - p + p / n))))
+
+
+def test_a_number_of_torchs_is_one_also_with_a_gradient() -> None:
+    ones = torch.ones((), dtype=torch.float64, requires_grad=True)
+    assert check.amdahl(lambda p, n: ones / (1 - p + p / n)).points
 
 
 # -- Limits

@@ -16,6 +16,7 @@ import pytest
 
 from labkit.classroom import grading, isolation
 from labkit.classroom.grading import grade
+from labkit.errors import SettingError
 
 pytestmark = pytest.mark.paired  # grading starts two processes for each exercise
 
@@ -94,13 +95,21 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SAME = {  # as in the notebook
+    "one by one": RIGHT.replace("return [", "yield from ["),
+    "a deque": "from collections import deque\n" + RIGHT.replace("return [", "return deque([").rstrip() + ")\n",
+}
+
+
 @pytest.fixture(scope="module")
 def grades(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tuple[float | None, str]]:
     folder = tmp_path_factory.mktemp("submitted")
-    for student, answer in {**BROKEN, "solved": RIGHT, "half": HALF}.items():
+    for student, answer in {**BROKEN, **SAME, "solved": RIGHT, "half": HALF}.items():
         submit(folder, student, answer, source / LESSON.name)
-    (folder / "torn").mkdir()
+    for student in ("torn", "renamed", "absent"):
+        (folder / student).mkdir()
     (folder / "torn" / LESSON.name).write_text("{ no notebook")
+    (folder / "renamed" / f"{LESSON.stem} (1).ipynb").write_text("{}")
     found = grade(folder, source)
     return {(it.student, it.exercise): (it.points, it.said) for it in found}
 
@@ -112,7 +121,8 @@ def test_what_is_not_solved_gets_nothing(grades: dict[tuple[str, str], tuple[flo
 
 
 def test_solved_gets_all_and_half_a_part(grades: dict[tuple[str, str], tuple[float, str]]) -> None:
-    assert grades["solved", "split_check"][0] == 3, grades
+    for student in ("solved", *SAME):
+        assert grades[student, "split_check"][0] == 3, grades
     assert 0 < grades["half", "split_check"][0] < 3, grades
 
 
@@ -122,6 +132,34 @@ def test_no_submission_costs_other_exercises_theirs(
 ) -> None:
     points, said = grades[student, f"{OTHER}_check"]
     assert points == 2, said
+
+
+def test_nobody_is_left_out_without_a_word(grades: dict[tuple[str, str], tuple[float | None, str]]) -> None:
+    points, said = grades["renamed", ""]
+    assert points is None and f"renamed/{LESSON.stem} (1).ipynb is named like no lesson" in said
+    assert grades["absent", ""] == (None, "Not graded: no notebook was handed in.")
+
+
+def test_an_answer_that_changes_its_inputs_is_seen_to_do_so(tmp_path: Path) -> None:
+    lesson = LESSON.with_name("07_data_parallel.ipynb")
+    notebook = nbformat.read(lesson, as_version=4)
+    for cell in notebook.cells:
+        if cell.metadata.get("nbgrader", {}).get("grade_id") == "mean_gradient":
+            cell.source = (
+                "def mean_gradient(gradients, sizes):\n    for g, n in zip(gradients, sizes): g *= n\n"
+                "    return sum(gradients) / sum(sizes)\n"
+            )
+    (tmp_path / "in" / "ada").mkdir(parents=True)
+    nbformat.write(notebook, tmp_path / "in" / "ada" / lesson.name)
+    found = {it.exercise: it for it in grade(tmp_path / "in", lesson.parent)}
+    assert "a changed input" in found["mean_gradient_check"].said, found
+
+
+@pytest.mark.parametrize("option", [{"seed": -1}, {"jobs": 0}, {"jobs": -1}])
+def test_odd_numbers_are_refused(alone: Path, tmp_path: Path, option: dict[str, int]) -> None:
+    submit(tmp_path / "in", "ada", RIGHT, alone / LESSON.name)
+    with pytest.raises(SettingError, match=r"seed is -1|jobs is (0|-1)"):
+        grade(tmp_path / "in", alone, **option)
 
 
 def test_each_is_told_why(grades: dict[tuple[str, str], tuple[float, str]]) -> None:

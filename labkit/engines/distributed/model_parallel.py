@@ -227,12 +227,12 @@ class StagePeer(SplitPeer):
 
 
 class _Stage(nn.Sequential):
-    """Layers whose outputs, and whose inputs' gradients, lie in memory without gaps, for torch sends them as they are."""
+    """Layers whose outputs and inputs' gradients lie in memory without gaps, for torch sends them as they are."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         if inputs.requires_grad:
-            inputs.register_hook(Tensor.contiguous)
-        out: Tensor = super().forward(inputs)
+            inputs.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
+        out: Tensor = super().forward(inputs)  # type: ignore[no-untyped-call]
         return out.contiguous()
 
 

@@ -184,7 +184,9 @@ class _Run:
         y = self._arrived.pop(("back", k, piece), None)  # None of the loss itself
         first = int(self._peer.ids) == 0 and piece == 0
         if (k, piece) in self._tapes:
-            yield from self._tapes.pop((k, piece)).backward(out, y)  # the leaves collect their gradients
+            back = self._tapes.pop((k, piece)).backward(out, y)  # the leaves collect their gradients
+            del out  # with which its layers' activations would stay
+            yield from back
             return None if first else start.grad
         wanted = {"": start} if self._table.split else self._params | {"": start}
         if self._table.split:

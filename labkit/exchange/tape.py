@@ -87,15 +87,18 @@ class Tape:
             del yielded, came  # or this would be who keeps them
 
     def backward(self, out: Tensor, gradient: Tensor | None = None) -> Generator[Message, Any, None]:
-        """Go back from `out`, whose gradient is 1 or as given; leaves, such as parameters, collect theirs."""
+        """Go back from `out`, whose gradient is 1 or as given; leaves, such as parameters, collect theirs.
+
+        What layers keep is freed as soon as nobody will go back through them, if nobody else has `out` by then.
+        """
         _back([_end(out)], [torch.ones_like(out) if gradient is None else gradient])
+        del out
         while self._kept:
             message, ends, arrivals = self._kept.pop()
             y = _each(lambda arrival: arrival.gradient(), arrivals)
             if isinstance(message, Again):
                 start, inner = _leaf(message.x), Tape(self._rows)
-                again = yield from inner.forward(message.fn(start))
-                yield from inner.backward(again, y)
+                yield from inner.backward((yield from inner.forward(message.fn(start))), y)
                 came: Tree = torch.zeros_like(start) if start.grad is None else start.grad
             else:
                 came = self._own((yield message.adjoint(y)))
@@ -118,8 +121,9 @@ def gradients(
     """
     tape = Tape(rows)
     loss = yield from tape.forward(steps)
-    yield from tape.backward(loss)
-    return loss.detach(), {name: leaf.grad for name, leaf in params.items() if leaf.grad is not None}
+    back, loss = tape.backward(loss), loss.detach()
+    yield from back
+    return loss, {name: leaf.grad for name, leaf in params.items() if leaf.grad is not None}
 
 
 def _unkept(steps: Forward) -> Generator[Message, Any, Tensor]:

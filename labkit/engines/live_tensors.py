@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from labkit import tree
-from labkit.algorithms.holds import Shards
+from labkit.algorithms.holds import Holds, Shards
+from labkit.algorithms.mesh import OnMesh
 from labkit.costs.memory import Memory
 from labkit.exchange import Message
 
@@ -100,6 +101,7 @@ class Watch:
             *(g for p in peers.named.values() if (g := p.grad) is not None),
         )
         live.note(own, "own")
+        del own  # among them the gradients of the last step, which go when somebody sets others
         peers.watch = live
         try:
             while True:
@@ -119,8 +121,7 @@ class Watch:
         """Of each of the peers here."""
         peers, live, n = self._peers, self._live, len(self._peers)
         own = sum(map(tree.nbytes, peers.named.values()))
-        shards = isinstance(peers.holds, Shards)
-        whole = n * sum(map(tree.nbytes, peers.like.values())) if shards else own
+        whole = n * sum(map(tree.nbytes, peers.like.values())) if _gathers(peers.holds) else own
         gradients = sum(tree.nbytes(p.grad) for p in peers.named.values() if p.grad is not None)
         optimizer, parameters = sum(map(tree.nbytes, self._optimizer())), own
         if own < whole and live.most["gathered"] >= _ALL * whole:  # then its part is the copy that it steps
@@ -143,6 +144,11 @@ class Watch:
     def _optimizer(self) -> list[Tensor]:
         state = self._peers.optimizer_step.optimizer.state
         return [it for own in state.values() for it in own.values() if isinstance(it, Tensor)]
+
+
+def _gathers(holds: Holds | None) -> bool:
+    """Whether peers gather the whole of what each has a part of."""
+    return any(map(_gathers, holds.along)) if isinstance(holds, OnMesh) else isinstance(holds, Shards)
 
 
 def _tensors(out: Any) -> list[Tensor]:

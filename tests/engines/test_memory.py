@@ -10,7 +10,17 @@ import torch
 from torch import nn
 
 import labkit as lk
-from labkit.algorithms import AllReduce, FedAvg, Mesh, Pipeline, TensorParallel, ZeRO
+from labkit.algorithms import (
+    AllReduce,
+    ExpertParallel,
+    FedAvg,
+    LocalSGD,
+    Mesh,
+    Pipeline,
+    SequenceParallel,
+    TensorParallel,
+    ZeRO,
+)
 from labkit.costs import states
 from labkit.engines.live_tensors import LiveTensors
 from labkit.errors import SettingError
@@ -79,6 +89,34 @@ def test_a_stage_keeps_as_many_microbatches_as_its_table_has_open(lab, schedule)
 def test_slices(request, engine):
     """The generator too: its tape keeps no numbers of what was sent and received."""
     require(held(TensorParallel(), ENGINES.get(engine) or request.getfixturevalue("lab")))
+
+
+@pytest.mark.parametrize("engine", ["lockstep", "stacked", "workers"])
+@pytest.mark.parametrize("capacity", [None, 1.25])
+def test_experts_keep_their_slots(request, capacity, engine):
+    """Without a capacity each expert has room for all tokens."""
+    model = partial(GPT, 4, 64, 4, vocab=64, seq=32, experts=4, capacity=capacity)
+    require(held(ExpertParallel(), ENGINES.get(engine) or request.getfixturevalue("lab"), model), peak=0.05)
+
+
+@pytest.mark.parametrize("engine", ["lockstep", "stacked", "workers"])
+def test_stretches_of_a_sequence(request, engine):
+    require(held(SequenceParallel(), ENGINES.get(engine) or request.getfixturevalue("lab")), peak=0.05)
+
+
+@pytest.mark.parametrize("engine", ["lockstep", "stacked", "workers"])
+@pytest.mark.parametrize("algorithm", [AllReduce(), ZeRO(1), ZeRO(2), ZeRO(3), SequenceParallel()], ids=repr)
+def test_of_few_examples_gradients_take_more_than_layers(request, algorithm, engine):
+    """At the fullest moment of three layers' step few gradients are there; in one wide layer's it is the end."""
+    on = ENGINES.get(engine) or request.getfixturevalue("lab")
+    require(held(algorithm, on, partial(GPT, 3, 64, 4, vocab=64, seq=32), batch_size=4))
+    require(held(algorithm, on, partial(GPT, 1, 128, 4, vocab=64, seq=32), batch_size=2))
+
+
+def test_algorithms_that_may_keep_copies_of_their_own_are_not_predicted():
+    for algorithm in (LocalSGD(1), AllReduce(accumulate=2)):
+        ledger = held(algorithm, lk.Lockstep())
+        assert isnan(ledger.predicted[0].activations) and ledger.measured[0].activations > 0
 
 
 def test_of_a_model_without_a_shape_states_are_predicted_and_activations_are_not():
@@ -178,12 +216,21 @@ def test_frozen_first_layers_keep_no_activations(request, algorithm, engine):
 
 
 @pytest.mark.parametrize("engine", ["lockstep", "stacked"])
-@pytest.mark.parametrize("mesh", [Mesh(data=2, zero=2), Mesh(data=2, tensor=2)], ids=repr)
+@pytest.mark.parametrize(
+    "mesh",
+    [Mesh(data=2, zero=2), Mesh(data=2, zero=2, using=(ZeRO(1),)), Mesh(data=2, tensor=2), Mesh(data=2, sequence=2)],
+    ids=repr,
+)
 def test_rows_of_a_mesh_keep_what_they_keep_alone(mesh, engine):
     require(held(mesh, ENGINES[engine], peers=4))
 
 
-@pytest.mark.parametrize("mesh", [Mesh(zero=2), Mesh(tensor=2)], ids=repr)
+@pytest.mark.parametrize("mesh", [Mesh(data=2, pipeline=2), Mesh(pipeline=2, tensor=2)], ids=repr)
+def test_stages_on_a_mesh(mesh):
+    require(held(mesh, ENGINES["lockstep"], peers=4))
+
+
+@pytest.mark.parametrize("mesh", [Mesh(zero=2, using=(ZeRO(1),)), Mesh(pipeline=2), Mesh(tensor=2)], ids=repr)
 def test_a_row_of_workers(lab, mesh):
     require(held(mesh, lab))
 

@@ -21,7 +21,8 @@ MOST = 64 << 20
 """Bytes that one message may have."""
 _LONGEST = 1_000_000  # items of what comes one by one, and may come for ever
 _SETTINGS = ("labkit.algorithms.", "labkit.costs.", "labkit.data.", "labkit.exchange.")
-"""Where the frozen dataclasses are that answers may have: algorithms, plans, shards. None runs anything when made."""
+"""Where the frozen dataclasses and named tuples are that answers may have: algorithms, plans, shards, tables.
+None runs anything when made."""
 
 
 class Ended(Exception):
@@ -67,6 +68,11 @@ def _packed(value: Any) -> Any:
             return plain(value)
     if isinstance(value, complex):
         return {"complex": [value.real, value.imag]}
+    if _settings(type(value)):
+        named = isinstance(value, tuple)
+        names = value._fields if named else [it.name for it in dataclasses.fields(value) if it.init]
+        fields = {name: _packed(getattr(value, name)) for name in names}
+        return {"settings": [type(value).__module__, type(value).__name__], "fields": fields}
     if isinstance(value, list):
         return {"list": [_packed(it) for it in value]}
     if isinstance(value, tuple | set | frozenset):
@@ -77,9 +83,6 @@ def _packed(value: Any) -> Any:
         return {"array": _npy(np.asarray(value)), "scalar": isinstance(value, np.generic)}
     if type(value).__module__ == "torch" and hasattr(value, "detach"):
         return {"tensor": _npy(value.detach().cpu().numpy())}
-    if _settings(type(value)):
-        fields = {it.name: _packed(getattr(value, it.name)) for it in dataclasses.fields(value) if it.init}
-        return {"settings": [type(value).__module__, type(value).__name__], "fields": fields}
     if isinstance(value, Number):  # a fraction, a decimal
         return float(value)  # type: ignore[arg-type]
     if isinstance(value, Iterable):  # a range, a generator, a deque
@@ -90,8 +93,11 @@ def _packed(value: Any) -> Any:
 
 
 def _settings(kind: Any) -> bool:
-    frozen = isinstance(kind, type) and getattr(getattr(kind, "__dataclass_params__", None), "frozen", False)
-    return frozen and kind.__module__.startswith(_SETTINGS)
+    """Whether it is a frozen dataclass or a named tuple of one of those modules."""
+    if not isinstance(kind, type) or not kind.__module__.startswith(_SETTINGS):
+        return False
+    named = issubclass(kind, tuple) and hasattr(kind, "_fields")
+    return named or bool(getattr(getattr(kind, "__dataclass_params__", None), "frozen", False))
 
 
 def _npy(array: np.ndarray[Any, Any]) -> str:

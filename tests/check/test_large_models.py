@@ -14,6 +14,7 @@ from torch import nn
 import labkit as lk
 from labkit import check
 from labkit.algorithms import Pipeline, ZeRO
+from labkit.check.moments import stood_still
 from labkit.cluster.lab import Lab
 from labkit.costs import PRESETS, Machines, Memory, PipelineTable, Transformer, layout, plan
 from labkit.errors import CheckFailed
@@ -133,6 +134,20 @@ def test_1f1b_with_nine_microbatches_solves_the_pipeline_puzzle() -> None:
     table = PipelineTable.of("1f1b", 3, 9)
     assert "bubble 18.2%, at most 3 open" in repr(check.pipeline(table))
     assert "real workers" in repr(check.pipeline(table, ran(Pipeline(9, table), 3)))
+
+
+@pytest.mark.paired
+def test_a_table_is_timed_on_real_workers(lab: Lab) -> None:
+    """On two stages: nine microbatches stand still for a tenth of the time, and two for a third."""
+    assert "less than 30.0%" in repr(check.pipeline(PipelineTable.of("1f1b", 2, 9), lab=lab, stages=2))
+    third = PipelineTable.of("gpipe", 2, 2)
+    assert third.bubble == pytest.approx(1 / 3) and 0.25 < stood_still(third, lab) < 0.6
+
+
+def test_workers_that_stand_still_too_long_are_told(monkeypatch: pytest.MonkeyPatch, lab: Lab) -> None:
+    monkeypatch.setattr("labkit.check.moments.stood_still", lambda table, lab: 0.31)
+    with pytest.raises(CheckFailed, match=r"workers that stood still for 30.0% or more.*other programs"):
+        check.pipeline(PipelineTable.of("1f1b", 3, 9), lab=lab)
 
 
 TABLES: list[tuple[Any, Any, str]] = [

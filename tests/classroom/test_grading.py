@@ -350,7 +350,8 @@ def test_what_runs_on_workers_is_said_to_be_ungraded_and_all_other_solutions_pas
         (tmp_path / "in" / "teacher" / path.name).write_text(path.read_text())
     found = grade(tmp_path / "in", lessons)
     assert len(found) > 15
-    on_workers = {"all_reduce", "choices", "gossip", "guarded", "pipeline", "states_on_each", "traffic"}
+    on_workers = {"adjoint_on_workers", "all_reduce", "choices", "gossip", "guarded", "pipeline_on_workers"}
+    on_workers |= {"states_on_each", "traffic"}
     with_objects = {"defence", "suspects"}  # an attack, a data set
     ungraded = {f"{name}_check" for name in on_workers | with_objects}
     assert {it.exercise for it in found if it.points is None} <= ungraded

@@ -25,6 +25,7 @@ from labkit.engines.barriers import barriers
 from labkit.engines.digest import Unseen, digest
 from labkit.engines.experiment import Experiment
 from labkit.engines.modules import copied
+from labkit.engines.parts import layers_of
 from labkit.engines.peer import OnePeer, Place
 from labkit.errors import LabkitError, ModelError
 from labkit.text import in_words
@@ -237,11 +238,35 @@ class _Trial:
                 )
             if layer := self.mixes():
                 return _mixed(layer, self._name)
+        place = self._own_block() or self._own_layer(name)
+        kind = type(self._parts.model_of(0).get_submodule(place)).__name__
         return (
-            f"{name!r} has another gradient, for a layer does more than {self._name} knows of, or looks at more than "
-            "what one peer has of the batch: use layers as they are in lk.models.GPT, or such that treat each example, "
-            "token and feature by itself, or take AllReduce()."
+            f"layer {place!r} ({kind}) does more than {self._name} knows of, or looks at more than what one peer has "
+            "of the batch: use layers as they are in lk.models.GPT, or such that treat each example, token and feature "
+            "by itself, or take AllReduce()."
         )
+
+    def _own_block(self) -> str | None:
+        """A block that makes something else of its norms, attention and MLP than lk.models.GPT's, told by outputs."""
+        whole, own, x = self._peer(self._whole, 0), self._peer(self._parts, 0), self._batches[0][0].clone()
+        for layer in own.layers if self._layered else ():
+            with torch.no_grad():
+                before, x = x, own.run(layer, x, whole.params)
+                if all(f"{layer}.{part}" in own.modules for part in ("n1", "att", "n2", "mlp")):
+                    expected = before
+                    for norm, part in (("n1", "att"), ("n2", "mlp")):
+                        normed = own.run(f"{layer}.{norm}", expected, whole.params)
+                        expected = expected + own.run(f"{layer}.{part}", normed, whole.params)
+                    if not torch.allclose(x, expected, rtol=self._near, atol=self._near):
+                        return layer
+        return None
+
+    def _own_layer(self, name: str) -> str:
+        """The first layer of somebody's own class or with a hook; else that of the parameter with another gradient."""
+        model, layers = self._parts.model_of(0), tuple(layers_of(self._parts.model_of(0))) if self._layered else ()
+        own = (it for it, module in model.named_modules() if it and not _keeps_nothing(module))
+        inside = (it for it in own if not layers or it.startswith(layers))
+        return next(inside, name.rpartition(".")[0])
 
     def _goes_otherwise(self) -> bool:
         """Whether the model's outputs are not those of its layers, one after the other."""

@@ -15,6 +15,7 @@ import labkit as lk
 from labkit.algorithms import AllReduce, Mesh, Pipeline, SequenceParallel, TensorParallel, ZeRO
 from labkit.errors import ModelError
 from labkit.models import GPT, next_token
+from labkit.models.gpt import MLP, Block
 from labkit.training.plan import plan
 from labkit.training.settings import Settings
 
@@ -227,8 +228,36 @@ def test_what_would_be_another_model_in_parts_is_refused_with_its_cause(case, en
 
 
 def test_a_hook_within_attention_that_goes_round_a_ring_is_refused():
-    with pytest.raises(ModelError, match=r"learns something else in parts.*or take AllReduce"):
+    with pytest.raises(ModelError, match=r"something else in parts.*: layer 'blocks.0.att' \(Attention\).*AllReduce"):
         lk.train(hooked_gpt, tokens(), SequenceParallel(), peers=2, rounds=1, batch_size=4, loss=next_token)
+
+
+class AtOnce(Block):
+    """Attention and MLP side by side, as in GPT-J."""
+
+    def forward(self, x):
+        return x + self.att(self.n1(x)) + self.mlp(self.n2(x))
+
+
+class Doubling(MLP):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def own_gpt(at, kind):
+    """A harmless class of one's own in the first block, and a block of one's own elsewhere."""
+    torch.manual_seed(0)
+    model = GPT(3, 16, 2, vocab=7, seq=8)
+    model.blocks[0].mlp = Doubling(16)
+    model.blocks[at] = kind(16, 2, model.blocks[at].mlp)
+    return model
+
+
+@pytest.mark.parametrize("algorithm", [SequenceParallel(), TensorParallel(), Mesh(tensor=2)], ids=repr)
+def test_of_a_split_gpt_the_block_that_does_more_is_named(algorithm):
+    told = r"layer 'blocks.2' \(AtOnce\) does more than .* knows of"
+    with pytest.raises(ModelError, match=told):
+        lk.train(own_gpt(2, AtOnce), tokens(), algorithm, peers=2, rounds=1, batch_size=4, loss=next_token)
 
 
 RIGHT = {

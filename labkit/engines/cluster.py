@@ -156,7 +156,7 @@ def _outcome(experiment: Experiment, ended: Ended) -> Outcome:
             error = _with_loss(error, blocks, [*ended.results])
         return Outcome(models, best=best, error=error)
     found = {peer: own for result in results for peer, own in (result.memory or {}).items()}
-    held = ledger(experiment, found, results[0].by_torch)
+    held = ledger(experiment, found, "torch" if results[0].by_torch else "workers")
     return Outcome(models, _timeline(experiment, blocks, results), _staleness(results), best, error, held)
 
 

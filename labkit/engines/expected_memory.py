@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil, nan
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,10 @@ from labkit.engines.parts import layers_of
 from labkit.history.memory import MemoryLedger
 from labkit.models import MoE
 
+Form = Literal["lockstep", "stacked", "workers", "torch"]
 
-def expected_memory(experiment: Experiment, peer: int, by_torch: bool = False, stacked: bool = False) -> Memory:
+
+def expected_memory(experiment: Experiment, peer: int, form: Form = "lockstep") -> Memory:
     """Bytes that a peer holds at most in a step: states by ZeRO's formula, or those of its part, and activations.
 
     Frozen weights count as buffers, for they stay as they are and each peer has all of them. Activations are what lives
@@ -31,10 +33,12 @@ def expected_memory(experiment: Experiment, peer: int, by_torch: bool = False, s
     gradients are exchanged. They are NaN where no formula says what is kept: of models without the `shape` of
     lk.models.GPT, or of which other parts are frozen than the first layers; of experts that are not shared out by
     ExpertParallel; and of algorithms that may keep copies of their own, all but AllReduce and those that split a model.
-    Of `stacked` peers torch keeps attention's scores, and a copy of each reply. `by_torch`: torch's own form does the
-    work, and not the generator, which computes layers of ZeRO 2 and 3 twice.
+    `form` is who does the work: the generator in lockstep, where what was sent last stays until all have stepped, of
+    "stacked" peers, of which torch keeps attention's scores and who copy what they send, or on "workers"; or "torch",
+    whose own form computes no layer of ZeRO 2 and 3 twice.
     """
     model, holds, n = experiment.model_of(peer), experiment.traits.holds, experiment.peers
+    by_torch, stacked = form == "torch", form == "stacked"
     whole = {name: p.detach().to("meta") for name, p in model.named_parameters() if p.requires_grad}
     each, working = _optimizer(experiment, peer)
     buffers = sum(map(tree.nbytes, [*model.buffers(), *(p for p in model.parameters() if not p.requires_grad)]))
@@ -52,12 +56,13 @@ def expected_memory(experiment: Experiment, peer: int, by_torch: bool = False, s
     if isinstance(algorithm, Pipeline):
         most = _of_stage(experiment, algorithm, model, kept, peer, own)
     elif isinstance(algorithm, ZeRO):
-        most = _of_shards(algorithm, kept, row, found.gradients, working, by_torch)
+        most = _of_shards(algorithm, kept, row, found.gradients, working, form)
     elif isinstance(algorithm, AllReduce):  # those of the last step, or on workers DDP's buckets
-        most = own + max(kept.all + kept.wide, 2 * own)
+        most = own + max(kept.all + kept.wide, 2 * own + stacked * working)
     else:
         copied = _nbytes(_copied(algorithm, part))
-        most = _of_joint_step(algorithm, kept, row, own, copied, by_torch) + stacked * copied
+        at_the_end = own + 2 * copied + (working if form in ("lockstep", "stacked") else 0.0)
+        most = max(_of_joint_step(algorithm, kept, row, copied, by_torch) + stacked * copied, at_the_end)
     crossed = isinstance(experiment.algorithm, Mesh) and experiment.algorithm.data > 1
     gone = found.parameters if isinstance(algorithm, ZeRO) and algorithm.stage < 3 else 0.0
     stepping = own * (3 if crossed else 1) + working - gone  # on a mesh beside what rows summed, and the sum
@@ -65,14 +70,12 @@ def expected_memory(experiment: Experiment, peer: int, by_torch: bool = False, s
     return replace(found, activations=most - found.gradients, buffers=buffers)
 
 
-def ledger(
-    experiment: Experiment, found: Mapping[int, Found], by_torch: bool = False, stacked: bool = False
-) -> MemoryLedger | None:
+def ledger(experiment: Experiment, found: Mapping[int, Found], form: Form = "lockstep") -> MemoryLedger | None:
     """What was counted of each peer beside what it should be; None where not all of them were."""
     if len(found) < experiment.peers:
         return None
     each = [found[k] for k in range(experiment.peers)]
-    predicted = [expected_memory(experiment, k, by_torch, stacked) for k in range(experiment.peers)]
+    predicted = [expected_memory(experiment, k, form) for k in range(experiment.peers)]
     return MemoryLedger(tuple(it.memory for it in each), tuple(predicted), tuple(it.lane for it in each))
 
 
@@ -203,42 +206,43 @@ def _of_one_expert(model: nn.Module, shape: Transformer) -> int:
 # -- the fullest moment of a step: what layers keep, gradients, and what travels
 
 
-def _of_shards(algorithm: ZeRO, kept: _Kept, n: int, gradients: float, working: float, by_torch: bool) -> float:
+def _of_shards(algorithm: ZeRO, kept: _Kept, n: int, gradients: float, working: float, form: Form) -> float:
     """Of ZeRO: in stages 2 and 3 a layer's gradients are whole at a time, and in stage 3 its parameters too.
 
     FSDP2 keeps the vector in which a group came until another one comes, of stage 1 to the end; in stage 3 it gathers
     the next layer ahead; and it has a layer's gradients a second time as it sends them.
     """
     layers, weights, third = kept.shape.layers, 4.0 * kept.shape.layer, algorithm.stage == 3
+    by_torch, stacked = form == "torch", form == "stacked"
     if algorithm.stage == 1:
-        summed = 2 * gradients / n  # and divided, while the whole ones still are in place of the parameters
+        summed = (2 + stacked) * gradients / n  # and divided, while the whole ones still are in place of the parameters
         return max(kept.all + kept.wide + by_torch * gradients, summed + working)
     if by_torch:
         return max(kept.all + kept.wide + third * min(layers, 2) * weights, (2 + third) * weights)
     behind = weights * (layers - 1) / n  # gradients that are summed already, when the first layer is computed again
     inputs = (layers - 1) * kept.residual  # of the layers before, when the last one is
-    whole = (1 + third) * weights  # the gradients that were sent last are there until others are
+    whole = (1 + third + stacked) * weights  # the gradients that were sent last are there until others are
     beside = kept.logits + kept.residual  # and what came from the layer behind
     return max(kept.layer + kept.wide + whole + beside + max(inputs, behind), whole + gradients)
 
 
-def _of_joint_step(algorithm: Any, kept: _Kept, n: int, own: float, copied: float, by_torch: bool) -> float:
+def _of_joint_step(algorithm: Any, kept: _Kept, n: int, copied: float, by_torch: bool) -> float:
     """Where peers' losses add up: autograd goes back from the loss as far as it can, then again from each message.
 
     So the gradients of what came by messages are there before their turn, as are those of what all have copies of; and
-    what layers have kept stays until nobody goes back through it. In the end there are copies' gradients, their sums,
-    and what the leaves collect of these.
+    what layers have kept stays until nobody goes back through it. (In the end there are copies' gradients, their sums,
+    and what the leaves collect of these.)
     """
-    layers, at_the_end = kept.shape.layers, own + 2 * copied
+    layers = kept.shape.layers
     if isinstance(algorithm, TensorParallel):
         if by_torch:
-            return max(kept.all + kept.wide, own)
-        return max(kept.all + max(kept.wide, 2 * layers * kept.residual) + copied, at_the_end)
+            return kept.all + kept.wide
+        return kept.all + max(kept.wide, 2 * layers * kept.residual) + copied
     if isinstance(algorithm, SequenceParallel):
         came = 2 * (n - 1) * layers * kept.residual
-        return max(kept.all + max(2 * kept.inner, 2 * kept.logits) + came + copied, at_the_end)
+        return kept.all + max(2 * kept.inner, 2 * kept.logits) + came + copied
     first, then = max(4 * kept.residual, 2 * kept.logits), 2 * kept.inner - kept.head  # attention's; experts', later
-    return max(kept.all + max(first, then) + layers * kept.slots + copied, at_the_end)
+    return kept.all + max(first, then) + layers * kept.slots + copied
 
 
 def _of_stage(

@@ -73,4 +73,6 @@ class Simulator(Timed):
                 local.rewind()
             best = rebuilt(experiment, local.best.states)
             outcome = Outcome(experiment.models_of(local.model), runtime.clock.timeline(), best=best, error=failed)
-            return replace(outcome, memory=ledger(experiment, local.memory, stacked=single is None))
+            return replace(
+                outcome, memory=ledger(experiment, local.memory, "stacked" if single is None else "lockstep")
+            )

@@ -264,5 +264,13 @@ def _of_stage(
     last = any("head" in piece for piece in pieces)
     sums = 2 * blocks / len(pieces) * kept.residual * isinstance(algorithm, TensorStages)
     one = (blocks * kept.layer + last * kept.head) / len(pieces)
-    count = algorithm.table(stages).open[stage]
-    return max(count * one + kept.wide + sums + (algorithm.microbatches > 1) * own, (count - 1) * one + 2 * own)
+    table, begun, most, there = algorithm.table(stages), 0, 0.0, 0.0  # gradients of those that are back
+    for op in (it for it in table.ticks[stage] if it is not None):
+        begun += op.kind == "F"
+        back = kept.wide + sums if op.kind == "B" else 0.0
+        most = max(most, begun * one + back + there)
+        if op.kind == ("W" if table.split else "B"):
+            begun -= 1
+            most = max(most, begun * one + there + own)
+            there = float(own)
+    return most

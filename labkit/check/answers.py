@@ -135,7 +135,7 @@ def _card(name: str, parts: Sequence[Part], tried: Sequence[Part], got: int, tot
             lines.append(f"  {_GREEN}✓{_PLAIN} {part}")
         else:
             lines.append(f"  {_RED}✗{_PLAIN} {part}")
-            inner = re.sub(r"^\S*✗\S* ", "", it.failed.card or str(it.failed))
+            inner = re.sub(r"^\S*✗\S* ", "", it.failed.card or tr(str(it.failed)))
             if inner not in told:
                 lines += [f"      {line}" for line in inner.splitlines()]
             told.add(inner)
@@ -274,7 +274,7 @@ def wrong(call: str, got: str, expected: str, hint: str) -> CheckFailed:
     rows = {"gave": got, "expected": expected, "hint": hint}
     failed.card = f"{_RED}✗{_PLAIN} {tr(call)}"
     for name, said in rows.items():
-        failed.card += f"\n    {tr(name):8}  {tr(said)}"
+        failed.card += f"\n    {tr(name):8}  {said if said == 'None' else tr(said)}"  # Python's, and not the word
     return failed
 
 

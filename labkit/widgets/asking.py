@@ -16,7 +16,7 @@ from labkit.data import load
 from labkit.errors import ModelError
 from labkit.plots.panel import Panel, Picture, axes
 from labkit.plots.style import ALARM, CYCLE, GREY, TITLED
-from labkit.text import in_words
+from labkit.text import in_words, short
 from labkit.widgets.buttons import on_press
 from labkit.widgets.pad import SEEN, Pad, seen
 from labkit.widgets.view import Computed, Frame, View, lines, percent, whole_slider
@@ -77,10 +77,12 @@ def compute(pixels: Sequence[float] | Floats, models: Sequence[nn.Module] | None
 
 
 def _answer(model: nn.Module, x: torch.Tensor) -> Floats:
-    trained = model.training
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{short(model)} is no model: give torch modules, such as history.models.")
+    trained, like = model.training, next(model.parameters(), x)
     try:
         with torch.no_grad():
-            out = model.eval()(x.to(next((p.device for p in model.parameters()), x.device)))
+            out = model.eval()(x.to(like.device, like.dtype))
         scores = out.detach().cpu().double().reshape(-1)
     except Exception as error:
         raise ModelError(
@@ -91,6 +93,8 @@ def _answer(model: nn.Module, x: torch.Tensor) -> Floats:
         model.train(trained)
     if scores.shape != (CLASSES,):
         raise ModelError(f"{type(model).__name__} has {scores.numel()} outputs: give models with one for each digit.")
+    if not scores.isfinite().all():
+        raise ModelError(f"{type(model).__name__} gives scores that are not finite: its training has diverged.")
     return np.asarray(scores.softmax(0))
 
 
@@ -132,6 +136,8 @@ class AskView(View):
     """The view of `ask`; `pad` is what somebody draws in, `made` what the models say of it."""
 
     def __init__(self, models: Sequence[nn.Module] | None) -> None:
+        if models is not None and (isinstance(models, nn.Module) or not isinstance(models, Sequence)):
+            raise ModelError("ask takes a list of models: give [model], or history.models.")
         self.models = None if models is None else list(models)
         if models is not None and not self.models:
             raise ModelError("there is no model to ask: give some, such as history.models.")

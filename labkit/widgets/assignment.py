@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,6 +26,8 @@ def in_blocks(costs: Floats, workers: int) -> list[int]:
 
 
 def _checked(costs: Sequence[float], workers: int) -> Floats:
+    if isinstance(costs, Mapping):
+        raise ScheduleError("costs are a dict: give their values, the seconds of each task in order.")
     schedule(costs, workers)  # raises ScheduleError
     return np.asarray(costs, dtype=np.float64)
 
@@ -124,6 +126,7 @@ class AssignmentView(View):
     """The view of `assignment`; `move` puts a task on another worker, `plan` is who has which, `made` the schedule."""
 
     def __init__(self, costs: Sequence[float] | None, start: str, workers: int, seed: int) -> None:
+        workers = whole(workers, "workers")
         self._fixed = None if costs is None else _checked(costs, workers)
         tasks = 9 if self._fixed is None else len(self._fixed)
         controls = {

@@ -20,7 +20,8 @@ import ipywidgets as widgets
 import numpy as np
 
 from labkit.accessible import Names
-from labkit.errors import LabkitError
+from labkit.checks import whole
+from labkit.errors import LabkitError, SettingError
 from labkit.plots.panel import Picture, png
 from labkit.text import BAD, amount, duration
 from labkit.translation.translate import spoken, tr, tr_formula
@@ -209,9 +210,17 @@ def _named(values: Iterable[Any]) -> list[Any]:
     return [(tr(words) if isinstance(words, str) else str(words), value) for words, value in pairs]
 
 
+def _known(value: Any, options: Sequence[Any], name: str) -> Any:
+    """The value, if it is one of the options."""
+    values = [it[1] if isinstance(it, tuple) else it for it in options]
+    if not any((type(value) is type(it) and value == it) or value is it for it in values):
+        raise SettingError(f"{name} is {value!r}; choose one of {', '.join(map(repr, values))}.")
+    return value
+
+
 def whole_slider(value: int, least: int, most: int, name: str, tip: str) -> widgets.IntSlider:
-    """A slider over whole numbers."""
-    return widgets.IntSlider(value, least, most, description=name, tooltip=tip)
+    """A slider over whole numbers; SettingError for a value that is none of them."""
+    return widgets.IntSlider(whole(value, name, least=least, most=most), least, most, description=name, tooltip=tip)
 
 
 def slider(value: float, least: float, most: float, step: float, name: str, tip: str) -> widgets.FloatSlider:
@@ -220,13 +229,15 @@ def slider(value: float, least: float, most: float, step: float, name: str, tip:
 
 
 def slider_over(values: Iterable[Any], value: Any, name: str, tip: str) -> widgets.SelectionSlider:
-    """A slider over a few values, or over pairs of words and value."""
-    return widgets.SelectionSlider(options=_named(values), value=value, description=name, tooltip=tip)
+    """A slider over a few values, or over pairs of words and value; SettingError for a value that is none of them."""
+    options = _named(values)
+    return widgets.SelectionSlider(options=options, value=_known(value, options, name), description=name, tooltip=tip)
 
 
 def choice(values: Iterable[Any], value: Any, name: str, tip: str) -> widgets.Dropdown:
-    """A menu of a few values, or of pairs of words and value."""
-    return widgets.Dropdown(options=_named(values), value=value, description=name, tooltip=tip)
+    """A menu of a few values, or of pairs of words and value; SettingError for a value that is none of them."""
+    options = _named(values)
+    return widgets.Dropdown(options=options, value=_known(value, options, name), description=name, tooltip=tip)
 
 
 # -- LaTeX: numbers and sets, short enough to stand in one line of a formula

@@ -11,10 +11,12 @@ from typing import Any
 
 import ipywidgets as widgets
 import pytest
+import torch
 from IPython.core.formatters import DisplayFormatter
 
+import labkit as lk
 import labkit.widgets
-from labkit.errors import SettingError
+from labkit.errors import LabkitError, ModelError, SettingError
 from labkit.plots.panel import Panel
 from labkit.text import BAD
 from labkit.widgets.view import Computed, Frame, View, frames
@@ -209,3 +211,29 @@ def test_ticks_run_beside_a_script_that_has_no_event_loop() -> None:
     while left[0] and time.monotonic() < until:
         time.sleep(0.005)
     assert left == [0]
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: lk.widgets.compression("nope"), r"method is 'nope'; choose one of 'top-k'"),
+        (lambda: lk.widgets.compression(feedback="yes"), r"feedback is 'yes'; choose one of False, True"),
+        (lambda: lk.widgets.assignment(workers="3"), r"workers is '3'"),
+        (lambda: lk.widgets.assignment(workers=0), r"workers is 0"),
+        (lambda: lk.widgets.assignment({1: 2.0}), r"costs are a dict"),
+        (lambda: lk.widgets.ask(torch.nn.Linear(64, 10)), r"give \[model\]"),
+        (lambda: lk.widgets.ask(["x"]), r"'x' is no model"),
+    ],
+)
+def test_a_setting_that_no_control_has_is_refused(made: Callable[[], View], said: str) -> None:
+    with pytest.raises(LabkitError, match=said):
+        made()
+
+
+def test_a_model_that_has_diverged_is_not_asked_and_one_of_other_precision_is() -> None:
+    model = torch.nn.Linear(64, 10)
+    assert lk.widgets.ask([model.double()]).made.together in range(10)
+    with torch.no_grad():
+        model.bias.fill_(torch.nan)
+    with pytest.raises(ModelError, match="not finite"):
+        lk.widgets.ask([model])

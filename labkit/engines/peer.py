@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
@@ -150,7 +150,12 @@ class Peers(PartHolder, ABC):
     @property
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes in the model: trainable parameters and buffers, by name."""
-        return self.named | dict(self.net.named_buffers())
+        return self.named | (self._buffers if self._experiment.split else dict(self.net.named_buffers()))
+
+    @cached_property
+    def _buffers(self) -> dict[str, Tensor]:
+        """Those of peers with parts, which none changes: to look through the whole model's layers takes its time."""
+        return dict(self.net.named_buffers())
 
     # -- forward
 

@@ -19,7 +19,13 @@ class Mine(FedAvg):
 
 @pytest.mark.parametrize(
     "value",
-    [Byzantine(FedAvg(every=8), peers=(0,), scale=10.0), Robust(AllReduce()), (AllReduce(), ByLabel(2)), {"a": None}],
+    [
+        Byzantine(FedAvg(every=8), peers=(0,), scale=10.0),
+        Robust(AllReduce()),
+        (AllReduce(), ByLabel(2)),
+        {"a": None},
+        lk.costs.PipelineTable.of("zero-bubble", 3, 4),
+    ],
 )
 def test_settings_arrive_as_they_were(value: Any) -> None:
     assert unpacked(packed({"value": value})) == {"value": value}

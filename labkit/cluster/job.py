@@ -26,7 +26,7 @@ from labkit.cluster.shipping import BIG, no_graph_warning, pack, share, submit_a
 from labkit.cluster.workers import WorkerPool
 from labkit.errors import LabClosed, LabkitError, SettingError, Stopped, TaskError, WorkerLost
 from labkit.tasks.schedule import Schedule
-from labkit.text import short, some
+from labkit.text import in_words, short, some
 
 
 class Progress(NamedTuple):
@@ -304,10 +304,13 @@ class Job:
         for index, item in enumerate(self._items):
             try:
                 cloudpickle.dumps(item)
-            except Exception:  # noqa: BLE001  whatever its pickling raises, it is the one
-                culprit = _named(index, item)
+            except Exception as own:  # noqa: BLE001  whatever its pickling raises, it is the one
+                culprit, error = _named(index, item), own  # and Dask's words are about its own graph
                 break
-        return SettingError(f"{culprit} cannot be sent to the workers ({error}).")
+        return SettingError(
+            f"{culprit} cannot be sent to the workers ({in_words(error)}): open files, locks and the lab itself have "
+            "to be made inside the function."
+        )
 
     # -- how it looks
 

@@ -25,6 +25,15 @@ from labkit.cluster.user_modules import by_value, is_users
 from labkit.errors import SettingError, TaskError
 
 
+class Holder:
+    """Of the notebook's own, with what cannot travel."""
+
+    __module__ = "__main__"
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
 @pytest.mark.parametrize(
     ("fn", "items", "sentence"),
     [
@@ -32,6 +41,7 @@ from labkit.errors import SettingError, TaskError
         (abs, 5, "wants items"),
         (threading.Lock().__enter__, [1], "cannot be sent to the workers.*have to be made inside"),
         (abs, [1, threading.Lock()], r"item 1 \(<unlocked.*cannot be sent"),
+        (str, [1, Holder()], r"^item 1 \(.*\(TypeError: cannot pickle '_thread.lock' object\): open files, locks"),
     ],
 )
 def test_what_cannot_be_mapped_is_refused_at_once(lab: Lab, fn: Any, items: Any, sentence: str) -> None:

@@ -48,8 +48,8 @@ def require_splittable(experiment: Experiment) -> None:
     }
     if given := [it for it, value in asked.items() if value is not None]:
         raise SettingError(
-            f"{given[0]} wants to see the whole model, of which {name}'s peers hold parts: leave it away, or take "
-            "AllReduce()."
+            f"{given[0]} wants to see the whole model, whose work {name} splits among its peers: leave it away, or "
+            "take AllReduce()."
         )
     batch, dataset = experiment.batch_size, experiment.dataset
     if isinstance(dataset.trial()[0], Inputs):

@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -50,6 +52,17 @@ def spoken() -> str:
 def speak(language: str) -> None:
     """Switch one of the `LANGUAGES` on, for what is shown from now on."""
     _spoken[:] = [language]
+
+
+@contextmanager
+def speaking(language: str) -> Iterator[None]:
+    """One of the `LANGUAGES` inside the block, so that what is shown in one language stays in it."""
+    before = spoken()
+    speak(language)
+    try:
+        yield
+    finally:
+        speak(before)
 
 
 def tr(text: str) -> str:

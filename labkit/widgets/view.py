@@ -24,7 +24,7 @@ from labkit.checks import whole
 from labkit.errors import LabkitError, SettingError
 from labkit.plots.panel import Picture, png
 from labkit.text import BAD, amount, duration
-from labkit.translation.translate import spoken, tr, tr_formula
+from labkit.translation.translate import speaking, spoken, tr, tr_formula
 
 _ALARM, _INK = BAD, "inherit"
 _NAME_WIDTH, _CONTROL_WIDTH, _PICTURE_WIDTH = "92px", "268px", "792px"  # three controls above a picture
@@ -94,6 +94,7 @@ class View(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
     ) -> None:
         self.name, self.controls = name, dict(controls)
         self._show, self._adjust, self._quiet = show, adjust, False
+        self._language = spoken()  # of the controls' names, and so of all else, whatever is switched on later
         try:
             self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:  # a script or a test: whoever changes something shows it
@@ -133,6 +134,10 @@ class View(widgets.VBox):  # type: ignore[misc]  # ipywidgets has no types
                 self._adjust()
         finally:
             self._quiet = False
+        with speaking(self._language):
+            self._draw()
+
+    def _draw(self) -> None:
         try:
             frame = self._show(**self.settings)
         except LabkitError as error:

@@ -19,7 +19,7 @@ from labkit.cards.questions import QUESTIONS
 from labkit.errors import SettingError
 from labkit.plots import fonts
 from labkit.plots.panel import Panel
-from labkit.translation.translate import pairs, speak, tables, tr, translated
+from labkit.translation.translate import pairs, speak, spoken, tables, tr, translated
 from labkit.widgets.calibration import Predictions, Record
 from tests.translation.shown import VIEWS, chinese, move_all
 
@@ -134,6 +134,17 @@ def test_what_was_drawn_in_one_language_is_not_shown_in_the_other() -> None:
         speak("en")
     assert all(CHINESE.search(it) for it in alts) and "best form" not in alts[1]
     assert lk.widgets.split().still() == english and not CHINESE.search(lk.widgets.split().alt)
+
+
+def test_a_widget_stays_in_the_language_it_was_made_in() -> None:
+    view = lk.widgets.compression()
+    speak("zh")
+    try:
+        view.controls["feedback"].value = True
+        assert spoken() == "zh" and lk.widgets.compression().sentence.value != view.sentence.value
+    finally:
+        speak("en")
+    assert "Each number has been sent" in view.sentence.value and not CHINESE.search(view.alt)
 
 
 @pytest.mark.parametrize(("given", "said"), [("zh", "zh"), ("fr", "en")])

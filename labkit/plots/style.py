@@ -62,7 +62,7 @@ def as_text(colour: str) -> str:
     """The colour, as dark as words of it have to be on the plate.
 
     >>> as_text("#bd1f01"), as_text("#e76300")
-    ('#bd1f01', '#c45400')
+    ('#bd1f01', '#c55400')
     """
     while contrast(colour, PLATE) < LEGIBLE:
         colour = "#" + "".join(f"{int(0.95 * channel):02x}" for channel in bytes.fromhex(colour[1:]))

@@ -30,7 +30,7 @@ slides: $(READY)  ## write the lessons as slides, which need no network, into th
 
 test: $(READY)  ## run every test, notebooks and browser included
 	$(RUN) pytest -m "not alone and not paired and $(QUICK)" -n auto --dist worksteal --durations=40
-	$(RUN) pytest -m "paired and $(QUICK)" -n 3 --dist loadfile --no-loadscope-reorder --durations=40
+	$(RUN) pytest -m "paired and $(QUICK)" -n 2 --dist loadfile --no-loadscope-reorder --durations=40
 	$(RUN) pytest -m "alone and $(QUICK)" --durations=40
 
 claims: $(READY)  ## what each algorithm is for, shown over many seeds: minutes

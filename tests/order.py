@@ -1,6 +1,6 @@
 """A pytest plugin: quick tests first, then the lessons, then what is slow; and the time that each lesson takes.
 
-What starts processes of its own or uses the session's lab is marked `paired`: it waits more than it computes, and three
+What starts processes of its own or uses the session's lab is marked `paired`: it waits more than it computes, and two
 such files may run at a time. What is `alone` measures, or looks at all of the machine; the rest may be shared out with
 `-n auto`.
 """

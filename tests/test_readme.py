@@ -11,6 +11,7 @@ import pytest
 from torch import nn
 
 import labkit as lk
+from labkit.cluster.local import local_cluster
 from tests.engines.experiments import convolution, difference, mlp, result
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -51,11 +52,13 @@ def test_the_examples_of_co_learning_run(names, monkeypatch):
     assert [len(run.result(60).rows) for run in runs] == [50, 50]
 
 
-def test_training_on_workers_is_steered_and_survives_as_the_readme_shows(names, lab, tmp_path, monkeypatch):
+@pytest.mark.paired
+def test_training_on_workers_is_steered_and_survives_as_the_readme_shows(names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given = {**names, "lab": lab}
     hand = "while len(run.history.rows) < 30:\n    assert not run.done\nlab.kill(1)"  # a person takes a moment
-    exec(block("from functools import partial").replace("lab.kill(1)", hand), given)
+    with local_cluster(2, threads=1, memory=2 << 30) as cluster, lk.connect(cluster) as lab:
+        given = {**names, "lab": lab}
+        exec(block("from functools import partial").replace("lab.kill(1)", hand), given)
     assert (tmp_path / "run.csv").exists()
     told = " ".join(event.text for event in given["history"].events)
     assert "0.5" in told and "died" in told and given["history"].final.accuracy > 0.8

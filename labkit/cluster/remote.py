@@ -18,6 +18,7 @@ import psutil
 from distributed import Client, Security
 from distributed.comm.core import connect
 
+from labkit.cluster import deadlines
 from labkit.cluster.gang.queue_access import QueueAccess
 from labkit.cluster.lab import Lab
 from labkit.cluster.preparation import Preparation
@@ -87,7 +88,17 @@ def open_ssh(address: str, request: WorkerRequest) -> Lab:
         raise ConnectError(
             f"no cluster could be started over {address} ({error}): try `ssh {names[0]}` in a terminal."
         ) from error
-    return furnish(Lab(cluster.get_client(), kind="ssh", cluster=cluster, owned=True))
+    lab, count = Lab(cluster.get_client(), kind="ssh", cluster=cluster, owned=True), each * len(hosts)
+    try:
+        lab.client.wait_for_workers(count, timeout=deadlines.ARRIVAL)  # Dask waits for the first one on each host
+    except TimeoutError:
+        there = len(lab.workers)
+        lab.close()
+        raise ConnectError(
+            f"{there} of {count} workers came within {deadlines.ARRIVAL:g} s over {address}: ask for fewer, or try "
+            f"`ssh {names[0]}` in a terminal."
+        ) from None
+    return furnish(lab)
 
 
 def adopt(target: Any, request: WorkerRequest) -> Lab:

@@ -223,7 +223,7 @@ def test_a_port_of_zeromq_which_begins_as_a_scheduler_would_is_told_from_one() -
         begin = time.monotonic()
         with pytest.raises(ConnectError, match="no Dask scheduler"):
             lk.connect(f"tcp://127.0.0.1:{port}", timeout=1.0)
-        assert time.monotonic() - begin < 4
+        assert time.monotonic() - begin < 10  # where Dask would wait for ever
 
 
 @pytest.mark.parametrize("greeting", [bytes(1000), b"\x10" + bytes(7), b"\x01" + bytes(7) + b"\x28" + bytes(7)])
@@ -241,7 +241,7 @@ def test_whoever_begins_as_a_scheduler_and_is_none_keeps_nobody_waiting(greeting
         begin = time.monotonic()
         with pytest.raises(ConnectError, match="no Dask scheduler"):
             lk.connect(f"tcp://127.0.0.1:{server.getsockname()[1]}", timeout=1.0)
-        assert time.monotonic() - begin < 4
+        assert time.monotonic() - begin < 10
         server.shutdown(socket.SHUT_RDWR)
     for it in held:
         it.close()

@@ -20,6 +20,7 @@ from labkit.errors import ConnectError, SettingError
 
 def test_an_address_gives_a_lab_whose_end_is_not_the_clusters(lab: Lab) -> None:
     address = lab.client.scheduler.address
+    lab.client.wait_for_workers(2, timeout=60)  # the test before may have ended one
     with lk.connect(address, security=lab.client.security) as guest:
         assert guest is lk.connect(address)
         assert repr(guest) == "Lab: 2 workers × 1 thread, tls"

@@ -88,17 +88,22 @@ def open_ssh(address: str, request: WorkerRequest) -> Lab:
         raise ConnectError(
             f"no cluster could be started over {address} ({error}): try `ssh {names[0]}` in a terminal."
         ) from error
-    lab, count = Lab(cluster.get_client(), kind="ssh", cluster=cluster, owned=True), each * len(hosts)
+    return furnish(_complete(Lab(cluster.get_client(), kind="ssh", cluster=cluster, owned=True), each * len(hosts)))
+
+
+def _complete(lab: Lab, count: int) -> Lab:
+    """The lab with all its workers, for Dask waits for the first one on each host; closed where they do not come."""
     try:
-        lab.client.wait_for_workers(count, timeout=deadlines.ARRIVAL)  # Dask waits for the first one on each host
-    except TimeoutError:
+        lab.client.wait_for_workers(count, timeout=deadlines.ARRIVAL)
+    except BaseException as error:
         there = len(lab.workers)
         lab.close()
+        if not isinstance(error, TimeoutError):
+            raise
         raise ConnectError(
-            f"{there} of {count} workers came within {deadlines.ARRIVAL:g} s over {address}: ask for fewer, or try "
-            f"`ssh {names[0]}` in a terminal."
+            f"{there} of {count} workers came within {deadlines.ARRIVAL:g} s: ask for fewer, or look at their hosts."
         ) from None
-    return furnish(lab)
+    return lab
 
 
 def adopt(target: Any, request: WorkerRequest) -> Lab:

@@ -12,10 +12,21 @@ import pytest
 import torch
 
 import labkit as lk
+from labkit.cluster import deadlines
 from labkit.cluster.lab import Lab
-from labkit.cluster.local import open_local
+from labkit.cluster.local import local_cluster, open_local
+from labkit.cluster.remote import _complete
 from labkit.cluster.workers import WorkerRequest
 from labkit.errors import ConnectError, SettingError
+
+
+def test_a_lab_whose_workers_do_not_all_come_is_closed_and_says_how_many_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadlines, "ARRIVAL", 0.5)
+    with local_cluster(1, threads=1, memory=2 << 30) as cluster:
+        lab = lk.connect(cluster)
+        with pytest.raises(ConnectError, match=r"^1 of 2 workers came within 0\.5 s"):
+            _complete(lab, 2)
+        assert lab.closed
 
 
 def test_an_address_gives_a_lab_whose_end_is_not_the_clusters(lab: Lab) -> None:

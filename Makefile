@@ -28,10 +28,12 @@ book: $(READY)  ## write the lessons as static pages, to be read and printed, in
 slides: $(READY)  ## write the lessons as slides, which need no network, into the folder slides
 	@$(RUN) labkit slides slides
 
-test: $(READY)  ## run every test, notebooks and browser included
-	$(RUN) pytest -m "not alone and not paired and $(QUICK)" -n auto --dist worksteal --durations=40
-	$(RUN) pytest -m "paired and $(QUICK)" -n 2 --dist loadfile --no-loadscope-reorder --durations=40
-	$(RUN) pytest -m "alone and $(QUICK)" --durations=40
+test: $(READY)  ## run every test, notebooks and browser included; all three parts, whatever fails in one
+	@failed=0; trap "exit 130" INT; set -x; \
+	$(RUN) pytest -m "not alone and not paired and $(QUICK)" -n auto --dist worksteal --durations=40 || failed=1; \
+	$(RUN) pytest -m "paired and $(QUICK)" -n 2 --dist loadfile --no-loadscope-reorder --durations=40 || failed=1; \
+	$(RUN) pytest -m "alone and $(QUICK)" --durations=40 || failed=1; \
+	exit $$failed
 
 claims: $(READY)  ## what each algorithm is for, shown over many seeds: minutes
 	$(RUN) pytest -m claims -n auto --dist worksteal

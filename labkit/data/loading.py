@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import multiprocessing
 import multiprocessing.connection
@@ -139,7 +140,12 @@ def _context() -> str:
 
 
 def _begin(_: int) -> None:
-    """Let this process end with the one it loads for: torch looks for its parent, which a fork server outlives."""
+    """Let this process end with the one it loads for: torch looks for its parent, which a fork server outlives.
+
+    It ends at once, as a forked one does: where Python first takes itself down, its end falls into the thread that is
+    still handing over a batch, in the midst of torch's C++, and aborts the process.
+    """
+    atexit.register(os._exit, 0)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -132,6 +134,32 @@ def test_processes_that_load_ahead_give_them_too():
     with loaders_closed():
         x, y = next(iter(given.opened(batches(range(36), 4, 0, 0), ahead=True)))
     assert isinstance(x, Inputs) and len(x) == len(y) == 4
+
+
+class Busy(Items):
+    """Whose process still computes, without Python's lock, when it is told to end."""
+
+    def __getitem__(self, k):
+        if threading.active_count() < 5:
+            threading.Thread(target=_compute, daemon=True).start()
+        return super().__getitem__(k)
+
+
+def _compute():
+    while True:
+        torch.randn(300, 300).exp_().sum()
+
+
+def test_a_process_that_loads_ends_in_order_while_its_threads_are_in_torch(capfd):
+    with loaders_closed():
+        next(
+            iter(
+                lk.data.from_torch(Busy("dict", 0, 36), pad=0, workers=1).opened(
+                    batches(range(36), 4, 0, 0), ahead=True
+                )
+            )
+        )
+    assert "terminate called" not in capfd.readouterr().err
 
 
 def test_streams_give_them_too():

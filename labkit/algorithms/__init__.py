@@ -32,6 +32,7 @@ from labkit.algorithms.mutual import Mutual
 from labkit.algorithms.parameterserver import ParameterServer
 from labkit.algorithms.pipeline import Pipeline
 from labkit.algorithms.postlocalsgd import PostLocalSGD
+from labkit.algorithms.powersgd import PowerSGD
 from labkit.algorithms.private import Private
 from labkit.algorithms.robust import Robust
 from labkit.algorithms.scaffold import SCAFFOLD
@@ -77,6 +78,7 @@ __all__ = [
     "Peer",
     "Pipeline",
     "PostLocalSGD",
+    "PowerSGD",
     "Private",
     "Robust",
     "Round",

@@ -29,6 +29,7 @@ from labkit.algorithms import (
     FedYogi,
     LocalSGD,
     PostLocalSGD,
+    PowerSGD,
     Private,
     Robust,
     Secure,
@@ -52,6 +53,7 @@ ALGORITHMS = {
 ALIKE = {  # settings with which a wrapper changes nothing, where all peers weigh alike
     "top-k": lambda it: Compressed(it, TopK(1.0)),
     "random-k": lambda it: Compressed(it, RandomK(1.0)),
+    "PowerSGD": lambda it: PowerSGD(it, rank=64),
     "secure": Secure,
     "robust": lambda it: Robust(it, TrimmedMean(0)),
     "private": lambda it: Private(it, clip=1e6, noise=0.0),
@@ -63,6 +65,7 @@ CHANGING = {
     "sign": lambda it: Compressed(it, Sign()),
     "QSGD": lambda it: Compressed(it, QSGD()),
     "half": lambda it: Compressed(it, Half("bf16")),
+    "PowerSGD": lambda it: PowerSGD(it, rank=1),
     "secure": lambda it: Secure(it, neighbours=2),
     "robust": lambda it: Robust(it, CoordinateMedian()),
     "private": lambda it: Private(it, clip=0.1, noise=0.1),
@@ -107,7 +110,8 @@ def test_the_reference_and_the_stack_agree_on_every_wrapped_algorithm(kind, name
         assert kind == "private" and name in UNCLIPPABLE
         return
     runs = [trained(algorithm, on) for on in (lk.Lockstep(), lk.Simulator())]
-    assert difference(*runs) < 1e-5
+    # Where rounding tells two sums apart, one may fall on the other side of a number of bf16's 8 bits.
+    assert difference(*runs) < (1e-4 if kind == "half" else 1e-5)
     assert runs[0].bytes == pytest.approx(runs[1].bytes)
 
 

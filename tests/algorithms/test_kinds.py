@@ -30,6 +30,7 @@ from labkit.algorithms import (
     LocalSGD,
     Mutual,
     PostLocalSGD,
+    PowerSGD,
     Private,
     Robust,
     Secure,
@@ -263,6 +264,7 @@ TWO = {
     "secure": Secure,
     "top-k": partial(Compressed, compressor=TopK(0.1)),
     "random-k": partial(Compressed, compressor=RandomK(0.1)),
+    "PowerSGD": PowerSGD,
     "private": Private,
     "Byzantine": Byzantine,
 }

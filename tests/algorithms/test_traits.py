@@ -37,6 +37,7 @@ GIVEN: dict[str, tuple[Any, ...]] = {
     "Compressed": (AllReduce(), TopK(0.1)),
     "Distillation": (torch.nn.Linear(2, 2),),
     "Measured": (AllReduce(),),
+    "PowerSGD": (AllReduce(),),
     "Private": (AllReduce(),),
     "Robust": (AllReduce(),),
     "Secure": (AllReduce(),),

@@ -17,6 +17,7 @@ from labkit.algorithms import (
     Independent,
     LocalSGD,
     ParameterServer,
+    PowerSGD,
     Private,
     Robust,
     Secure,
@@ -48,6 +49,7 @@ WRAPPERS = {
     "sign": lambda it: Compressed(it, Sign()),
     "QSGD": lambda it: Compressed(it, QSGD(127)),
     "half": lambda it: Compressed(it, Half()),
+    "PowerSGD": PowerSGD,
     "median": lambda it: Robust(it, CoordinateMedian()),
     "trimmed": lambda it: Robust(it, TrimmedMean(1)),
     "Krum": lambda it: Robust(it, Krum(0)),
@@ -77,7 +79,9 @@ def test_cluster_and_lockstep_agree_with_uneven_blocks_of_peers_on_the_workers(l
     assert difference(*runs) < TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["top-k", "random-k", "sign", "QSGD", "half", "private", "secure", "Byzantine"])
+@pytest.mark.parametrize(
+    "kind", ["top-k", "random-k", "sign", "QSGD", "half", "PowerSGD", "private", "secure", "Byzantine"]
+)
 def test_cluster_sends_the_bytes_of_the_formula_with_one_peer_on_each_worker(lab, kind):
     runs = [result(on, WRAPPERS[kind](AllReduce()), peers=2, rounds=3) for on in (lab, lk.Lockstep())]
     assert difference(*runs) < TOLERANCE

@@ -172,6 +172,7 @@ WRAPPERS = [
     lambda inner: a.Compressed(inner, x.RandomK(0.3)),
     lambda inner: a.Robust(inner, x.CoordinateMedian()),
     lambda inner: a.Private(inner, clip=0.5, noise=0.1),
+    lambda inner: a.PowerSGD(inner, rank=1),
     a.Secure,
 ]
 

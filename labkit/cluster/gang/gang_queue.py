@@ -42,6 +42,13 @@ class Holder(NamedTuple):
     since: float
 
 
+class Others(NamedTuple):
+    """What others do with workers: how many are at long tasks, and how many that were ended will soon be back."""
+
+    occupied: int = 0
+    returning: int = 0
+
+
 def waiting(holders: Iterable[Holder]) -> str:
     """Whom somebody waits for, as a sentence says it.
 
@@ -97,8 +104,7 @@ class GangQueue(SchedulerPlugin):
         """Called by Dask when the plugin is registered: from now on clients and workers can call these."""
         self.scheduler = scheduler
         self.release = Release(scheduler)
-        scheduler.handlers["labkit_gang_occupied"] = self.occupied
-        for call in (self.enter, self.arrive, self.failed, self.depart, self.halt, self.leave):
+        for call in (self.enter, self.others, self.arrive, self.failed, self.depart, self.halt, self.leave):
             scheduler.handlers[f"labkit_gang_{call.__name__}"] = call
 
     # -- called by the client
@@ -126,9 +132,9 @@ class GangQueue(SchedulerPlugin):
             entry.limit = asyncio.get_running_loop().call_later(left, self._require_all, entry)
         return entry.over or {"workers": entry.workers}
 
-    async def occupied(self) -> int:
-        """How many workers are at tasks that take long, and not at ranks."""
-        return sum(at_long_tasks(it) for it in self._untaken())
+    async def others(self) -> Others:
+        """What workers do that are at no ranks."""
+        return Others(sum(at_long_tasks(it) for it in self._untaken()), self.release.returning())
 
     async def halt(self, gang: str) -> None:
         """Let no rank start from now on; the workers stay taken until `leave`."""

@@ -91,6 +91,7 @@ class Release:
         self.left = 0.0  # when a client last left, in seconds since 1970
         self._watching = False
         self._since: dict[str, float] = {}  # worker -> since when it stays with what nobody wants
+        self._ended: dict[str, float] = {}  # nanny -> when its worker was ended
 
     def client_left(self) -> None:
         """Watch from now on which workers stay with what they do."""
@@ -98,6 +99,12 @@ class Release:
         if not self._watching:
             self._watching = True
             self._scheduler.loop.call_later(deadlines.SETTLE, self._look)
+
+    def returning(self) -> int:
+        """How many of the workers that were ended are about to be back."""
+        back = {it.nanny for it in alive(self._scheduler)}
+        self._ended = {nanny: ended for nanny, ended in self._ended.items() if ended > time.time() - deadlines.COMEBACK}
+        return len(self._ended.keys() - back)
 
     def _look(self) -> None:
         if self._scheduler.status != Status.running:
@@ -117,6 +124,7 @@ class Release:
 
     async def _restart(self, nanny: str) -> None:
         """Have this nanny kill its worker, as ranks do: a second time harms nobody, which `restart_workers` would."""
+        self._ended[nanny] = time.time()
         kill = self._scheduler.rpc(nanny).kill(timeout=deadlines.EXIT, reason="at tasks of a client that is gone")
         with suppress(OSError, TimeoutError):
             await asyncio.wait_for(kill, deadlines.ANSWER)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from distributed import Client
 
 from labkit.cluster import deadlines
-from labkit.cluster.gang.gang_queue import GangQueue
+from labkit.cluster.gang.gang_queue import GangQueue, Others
 from labkit.cluster.workers import WorkerInfo, WorkerPool
 from labkit.errors import GangError
 
@@ -45,22 +45,25 @@ class QueueAccess:
         """A worker has gone that its nanny starts again: until then the lab has fewer than `workers`."""
         self._workers, self._until = workers, time.monotonic() + deadlines.COMEBACK
 
-    def occupied(self, lab: WorkerPool) -> int:
-        """How many workers of a cluster that others use as well are at long tasks."""
-        if lab.revives or self._registered is None or not self._registered.done():
-            return 0
-        asking = lab.client.scheduler.labkit_gang_occupied
-        with suppress(OSError, TimeoutError):
-            return int(lab.client.sync(asking, callback_timeout=deadlines.ANSWER))
-        return 0
+    def others(self, lab: WorkerPool) -> Others:
+        """What others do with the workers of a cluster that they use as well."""
+        if not (lab.revives or self._registered is None or not self._registered.done()):
+            asking = lab.client.scheduler.labkit_gang_others
+            with suppress(OSError, TimeoutError):
+                return Others(*lab.client.sync(asking, callback_timeout=deadlines.ANSWER))
+        return Others()
 
     def room(self, workers: Sequence[WorkerInfo]) -> int:
         """How many ranks there is room for on these workers and those that are about to be back."""
         return max(len(workers), self._workers if time.monotonic() < self._until else 0)
 
-    def room_for(self, ranks: int | None, workers: Sequence[WorkerInfo]) -> int:
-        """The same; raises GangError where it is not enough."""
-        there = self.room(workers)
+    def room_for(self, ranks: int | None, lab: WorkerPool) -> tuple[int, int]:
+        """How many workers the lab has, and how many ranks are to be; raises GangError where it has not enough."""
+        workers = lab.workers
+        there, others = self.room(workers), Others()
+        if ranks is None or ranks > there:
+            others = self.others(lab)
+            there += others.returning
         if not there:
             raise GangError(
                 "the lab has no workers: wait until some have come, or start some with lk.connect(workers=2)."
@@ -74,7 +77,7 @@ class QueueAccess:
             raise GangError(
                 "the workers are threads of this process, which can be one rank only: connect with processes."
             )
-        return there
+        return there, ranks or max(1, there - others.occupied)
 
 
 def room(lab: WorkerPool) -> int:
@@ -84,8 +87,9 @@ def room(lab: WorkerPool) -> int:
     which waits and says for whom.
     """
     access = QueueAccess.of(lab.client)
-    there = access.room(lab.workers)
-    return max(there - access.occupied(lab), min(there, 1))
+    others = access.others(lab)
+    there = access.room(lab.workers) + others.returning
+    return max(there - others.occupied, min(there, 1))
 
 
 def ask(rpc: Any, question: str, gang: str, **details: Any) -> Awaitable[Any]:

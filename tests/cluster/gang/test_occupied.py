@@ -129,6 +129,10 @@ def test_a_worker_that_is_stuck_is_ended_however_late_it_says_so_and_whoever_els
     assert killed, "the watch ended too early"
     assert deadlines.STUCK <= killed[0] - told <= deadlines.STUCK + 2 * deadlines.SETTLE
     assert len(killed) == 2  # and an end that failed is tried again
+    assert release.returning() == 0, "it still is there"
+    there = scheduler.workers.pop("worker")
+    assert release.returning() == 1, "a launch counts on it"
+    scheduler.workers["worker"] = there
     stuck.metrics["task_counts"]["cancelled"] = 0
     for _ in range(60):
         stuck.last_seen = clock.now

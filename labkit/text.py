@@ -48,6 +48,19 @@ class Table:
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def a_kind(value: object) -> str:
+    """The kind of a value with its article.
+
+    >>> a_kind(3), a_kind([]), a_kind(np.zeros(1)), a_kind(type("SGD", (), {})())
+    ('an int', 'a list', 'an ndarray', 'an SGD')
+    """
+    name = type(value).__name__
+    begins = name.strip("_")[:1]
+    spelt = name[:2].isupper() or name == "ndarray"  # letter by letter: es, gee, dee
+    vowel = begins.lower() in ("aefhilmnorsx" if spelt else "aeiou")
+    return f"{'an' if vowel else 'a'} {name}"
+
+
 def remaining(seconds: float) -> str:
     """How long it still takes, as people say it.
 

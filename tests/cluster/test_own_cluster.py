@@ -61,7 +61,7 @@ def test_pages_that_other_machines_see_are_found_by_doctor_and_puzzle(home: Path
 def test_a_lab_without_an_address_does_not_solve_the_puzzle(lab: lk.Lab) -> None:
     with pytest.raises(CheckFailed, match="start a cluster of your own"):
         lk.check.guarded(lab)
-    with pytest.raises(CheckFailed, match="this is a int"):
+    with pytest.raises(CheckFailed, match="this is an int"):
         lk.check.guarded(3)
 
 

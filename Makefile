@@ -10,6 +10,9 @@ RUN     := $(VENV)/bin/python -m
 READY   := $(VENV)/ready
 QUICK   := not claims and not soak
 
+# Bytecode is kept, whatever the environment says: else each of many processes compiles torch anew, for ten seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help lab release book slides test claims soak check notebooks bench
 

@@ -28,6 +28,7 @@ class PowerSGD(ErrorFeedback):
     What Mᵢ has beside P, Mᵢ − P Pᵀ Mᵢ, is the peer's error, which `feedback` sends later, as in `Compressed`. A tensor
     is cut into n rows, of its first dimension; vectors, and what r(n + m) numbers would not make shorter, travel whole.
 
+    `lk.DDP(hook="powersgd")` is torch's own form of it for `AllReduce` on workers, with random numbers of its own.
     Raises SettingError for a rank below one and for parameters without a start.
 
     >>> import labkit as lk, torch

@@ -101,8 +101,13 @@ class Answer:
         """Wait until it runs; raises RuntimeError where it does not come so far, which is no answer's fault."""
         try:
             self._hear(monotonic() + _START)
-        except (Ended, TimeoutError):
-            raise RuntimeError("the process for the answer does not start") from None
+        except Ended:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(1.0)
+            status = self.process.returncode
+            raise RuntimeError(f"the process for the answer does not start (exit status {status})") from None
+        except TimeoutError:
+            raise RuntimeError(f"the process for the answer does not start within {_START:g} s") from None
 
     def _say(self, line: bytes, deadline: float) -> None:
         while line:

@@ -24,6 +24,8 @@ FLAGS = (
 )
 PANEL = ".jp-NotebookPanel:not(.lm-mod-hidden)"
 
+expect.set_options(timeout=30_000)  # what a busy machine takes to show what a kernel answers
+
 
 @contextmanager
 def browser(chromium: str, width: int = 1280, height: int = 1000) -> Iterator[Page]:

@@ -32,9 +32,16 @@ def waits(run: Any) -> str:
     return str(run.status)
 
 
+def trains(run: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not run.history.rows:
+        assert time.monotonic() < deadline, run.status
+        time.sleep(0.02)
+
+
 def test_a_run_that_waits_says_for_whom_and_begins_when_that_is_stopped(lab: Lab) -> None:
     first = train(lab, 5000)
-    time.sleep(0.3)
+    trains(first)
     second = train(lab, 2)
     assert "held by Run: AllReduce, 2 peers, 5000 rounds (since " in waits(second)
     assert [work.name for work in lab.runs] == ["Run: AllReduce, 2 peers, 5000 rounds", second.still]
@@ -50,7 +57,7 @@ def test_a_run_that_waits_says_for_whom_and_begins_when_that_is_stopped(lab: Lab
 @pytest.mark.parametrize("algorithm", [lk.algorithms.AllReduce(), lk.algorithms.ParameterServer()], ids=repr)
 def test_a_run_without_a_name_gives_way(lab: Lab, algorithm: Any) -> None:
     run = train(lab, 5000, algorithm)
-    time.sleep(0.3)
+    trains(run)
     before = time.monotonic()
     run = train(lab, 2, algorithm)  # as a cell that is run again does
     history = run.result(timeout=60)

@@ -87,7 +87,8 @@ def test_torchs_form_gives_what_the_generator_gives(lab, case):
     data, settings = (characters() if isinstance(model(), GPT) else lk.data.load("digits")), {"peers": 2}
     said = trained(model(), data, algorithm, optimizer, loss=by(type(algorithm).__name__), on=lk.Lockstep(), **settings)
     real = trained(model(), data, algorithm, optimizer, loss=by("SplitPeer"), on=lab, **settings)
-    assert distance(said, real) < 1e-5
+    # AdamW divides gradients that are nothing but rounding by their own size; on another processor it rounds otherwise.
+    assert distance(said, real) < (5e-5 if optimizer == "adamw" else 1e-5)
     assert real.final.test_loss == pytest.approx(said.final.test_loss, abs=1e-5)
     assert [row.loss for row in real.rows] == pytest.approx([row.loss for row in said.rows], abs=1e-4)
     # Torch sums the gradient of a block's input, not those of norms; a tied matrix is gathered once, not for each use.

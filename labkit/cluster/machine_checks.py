@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -97,6 +98,24 @@ def _package(name: str) -> Check:
         return Check(name, "ok", importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
         return Check(name, "fail", "not installed", f"pip install {name}, into the environment of {sys.executable}.")
+
+
+def _bytecode() -> Check:
+    """Python keeps what it has compiled, unless it must not: then each worker compiles torch anew."""
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None:
+        return Check("bytecode", "ok", "nothing of torch to keep")
+    if Path(importlib.util.cache_from_source(torch.origin)).exists():
+        return Check("bytecode", "ok", "torch is compiled")
+    folder = Path(torch.origin).parent
+    if os.environ.get("PYTHONDONTWRITEBYTECODE"):
+        why = "PYTHONDONTWRITEBYTECODE is set"
+    elif not os.access(folder, os.W_OK):
+        why = f"{folder} cannot be written into"
+    else:
+        return Check("bytecode", "ok", "torch is compiled once, as it is first imported")
+    remedy = f"{sys.executable} -m compileall -q {folder.parent}, once, as whoever may write there."
+    return Check("bytecode", "warn", f"{why}, so each worker compiles torch anew, which takes ten seconds", remedy)
 
 
 def _loopback() -> Check:
@@ -272,6 +291,7 @@ EXAMINATIONS: Mapping[str, Callable[[], Check]] = {
     "memory": _memory,
     "GPUs": _gpus,
     **{name: partial(_package, name) for name in _NEEDED},
+    "bytecode": _bytecode,
     "loopback": _loopback,
     "processes": _processes,
     "process limit": _tasks,

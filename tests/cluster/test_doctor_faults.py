@@ -65,6 +65,18 @@ def test_a_home_that_is_full(tmp_path: Path) -> None:
     assert check.remedy.startswith("empty it, ask for a larger quota")
 
 
+def test_bytecode_that_may_not_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("")
+    settings = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    check = found("bytecode", **settings)
+    assert check.status == "warn" and check.found.startswith("PYTHONDONTWRITEBYTECODE is set")
+    assert found("bytecode", PYTHONPATH=str(tmp_path), PYTHONDONTWRITEBYTECODE="").status == "ok"
+    remedy, _, _ = check.remedy.partition(", once")
+    subprocess.run(shlex.split(remedy), check=True)
+    assert found("bytecode", **settings).status == "ok"
+
+
 def test_no_folder_for_temporary_files_and_another_than_wished(tmp_path: Path) -> None:
     check = found("temporary files", TMPDIR="/proc")
     assert check.status == "warn" and check.found.startswith("TMPDIR=/proc cannot be written into")

@@ -85,6 +85,17 @@ class Gateway:
                     found.append(process)
         return found
 
+    def end_schedulers(self) -> None:
+        """End them, those too that were only starting as the gateway went."""
+        looks = 0
+        while looks < 2:
+            there = self.schedulers()
+            looks = 0 if there else looks + 1
+            for it in there:
+                with suppress(psutil.Error):
+                    it.kill()
+            time.sleep(0.3)
+
 
 @contextmanager
 def running_gateway(folder: Path, more: str = "", authenticator: str = "dummy") -> Iterator[Gateway]:
@@ -101,7 +112,7 @@ def running_gateway(folder: Path, more: str = "", authenticator: str = "dummy") 
         f"c.SimpleAuthenticator.password = {PASSWORD!r}\n{more}"
     )
     with ExitStack() as ends:
-        ends.callback(lambda: [it.terminate() for it in gateway.schedulers()])
+        ends.callback(gateway.end_schedulers)
         gateway.start()
         ends.callback(gateway.kill)
         yield gateway

@@ -15,7 +15,7 @@ from labkit.cluster import deadlines
 from labkit.cluster.findings import Check, Report, looked
 from labkit.cluster.lab_checks import examined
 from labkit.cluster.local import local_cluster
-from labkit.cluster.machine_checks import EXAMINATIONS
+from labkit.cluster.machine_checks import EXAMINATIONS, compiled_anew
 from labkit.cluster.stale import end, stale
 from labkit.errors import ConnectError, LabkitError
 from labkit.text import in_words, some
@@ -66,7 +66,7 @@ def _examine_machine(end_stale: bool) -> Iterator[Check]:
     imported = importing_torch()
     yield imported
     # which would import torch as well, and each time it ends another one would be started
-    yield starting_a_worker() if imported.status == "ok" else Check("a worker", "fail", "not tried", imported.remedy)
+    yield starting_a_worker() if imported.status != "fail" else Check("a worker", "fail", "not tried", imported.remedy)
 
 
 def clusters(end_them: bool = False) -> Check:
@@ -98,6 +98,8 @@ def importing_torch() -> Check:
         said = (tried.stderr.strip().splitlines() or [f"it ended with status {tried.returncode}"])[-1]
         remedy = f"install it anew: {sys.executable} -m pip install --force-reinstall torch."
         return Check("import torch", "fail", said, remedy)
+    if slow := compiled_anew():
+        return Check("import torch", "warn", *slow)
     return Check("import torch", "ok", "works")
 
 

@@ -100,24 +100,6 @@ def _package(name: str) -> Check:
         return Check(name, "fail", "not installed", f"pip install {name}, into the environment of {sys.executable}.")
 
 
-def _bytecode() -> Check:
-    """Python keeps what it has compiled, unless it must not: then each worker compiles torch anew."""
-    torch = importlib.util.find_spec("torch")
-    if torch is None or torch.origin is None:
-        return Check("bytecode", "ok", "nothing of torch to keep")
-    if Path(importlib.util.cache_from_source(torch.origin)).exists():
-        return Check("bytecode", "ok", "torch is compiled")
-    folder = Path(torch.origin).parent
-    if os.environ.get("PYTHONDONTWRITEBYTECODE"):
-        why = "PYTHONDONTWRITEBYTECODE is set"
-    elif not os.access(folder, os.W_OK):
-        why = f"{folder} cannot be written into"
-    else:
-        return Check("bytecode", "ok", "torch is compiled once, as it is first imported")
-    remedy = f"{sys.executable} -m compileall -q {folder.parent}, once, as whoever may write there."
-    return Check("bytecode", "warn", f"{why}, so each worker compiles torch anew, which takes ten seconds", remedy)
-
-
 def _loopback() -> Check:
     """Workers, scheduler and notebook talk over 127.0.0.1, which all users of the machine reach."""
     try:
@@ -285,13 +267,28 @@ def _hub() -> Check:
     return Check("JupyterHub", "ok", f"inside, at {prefix}")
 
 
+def compiled_anew() -> tuple[str, str] | None:
+    """Why each process compiles torch anew, and the remedy: Python may keep no bytecode, and finds none."""
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None or Path(importlib.util.cache_from_source(torch.origin)).exists():
+        return None
+    folder = Path(torch.origin).parent
+    if os.environ.get("PYTHONDONTWRITEBYTECODE"):
+        why = "PYTHONDONTWRITEBYTECODE is set"
+    elif not os.access(folder, os.W_OK):
+        why = f"{folder} cannot be written into"
+    else:
+        return None
+    remedy = f"{sys.executable} -m compileall -q {folder.parent}, once, as whoever may write there."
+    return f"works, but {why}, so each worker compiles it anew, which takes ten seconds", remedy
+
+
 EXAMINATIONS: Mapping[str, Callable[[], Check]] = {
     "Python": _python,
     "CPU cores": _cores,
     "memory": _memory,
     "GPUs": _gpus,
     **{name: partial(_package, name) for name in _NEEDED},
-    "bytecode": _bytecode,
     "loopback": _loopback,
     "processes": _processes,
     "process limit": _tasks,

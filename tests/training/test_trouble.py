@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch
 import labkit as lk
 from labkit.algorithms import AllReduce
 from labkit.cluster.lab import Lab
+from labkit.cluster.local import open_local
+from labkit.cluster.workers import WorkerRequest
 from labkit.training.live import LiveView
 from labkit.training.trouble import SLOWER
 
@@ -28,7 +31,15 @@ def wait_for(condition, seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
-def test_a_worker_that_is_killed_by_its_button_costs_the_run_nothing(lab: Lab) -> None:
+@pytest.fixture
+def mortal() -> Iterator[Lab]:
+    """A lab of this kernel whose workers may be killed; the session's has many tests yet to serve."""
+    with open_local(WorkerRequest(workers=2)) as lab:
+        yield lab
+
+
+def test_a_worker_that_is_killed_by_its_button_costs_the_run_nothing(mortal: Lab) -> None:
+    lab = mortal
     whole = started(lab, 2000).result(120)
     run = started(lab, 2000)
     view = LiveView(run)

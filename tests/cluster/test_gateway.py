@@ -53,7 +53,7 @@ def lab(gateway: Gateway) -> Iterator[Lab]:
         yield lab
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline

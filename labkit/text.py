@@ -48,19 +48,6 @@ class Table:
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def a_kind(value: object) -> str:
-    """The kind of a value with its article.
-
-    >>> a_kind(3), a_kind([]), a_kind(np.zeros(1)), a_kind(type("SGD", (), {})())
-    ('an int', 'a list', 'an ndarray', 'an SGD')
-    """
-    name = type(value).__name__
-    begins = name.strip("_")[:1]
-    spelt = name[:2].isupper() or name == "ndarray"  # letter by letter: es, gee, dee
-    vowel = begins.lower() in ("aefhilmnorsx" if spelt else "aeiou")
-    return f"{'an' if vowel else 'a'} {name}"
-
-
 def remaining(seconds: float) -> str:
     """How long it still takes, as people say it.
 
@@ -167,10 +154,11 @@ def short(thing: Any, most: int = 30) -> str:
 def a(noun: str) -> str:
     """A noun with its article.
 
-    >>> a("list"), a("Adam")
-    ('a list', 'an Adam')
+    >>> a("list"), a("Adam"), a("SGD"), a("ndarray")
+    ('a list', 'an Adam', 'an SGD', 'an ndarray')
     """
-    return f"{'an' if noun[:1] in 'AEIOaeio' else 'a'} {noun}"
+    spelt = noun[:2].isupper() or noun == "ndarray"  # letter by letter: es, gee, dee
+    return f"{'an' if noun[:1].lower() in ('aefhilmnorsx' if spelt else 'aeio') else 'a'} {noun}"
 
 
 def in_words(error: BaseException, most: int = 120) -> str:

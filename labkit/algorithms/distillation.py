@@ -16,7 +16,7 @@ from labkit.algorithms.predictions import cross_entropy, outputs_of, probabiliti
 from labkit.checks import number, whole
 from labkit.data.inputs import Inputs
 from labkit.errors import LabkitError, ModelError
-from labkit.text import a_kind, in_words
+from labkit.text import a, in_words
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Distillation:
     def __post_init__(self) -> None:
         if not isinstance(self.teacher, nn.Module):
             raise ModelError(
-                f"teacher is {a_kind(self.teacher)}: give a trained module, such as run.result().models[0]."
+                f"teacher is {a(type(self.teacher).__name__)}: give a trained module, such as run.result().models[0]."
             )
         number(self.temperature, "temperature", above=True)
         number(self.weight, "weight", most=1)

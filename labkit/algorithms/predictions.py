@@ -9,7 +9,7 @@ from torch import Tensor
 
 from labkit.algorithms.base import Peer
 from labkit.errors import ModelError
-from labkit.text import a_kind
+from labkit.text import a
 
 
 def outputs_of(out: Any, what: str = "The model") -> Tensor:
@@ -28,7 +28,7 @@ def outputs_of(out: Any, what: str = "The model") -> Tensor:
         found = out[0]
     if not isinstance(found, Tensor):
         raise ModelError(
-            f"{what} returns {a_kind(out)} without a tensor of outputs: let forward return a tensor, a "
+            f"{what} returns {a(type(out).__name__)} without a tensor of outputs: let forward return a tensor, a "
             'tuple that begins with it, or a dict or an object with "logits".'
         )
     return found

@@ -15,7 +15,7 @@ from labkit.history.history import History
 from labkit.tasks.schedule import Assignment, Schedule
 from labkit.tasks.split import Partition
 from labkit.tasks.sync import ASP, Timeline
-from labkit.text import a_kind, name_all, plural, some
+from labkit.text import a, name_all, plural, some
 from labkit.translation.translate import tr
 
 
@@ -214,4 +214,4 @@ def judge_lost_work(obj: Any, peers: int | None) -> Verdict:
 
 
 def _foreign(symbol: str, wanted: str, obj: Any) -> SettingError:
-    return SettingError(f"{symbol} speaks of {wanted}; this is {a_kind(obj)}.")
+    return SettingError(f"{symbol} speaks of {wanted}; this is {a(type(obj).__name__)}.")

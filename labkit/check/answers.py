@@ -25,7 +25,7 @@ from labkit.check import limits
 from labkit.checks import Floats, whole
 from labkit.classroom.posting import post
 from labkit.errors import CheckFailed
-from labkit.text import a_kind, some
+from labkit.text import a, some
 from labkit.translation.translate import tr
 
 P = ParamSpec("P")
@@ -200,7 +200,7 @@ class TookTooLong(CheckFailed):
 def answer_of(call: str, fn: Callable[..., Any], *args: Any) -> Any:
     """What the function gives; CheckFailed where it raises, gives nothing, comes to no end or asks the kernel to."""
     if not callable(fn):
-        raise CheckFailed(f"Give the function itself, without brackets: this is {a_kind(fn)}.")
+        raise CheckFailed(f"Give the function itself, without brackets: this is {a(type(fn).__name__)}.")
     try:
         got = limits.call(fn, *args)
     except limits.OutOfTime:

@@ -9,7 +9,7 @@ import numpy as np
 
 from labkit.check.answers import Part, Passed, exercise, graded, verdict, wrong
 from labkit.errors import CheckFailed, ConnectError
-from labkit.text import a_kind, some
+from labkit.text import a, some
 
 if TYPE_CHECKING:
     from labkit.cluster.lab import Lab
@@ -72,7 +72,7 @@ def guarded(lab: Lab, *, workers: int = 2) -> Passed:
     from labkit.cluster.workers import WorkerRequest
 
     if not isinstance(lab, Lab):
-        raise CheckFailed(f"Give the lab that lk.connect returned: this is {a_kind(lab)}.")
+        raise CheckFailed(f"Give the lab that lk.connect returned: this is {a(type(lab).__name__)}.")
     if lab.closed or lab.kind == "local":
         state = "closed" if lab.closed else "the one of lk.connect() without an address"
         raise CheckFailed(f"This lab is {state}: start a cluster of your own, and connect to its address.")

@@ -29,7 +29,7 @@ from labkit.costs.memory import states
 from labkit.costs.pipelines import PipelineTable, bubble
 from labkit.errors import CheckFailed
 from labkit.history.history import History
-from labkit.text import a_kind, amount, percent, some
+from labkit.text import a, amount, percent, some
 
 if TYPE_CHECKING:
     from labkit.cluster.lab import Lab
@@ -160,7 +160,9 @@ def _remembered(optimizer: Any) -> int:
 
 def _trained_on_workers(history: Any, peers: int) -> None:
     if not isinstance(history, History):
-        raise CheckFailed(f"Give the history of a run, as run.result() returns it: this is {a_kind(history)}.")
+        raise CheckFailed(
+            f"Give the history of a run, as run.result() returns it: this is {a(type(history).__name__)}."
+        )
     if history.ledger != "measured":
         raise CheckFailed("This run was not on real workers: train it with on=lab, so that its bytes are counted.")
     if history.peers != peers:
@@ -217,7 +219,7 @@ def pipeline(
     With a `lab` its workers go through the table too, with layers that take a moment each instead of a processor, and
     the share of their time in which they stand still is measured. It may be 10 points more, for messages take time."""
     if not isinstance(table, PipelineTable):
-        raise CheckFailed(f"Give a lk.costs.PipelineTable, such as view.table: this is {a_kind(table)}.")
+        raise CheckFailed(f"Give a lk.costs.PipelineTable, such as view.table: this is {a(type(table).__name__)}.")
     call = f"a table of {table.stages} stages and {table.microbatches} microbatches"
     if table.stages != stages:
         raise wrong(call, f"{table.stages} stages", f"{stages}", "draw a row for each stage")

@@ -11,7 +11,7 @@ from labkit.check.answers import Passed, exercise, graded, near, wrong
 from labkit.costs.planner import Layout, Machines, layout as layout_of, plan
 from labkit.costs.transformer import Transformer
 from labkit.errors import CheckFailed, SettingError
-from labkit.text import a_kind, amount, duration
+from labkit.text import a, amount, duration
 
 
 @exercise
@@ -90,7 +90,7 @@ def on_one_device(model: Transformer, *, memory: float = 24e9, parameters: float
     """The puzzle: a Transformer of at least so many parameters and `seq` tokens of context that one device of so many
     bytes of `memory` trains, with a batch of one and nothing computed again."""
     if not isinstance(model, Transformer):
-        raise CheckFailed(f"Give a lk.costs.Transformer: this is {a_kind(model)}.")
+        raise CheckFailed(f"Give a lk.costs.Transformer: this is {a(type(model).__name__)}.")
     call = f"a model of {model.layers} layers of width {model.hidden}"
     if model.seq < seq:
         raise wrong(call, f"a context of {model.seq} tokens", f"at least {seq}", "give it seq=… of that")
@@ -116,7 +116,7 @@ def layout(chosen: Layout, *, model: Transformer = GPT3, machines: Machines = FL
     """The puzzle: a lk.costs.layout of a model (GPT-3) on machines (1,024 A100s) that fits into nine tenths of their
     memory, and whose step takes at most `within` times as long as the best that the planner finds."""
     if not isinstance(chosen, Layout):
-        raise CheckFailed(f"Give what lk.costs.layout returns: this is {a_kind(chosen)}.")
+        raise CheckFailed(f"Give what lk.costs.layout returns: this is {a(type(chosen).__name__)}.")
     call = f"data {chosen.data} × pipeline {chosen.pipeline} × tensor {chosen.tensor}"
     if chosen.data * chosen.pipeline * chosen.tensor != machines.count:
         raise wrong(call, f"{chosen.data * chosen.pipeline * chosen.tensor} devices", f"{machines.count:,}", "use all")

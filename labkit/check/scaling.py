@@ -11,7 +11,7 @@ import numpy as np
 from labkit.check.answers import Passed, answer_of, exercise, graded, near, wrong
 from labkit.costs.speedup import amdahl as law
 from labkit.errors import CheckFailed, LabkitError
-from labkit.text import a_kind
+from labkit.text import a
 
 if TYPE_CHECKING:
     from labkit.cluster.lab import Lab
@@ -140,7 +140,7 @@ def all_reduce(program: Callable[..., Any], lab: Lab | None = None, *, most: flo
     also runs on its workers, whose sockets count.
     """
     if not callable(program):
-        raise CheckFailed(f"Give the program itself, a generator function: this is {a_kind(program)}.")
+        raise CheckFailed(f"Give the program itself, a generator function: this is {a(type(program).__name__)}.")
     for size, numbers in [(2, 4), (3, 6), (4, 4), (4, 10), (5, 3), (8, 64), (1, 3)]:
         call = f"your program of {size} ranks and vectors of {numbers} numbers"
         sums, sent = answer_of(call, _walked, program, size, numbers)

@@ -28,7 +28,7 @@ from labkit.checks import Floats
 from labkit.costs.checkpoints import best_interval
 from labkit.errors import CheckFailed
 from labkit.history.history import History
-from labkit.text import a_kind, amount, some
+from labkit.text import a, amount, some
 
 
 @exercise
@@ -138,7 +138,9 @@ def local_bytes(fn: Callable[[int, int, int], float], *, seed: int | None = None
 def traffic(history: History, *, accuracy: float = 0.9, most: float = 1e6) -> Passed:
     """The puzzle: a run on real workers that ends with at least this test accuracy and sent at most so many bytes."""
     if not isinstance(history, History):
-        raise CheckFailed(f"Give the history of a run, as run.result() returns it: this is {a_kind(history)}.")
+        raise CheckFailed(
+            f"Give the history of a run, as run.result() returns it: this is {a(type(history).__name__)}."
+        )
     if history.ledger != "measured" or history.peers < 2:
         raise CheckFailed(
             "This run sent nothing over a wire: train at least two peers with on=lab, so that the bytes are counted."

@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 
 from labkit.data.inputs import Inputs
 from labkit.errors import DataError
-from labkit.text import a_kind, in_words
+from labkit.text import a, in_words
 
 Batch = tuple[Any, Tensor]  # inputs, a tensor or several as Inputs, and targets
 _TARGETS = ("labels", "label", "targets", "target")  # what a dict calls them
@@ -100,7 +100,7 @@ def separated(batch: Any, name: str, what: str) -> Batch:
         *several, y = batch
         inputs = several[0] if len(several) == 1 else tuple(several)
     else:
-        raise DataError(f"{what} of {name} gives {a_kind(batch)}: let it give a pair of inputs and targets.")
+        raise DataError(f"{what} of {name} gives {a(type(batch).__name__)}: let it give a pair of inputs and targets.")
     x = _together(inputs)
     if x is None or not isinstance(y, Tensor):
         kinds = f"{type(inputs).__name__} and {type(y).__name__}"

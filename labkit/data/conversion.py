@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from labkit.errors import DataError
-from labkit.text import a_kind, in_words, short
+from labkit.text import a, in_words, short
 
 T = TypeVar("T")
 _TOKENS = (torch.int64, torch.int32)
@@ -107,10 +107,11 @@ def _require_rows(given: Any, name: str) -> None:
             f"{name} is an array with masked values: fill them, as {name}.filled(0) does, or leave them out."
         )
     if isinstance(given, Iterator):
-        raise DataError(f"{name} is {a_kind(given)}, which can be gone through only once: give list({name}).")
+        raise DataError(f"{name} is {a(type(given).__name__)}, which can be gone through only once: give list({name}).")
     if isinstance(given, str | bytes | dict | set) or not (hasattr(given, "__len__") or hasattr(given, "__array__")):
         raise DataError(
-            f"{name} is {a_kind(given)}: give a tensor, an array, a DataFrame or a list with a row for each example."
+            f"{name} is {a(type(given).__name__)}: give a tensor, an array, a DataFrame or a list with a row for each "
+            "example."
         )
 
 
@@ -151,7 +152,7 @@ def _mixed(given: Any, name: str) -> Tensor | Sequence[str]:
     if flat and all(isinstance(it, str) for it in flat):
         return _names(given, name)
     if heap := next((it for it in flat if isinstance(it, dict | set | frozenset)), None):
-        raise DataError(f"{name} holds {a_kind(heap)}: turn each into a row of numbers first.")
+        raise DataError(f"{name} holds {a(type(heap).__name__)}: turn each into a row of numbers first.")
     if any(hasattr(it, "__len__") and not isinstance(it, str) for it in flat):  # rows that numpy took for objects
         return _converted(list(given), name) if given.ndim > 1 else _rows(flat, name)
     odd = next((it for it in flat if isinstance(it, str)), None)

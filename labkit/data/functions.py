@@ -19,7 +19,7 @@ from labkit.data.conversion import classes_of, inputs, numbered, targets
 from labkit.data.dataset import Dataset
 from labkit.data.tensors import Tensors, from_tensors
 from labkit.errors import DataError, LabkitError
-from labkit.text import a, a_kind, in_words
+from labkit.text import a, in_words
 
 _KEPT = 2  # datasets that a process keeps, the ones used last
 _PARTS = {"x", "y", "test_x", "test_y"}
@@ -62,7 +62,7 @@ def _called(packed: bytes) -> Dataset:
         ) from error
     if not isinstance(made, Dataset):
         raise DataError(
-            f"{name} made {a_kind(made)}: let it return a dataset, as lk.data.from_tensors(x, y) and "
+            f"{name} made {a(type(made).__name__)}: let it return a dataset, as lk.data.from_tensors(x, y) and "
             "lk.data.from_torch(train, test) do."
         )
     return cast(Dataset, replace(cast(Any, made), source=partial(_called, packed)))

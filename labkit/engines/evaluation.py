@@ -20,7 +20,7 @@ from labkit.engines.task import Right, right_of
 from labkit.errors import ModelError
 from labkit.history.measures import CLIENTS
 from labkit.history.rows import Row
-from labkit.text import a_kind, in_words
+from labkit.text import a, in_words
 
 AT_ONCE = 4096  # examples
 _KEPT = 1 << 25  # outputs of all test examples that are kept to be looked at together
@@ -212,7 +212,7 @@ def measured(name: str, metric: Metric, outputs: Tensor, targets: Tensor) -> flo
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ModelError(
-            f"The metric {name!r} gave {a_kind(value)}, which is no number: let it return one, such as the "
+            f"The metric {name!r} gave {a(type(value).__name__)}, which is no number: let it return one, such as the "
             "mean over all examples."
         ) from error
 

@@ -128,8 +128,9 @@ def tables(language: str) -> tuple[dict[str, str], list[Template]]:
     for english, said in pairs(language):
         if _HOLE.search(english):
             pieces = _HOLE.split(english)
-            pattern = "".join(_hole(it) if k % 2 else re.escape(it) for k, it in enumerate(pieces))
-            key = max(pieces[::2], key=len).casefold()
+            escaped = (_hole(it) if k % 2 else re.escape(it) for k, it in enumerate(pieces))
+            pattern = re.sub(r"(?<=\\ )a\\ (?=\(\?P)", r"an?\\ ", "".join(escaped))  # as what fills the hole wants it
+            key = max(pieces[::2], key=len).casefold().removesuffix("a ")
             templates.append((sum(map(len, pieces[::2])), Template(re.compile(pattern, re.I | re.S), key, said)))
         else:
             exact[english.casefold()] = said

@@ -11,6 +11,7 @@ from torch import nn
 
 import labkit as lk
 from labkit.cluster.lab import Lab
+from tests.engines.mortals import reach
 
 
 class Slow(nn.Linear):
@@ -32,16 +33,9 @@ def waits(run: Any) -> str:
     return str(run.status)
 
 
-def trains(run: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not run.history.rows:
-        assert time.monotonic() < deadline, run.status
-        time.sleep(0.02)
-
-
 def test_a_run_that_waits_says_for_whom_and_begins_when_that_is_stopped(lab: Lab) -> None:
     first = train(lab, 5000)
-    trains(first)
+    reach(first, 1)
     second = train(lab, 2)
     assert "held by Run: AllReduce, 2 peers, 5000 rounds (since " in waits(second)
     assert [work.name for work in lab.runs] == ["Run: AllReduce, 2 peers, 5000 rounds", second.still]
@@ -57,7 +51,7 @@ def test_a_run_that_waits_says_for_whom_and_begins_when_that_is_stopped(lab: Lab
 @pytest.mark.parametrize("algorithm", [lk.algorithms.AllReduce(), lk.algorithms.ParameterServer()], ids=repr)
 def test_a_run_without_a_name_gives_way(lab: Lab, algorithm: Any) -> None:
     run = train(lab, 5000, algorithm)
-    trains(run)
+    reach(run, 1)
     before = time.monotonic()
     run = train(lab, 2, algorithm)  # as a cell that is run again does
     history = run.result(timeout=60)

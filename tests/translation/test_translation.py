@@ -116,6 +116,8 @@ def test_numbers_keep_their_place_words_in_holes_are_translated_and_lists_are_ta
     assert tr("12.5 MB") == "12.5 MB" and tr("η = 0.1") == "η = 0.1"
     assert tr("bandwidth, latency and what nobody knows") == "bandwidth, latency and what nobody knows"
     assert translated("what nobody knows", "zh") is None
+    for kind in ("a dict", "an int"):  # the article is that of what fills the hole
+        assert tr(f"Give the lab that lk.connect returned: this is {kind}.").startswith("请给出")
 
 
 def test_english_is_what_is_written_and_an_unknown_language_is_refused() -> None:

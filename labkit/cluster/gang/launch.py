@@ -92,7 +92,7 @@ class Gang:
         self.waits_for: tuple[Holder, ...] = ()  # who has the workers that it needs
         self.make_way = lab.make_way
         self._queue, self._client = QueueAccess.of(lab.client), lab.client
-        self._workers, self.ranks = self._queue.room_for(ranks, lab)
+        self._workers, self.ranks = self._queue.room_for(ranks, workers, lab)
         self.events = Mailbox()
         self._name = getattr(fn, "__name__", type(fn).__name__)
         self._payload: Any = pack(partial(fn, *args, **kwargs), self._name, lab.settings)

@@ -57,9 +57,8 @@ class QueueAccess:
         """How many ranks there is room for on these workers and those that are about to be back."""
         return max(len(workers), self._workers if time.monotonic() < self._until else 0)
 
-    def room_for(self, ranks: int | None, lab: WorkerPool) -> tuple[int, int]:
+    def room_for(self, ranks: int | None, workers: Sequence[WorkerInfo], lab: WorkerPool) -> tuple[int, int]:
         """How many workers the lab has, and how many ranks are to be; raises GangError where it has not enough."""
-        workers = lab.workers
         there, others = self.room(workers), Others()
         if ranks is None or ranks > there:
             others = self.others(lab)

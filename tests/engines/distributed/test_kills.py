@@ -75,7 +75,7 @@ def test_a_random_kill_in_every_run_loses_nothing_and_leaves_nothing(runs, reque
             assert same(history, undisturbed[number % len(ALGORITHMS)]), (number, history.events)
             disturbed += len(history.events) > 0
             whole(lab)
-        most = opened + 12  # a forked worker takes a few more than a spawned one
+        most = opened + 8  # a forked worker takes a few more than a spawned one
         limit = time.monotonic() + 10
         while (left(lab) != before or psutil.Process().num_fds() > most) and time.monotonic() < limit:
             time.sleep(0.1)

@@ -82,4 +82,6 @@ def test_a_random_kill_in_every_run_loses_nothing_and_leaves_nothing(runs, reque
         assert left(lab) == before
         assert psutil.Process().num_fds() <= most
         assert disturbed > runs / 2, "most runs were over before their worker was killed"
-    assert [path for path in tmp_path.rglob("*") if not path.is_dir() and path.suffix != ".lock"] == []
+    # the template's socket, where this test was the first to need it, goes with the kernel
+    left_there = [it for it in tmp_path.rglob("*") if not it.is_dir() and not it.name.startswith("listener-")]
+    assert [it for it in left_there if it.suffix != ".lock"] == []

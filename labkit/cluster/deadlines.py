@@ -39,6 +39,7 @@ TICK = 0.1  # at a job's progress, at printed lines, at whether the lab is still
 SHOWN_AGAIN = 2.0  # a lab's table, while something goes on
 GANG_POLL = 0.05  # at what the ranks of a run have told
 SCHEDULER_POLL = 0.5  # at whether the scheduler of a gang is still there
+PAUSED = 0.5  # at whether a worker has too little memory left to go on
 CLIENT_POLL = 0.25  # at whether the client still wants a rank
 CONNECTION_POLL = 0.05  # at whether an answer is still worth waiting for
 WISHES = 0.2  # at what the user wishes of a run: all ranks agree on it

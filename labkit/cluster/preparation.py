@@ -16,7 +16,8 @@ from importlib import import_module
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from distributed import WorkerPlugin
+from distributed import Status, WorkerPlugin
+from tornado.ioloop import PeriodicCallback
 
 from labkit.cluster import deadlines
 from labkit.cluster.certificates import turn_away_the_silent
@@ -36,7 +37,8 @@ class Preparation(WorkerPlugin):
 
     def setup(self, worker: Worker) -> None:
         """Called by Dask on the worker's event loop, so it must not take long."""
-        keep_memory()
+        if keep_memory():
+            give_back_when_full(worker)
         draw_differently()
         turn_away_the_silent(worker)
         if not self.interruptible and threading.current_thread() is threading.main_thread():
@@ -78,6 +80,19 @@ def keep_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all(mallopt(option, value) == 1 for option, value in _MALLOPT.items())
+
+
+def give_back_when_full(worker: Worker) -> None:
+    """Let a worker that Dask has paused give back what it has freed: else it would count as used, and it stay paused."""
+    trim = ctypes.CDLL(None).malloc_trim
+
+    def look() -> None:
+        if worker.status is Status.paused:
+            trim(0)
+
+    callback = PeriodicCallback(look, 1000 * deadlines.PAUSED)
+    worker.periodic_callbacks["labkit-give-back"] = callback  # which ends with it
+    callback.start()
 
 
 # -- random numbers: Dask draws some to choose what it measures and whom it asks

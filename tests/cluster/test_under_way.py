@@ -46,11 +46,11 @@ def test_a_launch_that_waits_says_for_whom(lab: Lab) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     second = lab.launch(nap, 0.0, ranks=2)
-    while not second.waits_for:
+    while not second.waits:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert second.waits_for[0].title == "Gang: nap as 2 ranks"
+    assert second.waits.startswith("the workers are held by Gang: nap as 2 ranks (since ")
     assert "held by Gang: nap as 2 ranks (since " in {work.handle: work for work in lab.runs}[second].progress
     first.stop()
     second.result(timeout=30)
-    assert second.waits_for == ()
+    assert second.waits == ""

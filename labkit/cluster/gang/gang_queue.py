@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +21,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from labkit.cluster import deadlines
 from labkit.cluster.channels import listens, post
-from labkit.cluster.gang.occupied import Release, alive, at_long_tasks, titles, use_of
+from labkit.cluster.gang.occupied import Release, alive, at_long_tasks, full, titles, use_of
 from labkit.cluster.under_way import clock
 from labkit.text import some
 
@@ -49,14 +49,30 @@ class Others(NamedTuple):
     returning: int = 0
 
 
-def waiting(holders: Iterable[Holder]) -> str:
-    """Whom somebody waits for, as a sentence says it.
+class Lack(NamedTuple):
+    """Too few workers: how many there are, how many are wanted, whose memory is full, and who wants them first."""
+
+    there: int
+    wanted: int
+    full: Sequence[str] = ()
+    by: str = ""  # the title of a gang that came before; "" where it is the one that waits
+
+
+def waiting(holders: Iterable[Holder], lack: Lack | None = None) -> str:
+    """What somebody waits for, as a sentence says it; "" for nothing.
 
     >>> waiting([Holder("tasks of simulate", 0.0)])
     'the workers are held by tasks of simulate'
+    >>> waiting([], Lack(1, 2, ["0"]))
+    'only 1 of 2 workers is there, and worker 0 has used up its memory'
     """
+    if lack is not None:
+        number = f"only {lack.there} of {some(lack.wanted, 'worker')} {'is' if lack.there == 1 else 'are'} there"
+        first = f", for which {lack.by} waits before this one" if lack.by else ""
+        full = [f", and worker {name} has used up its memory" for name in lack.full]
+        return f"{number}{first}{''.join(full)}"
     each = [f"{it.title} (since {clock(it.since)})" if it.since else it.title for it in holders]
-    return f"the workers are held by {' and '.join(each)}"
+    return f"the workers are held by {' and '.join(each)}" if each else ""
 
 
 @dataclass(eq=False)
@@ -74,7 +90,7 @@ class _Entry:
     ports: dict[int, int | None] = field(default_factory=dict)  # rank that has arrived -> where rank 0 listens
     gone: set[int] = field(default_factory=set)  # ranks that have arrived and left
     first_failed: int | None = None
-    told: list[tuple[str, float]] = field(default_factory=list)  # who has the workers that it waits for
+    told: dict[str, Any] = field(default_factory=dict)  # what it waits for, as it was last told
     over: dict[str, Any] = field(default_factory=dict)  # why nobody may start any more
     turn: asyncio.Event = field(default_factory=asyncio.Event)
     complete: asyncio.Event = field(default_factory=asyncio.Event)
@@ -203,9 +219,8 @@ class GangQueue(SchedulerPlugin):
 
     def _admit(self) -> None:
         self._admit_those_in_front()
-        self._tell_holders()
-        somebody = any(not entry.workers and not entry.over for entry in self.entries.values())
-        if somebody and not self._looking:  # of tasks that end or turn out to be long nobody tells
+        self._tell_what_for()
+        if self._waiting() and not self._looking:  # of tasks that end or turn out to be long nobody tells
             self._looking = True
             self.scheduler.loop.call_later(deadlines.TICK, self._look_again)
 
@@ -255,14 +270,28 @@ class GangQueue(SchedulerPlugin):
         occupied = [it for it in self._untaken() if use_of(it) == "occupied"]
         return [*gangs, *(Holder(title, 0.0) for title in (titles(occupied) if occupied else ()))]
 
-    def _tell_holders(self) -> None:
-        """Let those who wait know for whom."""
-        those = [entry for entry in self.entries.values() if not entry.workers and not entry.over]
-        holders = [(it.title, it.since) for it in self._holders()] if those else []
+    def _waiting(self) -> list[_Entry]:
+        return [entry for entry in self.entries.values() if not entry.workers and not entry.over]
+
+    def _lack(self, entry: _Entry) -> Lack | None:
+        """The workers that are not there for a gang that waits, or for one that waits before it."""
+        there = len(alive(self.scheduler))
+        for other in self._waiting():
+            if there < other.ranks:
+                return Lack(there, other.ranks, full(self.scheduler), "" if other is entry else other.title)
+            if other is entry:
+                break
+        return None
+
+    def _tell_what_for(self) -> None:
+        """Let those who wait know what for."""
+        those = self._waiting()
+        holders = self._holders() if those else []
         for entry in those:
-            if entry.told != holders:
-                entry.told = holders
-                post(self.scheduler, entry.gang, holders=holders)
+            waits = {"holders": [tuple(it) for it in holders], "lack": self._lack(entry)}
+            if entry.told != waits:
+                entry.told = waits
+                post(self.scheduler, entry.gang, **waits)
 
     def _tell_of_tasks(self, entry: _Entry) -> None:
         """Let a gang know which tasks its ranks wait behind, of a map, say."""
@@ -271,7 +300,7 @@ class GangQueue(SchedulerPlugin):
         missing = [self.scheduler.workers.get(entry.workers[k]) for k in range(entry.ranks) if k not in entry.ports]
         others = {task.prefix.name for it in missing if it for task in it.processing if entry.gang not in str(task.key)}
         if others:
-            post(self.scheduler, entry.gang, holders=[(f"tasks of {name}", 0.0) for name in sorted(others)])
+            post(self.scheduler, entry.gang, holders=[(f"tasks of {name}", 0.0) for name in sorted(others)], lack=None)
 
     def _require_all(self, entry: _Entry) -> None:
         """Time is up for ranks that have not arrived."""
@@ -286,11 +315,8 @@ class GangQueue(SchedulerPlugin):
             await self.leave(entry.gang)
 
     def _why_busy(self, entry: _Entry) -> str:
-        there = len(alive(self.scheduler))
-        if there < entry.ranks:
-            return f"only {there} worker{'s are' if there != 1 else ' is'} there"
-        if holders := self._holders():
-            return waiting(holders)
+        if why := waiting(self._holders(), self._lack(entry)):
+            return why
         return f"the workers are at {' and '.join(titles(alive(self.scheduler)))}"
 
     def _why_missing(self, entry: _Entry, rank: int) -> str:

@@ -21,7 +21,7 @@ from labkit.cluster import deadlines
 from labkit.cluster.channels import Inbox, Note
 from labkit.cluster.gang import rank as worker_side
 from labkit.cluster.gang.diagnosis import RankFailure, RankReport, diagnose, hung
-from labkit.cluster.gang.gang_queue import Holder, waiting
+from labkit.cluster.gang.gang_queue import Holder, Lack, waiting
 from labkit.cluster.gang.group import GangSpec
 from labkit.cluster.gang.payload import placed
 from labkit.cluster.gang.queue_access import QueueAccess, ask
@@ -89,7 +89,7 @@ class Gang:
         ranks = None if ranks is None else whole(ranks, "ranks")
         workers = lab.workers
         self.part_of, self.since = part_of, time.time()  # the title of the run that it works for
-        self.waits_for: tuple[Holder, ...] = ()  # who has the workers that it needs
+        self.waits = ""  # what it waits for before it can start, in words
         self.make_way = lab.make_way
         self._queue, self._client = QueueAccess.of(lab.client), lab.client
         self._workers, self.ranks = self._queue.room_for(ranks, workers, lab)
@@ -139,7 +139,7 @@ class Gang:
     @property
     def reached(self) -> str:
         """How far it is, in words."""
-        return "running" if self.started else waiting(self.waits_for) if self.waits_for else "starting"
+        return "running" if self.started else self.waits or "starting"
 
     abandoned = False  # a run gives way, and takes its gang along
 
@@ -268,6 +268,7 @@ class Gang:
                 f"0 of {self.ranks} ranks started within {self._timeout:g} s, because {answer['why']}:"
                 " wait for them, stop them, or launch with a longer timeout=."
             )
+        self.waits = ""
         self._spec = GangSpec.on(self._address, answer["workers"], self._gpus, self._timeout)
         try:
             self._payload = await placed(self._client, self._payload, self._spec.workers[0], self._timeout)
@@ -386,14 +387,14 @@ class Gang:
             case {"rank": rank, "message": message}:
                 self.events.put({**message, "rank": rank})
             case {"assembled": True}:
-                self._assembled, self.waits_for = True, ()
+                self._assembled, self.waits = True, ""
                 self._tasks.append(asyncio.ensure_future(self._signal({})))
             case {"missing": excuses}:
                 begun = f"{self.ranks - len(excuses)} of {self.ranks} ranks started within {self._timeout:g} s"
                 why = f"{' and '.join(excuses)}; let it finish, or launch with a longer timeout=."
                 self._arrived.put_nowait(GangError(f"{begun}: {why}"))
-            case {"holders": holders}:
-                self.waits_for = tuple(Holder(*each) for each in holders)
+            case {"holders": holders, "lack": lack}:
+                self.waits = waiting((Holder(*each) for each in holders), lack and Lack(*lack))
             case {"lost": worker, "returns": returns}:
                 if returns:
                     self._queue.expect(self._workers)

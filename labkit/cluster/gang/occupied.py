@@ -21,9 +21,17 @@ Use = Literal["free", "unclear", "occupied"]
 
 def alive(scheduler: Scheduler) -> list[Any]:
     """The states of the workers that could compute, in the order in which a lab lists them."""
-    # one that joins says "init", and shortly after that "running"; one without memory left is "paused"
-    found = [state for state in scheduler.workers.values() if state.status in (Status.init, Status.running)]
-    return sorted(found, key=lambda state: (len(str(state.name)), str(state.name)))
+    # one that joins says "init", and shortly after that "running"
+    return _in_order(state for state in scheduler.workers.values() if state.status in (Status.init, Status.running))
+
+
+def full(scheduler: Scheduler) -> list[str]:
+    """The names of the workers that begin nothing before some of their memory is free again."""
+    return [str(it.name) for it in _in_order(scheduler.workers.values()) if it.status is Status.paused]
+
+
+def _in_order(states: Iterable[Any]) -> list[Any]:
+    return sorted(states, key=lambda state: (len(str(state.name)), str(state.name)))
 
 
 def use_of(worker: Any, left: float = 0.0) -> Use:

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 
 from labkit.cluster import deadlines
-from labkit.cluster.gang.gang_queue import waiting
 from labkit.cluster.gang.launch import Gang
 from labkit.engines.clock import Clock
 from labkit.engines.control import Control, Wish
@@ -30,7 +29,7 @@ def follow(
         while not gang.wait(deadlines.GANG_POLL):
             take(gang.events.drain())
             gang.show()
-            control.waits = waiting(gang.waits_for) if gang.waits_for else ""
+            control.waits = gang.waits
             for title in gang.make_way() if control.waits else ():
                 note(f"{title} had the workers, and no name any more: it was stopped")
             wished = control.wish, control.rates

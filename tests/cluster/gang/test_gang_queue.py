@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
+import psutil
 import pytest
 from distributed import Client
 
@@ -11,6 +13,8 @@ from labkit.cluster.channels import Inbox, Note
 from labkit.cluster.gang.launch import Gang
 from labkit.cluster.gang.queue_access import ask
 from labkit.cluster.lab import Lab
+from labkit.cluster.local import open_local
+from labkit.cluster.workers import WorkerRequest
 from labkit.errors import GangError
 from tests.cluster.ranks import add, nap
 
@@ -91,3 +95,37 @@ def test_a_rank_that_dask_starts_a_second_time_is_refused(lab: Lab) -> None:
     assert lab.client.sync(call, gang=gang._address, rank=1, port=None)["refused"] == "repeated"
     gang.result()
     assert lab.client.sync(call, gang=gang._address, rank=1, port=None)["refused"] == "left"
+
+
+MEMORY = 800 << 20  # bytes of a worker
+
+
+def fill(share: float, dask_worker: Any) -> None:
+    """Hold as much memory as brings this worker's process to that share of its limit; 0 lets it go."""
+    dask_worker.held = None
+    wanted = share * MEMORY - psutil.Process().memory_info().rss
+    dask_worker.held = bytearray(b"x") * int(max(wanted, 0))
+
+
+def until(true: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_launch_says_that_workers_are_missing_or_full_and_begins_when_they_have_let_go_of_their_memory() -> None:
+    with open_local(WorkerRequest(workers=2, memory=MEMORY)) as lab:
+        lab.launch(add, 0).result()
+        first = lab.workers[0]
+        lab.client.run(fill, 0.85, workers=[first.address])
+        states = lab.cluster.scheduler.workers
+        until(lambda: states[first.address].status.name == "paused")
+        gang, behind = lab.launch(add, 0), lab.launch(add, 0, ranks=1)
+        until(lambda: gang.waits and behind.waits)
+        assert gang.waits == "only 1 of 2 workers is there, and worker 0 has used up its memory"
+        assert "for which Gang: add as 2 ranks waits before this one" in behind.waits
+        with pytest.raises(GangError, match=r"within 0\.3 s, because only 1 of 2 workers is there.* its memory: "):
+            lab.launch(add, 0, timeout=0.3).result()
+        lab.client.run(fill, 0.0, workers=[first.address])
+        assert gang.result(60) == [3.0, 3.0] and behind.result(60) == [1.0]

@@ -33,7 +33,7 @@ ASKS = """
     seconds = float(input())
     asked = time.time()
     gang = lab.launch(nap, seconds, ranks=2, timeout=90)
-    while not (gang.started or gang.waits_for or gang.done):
+    while not (gang.started or gang.waits or gang.done):
         time.sleep(0.01)
     print("asked")
     while not (gang.workers or gang.done):

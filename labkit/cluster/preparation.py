@@ -83,7 +83,7 @@ def keep_memory() -> bool:
 
 
 def give_back_when_full(worker: Worker) -> None:
-    """Let a worker that Dask has paused give back what it has freed: else it would count as used, and it stay paused."""
+    """Let a worker that Dask has paused give back what it has freed, which would count as used for ever."""
     trim = ctypes.CDLL(None).malloc_trim
 
     def look() -> None:

@@ -17,7 +17,6 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from distributed import Status, WorkerPlugin
-from tornado.ioloop import PeriodicCallback
 
 from labkit.cluster import deadlines
 from labkit.cluster.certificates import turn_away_the_silent
@@ -89,10 +88,10 @@ def give_back_when_full(worker: Worker) -> None:
     def look() -> None:
         if worker.status is Status.paused:
             trim(0)
+        if worker.status not in (Status.closing, Status.closed, Status.failed):
+            worker.loop.call_later(deadlines.PAUSED, look)
 
-    callback = PeriodicCallback(look, 1000 * deadlines.PAUSED)
-    worker.periodic_callbacks["labkit-give-back"] = callback  # which ends with it
-    callback.start()
+    look()
 
 
 # -- random numbers: Dask draws some to choose what it measures and whom it asks

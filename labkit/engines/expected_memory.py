@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from labkit import tree
 from labkit.algorithms import AllReduce, ExpertParallel, Mesh, Pipeline, SequenceParallel, TensorParallel, ZeRO
+from labkit.algorithms.mesh import OnMesh
 from labkit.algorithms.tensorstages import TensorStages
 from labkit.costs.memory import Memory, states
 from labkit.costs.transformer import Transformer
@@ -32,7 +33,8 @@ def expected_memory(experiment: Experiment, peer: int, form: Form = "lockstep") 
     widest gradient on the way back, when few of the parameters' gradients are there; with small batches the end, when
     gradients are exchanged. They are NaN where no formula says what is kept: of models without the `shape` of
     lk.models.GPT, or of which other parts are frozen than the first layers; of experts that are not shared out by
-    ExpertParallel; and of algorithms that may keep copies of their own, all but AllReduce and those that split a model.
+    ExpertParallel; of a mesh with shards beside another split; and of algorithms that may keep copies of their own, all
+    but AllReduce and those that split a model.
     `form` is who does the work: the generator in lockstep, where what was sent last stays until all have stepped, of
     "stacked" peers, of which torch keeps attention's scores and who copy what they send, or on "workers"; or "torch",
     whose own form computes no layer of ZeRO 2 and 3 twice.
@@ -49,7 +51,11 @@ def expected_memory(experiment: Experiment, peer: int, form: Form = "lockstep") 
     if isinstance(algorithm, ZeRO):
         beside = float(algorithm.stage < 3)  # the part that it steps, where parameters are whole besides
         found = states(_nbytes(whole), algorithm.stage, row, (1, 1, each + beside))
-    kept = _kept(experiment, model, algorithm, row, stacked)
+    if sharded := isinstance(holds, OnMesh) and holds.shards and not isinstance(algorithm, ZeRO):
+        # shards of what the others hold, of which ZeRO's first stage has all for a step
+        shape = holds.gathered(part, whole)
+        found = states(_nbytes(shape), 1, holds.axes.size("zero"), (1, 1, each + 1))
+    kept = None if sharded else _kept(experiment, model, algorithm, row, stacked)
     if kept is None:
         return replace(found, activations=nan, buffers=buffers)
     working *= own / _nbytes(whole)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from labkit import tree
-from labkit.algorithms.holds import Holds, Shards
+from labkit.algorithms.holds import Shards
 from labkit.algorithms.mesh import OnMesh
 from labkit.costs.memory import Memory
 from labkit.exchange import Message
@@ -121,13 +121,13 @@ class Watch:
         """Of each of the peers here."""
         peers, live, n = self._peers, self._live, len(self._peers)
         own = sum(map(tree.nbytes, peers.named.values()))
-        whole = n * sum(map(tree.nbytes, peers.like.values())) if _gathers(peers.holds) else own
+        whole = n * _gathered(peers) or own
         gradients = sum(tree.nbytes(p.grad) for p in peers.named.values() if p.grad is not None)
         optimizer, parameters = sum(map(tree.nbytes, self._optimizer())), own
         if own < whole and live.most["gathered"] >= _ALL * whole:  # then its part is the copy that it steps
-            parameters, optimizer = live.most["gathered"], optimizer + own
+            parameters, optimizer = min(live.most["gathered"], whole), optimizer + own  # a second copy is soon gone
         if own < whole and live.most["whole"] >= _ALL * whole:
-            gradients = live.most["whole"]
+            gradients = min(live.most["whole"], whole)
         frozen = sum(map(tree.nbytes, self._frozen()))
         fixed = (it for name, it in peers.tensors.items() if name not in peers.named)
         buffers = sum(map(tree.nbytes, fixed)) + n * frozen
@@ -146,9 +146,14 @@ class Watch:
         return [it for own in state.values() for it in own.values() if isinstance(it, Tensor)]
 
 
-def _gathers(holds: Holds | None) -> bool:
-    """Whether peers gather the whole of what each has a part of."""
-    return any(map(_gathers, holds.along)) if isinstance(holds, OnMesh) else isinstance(holds, Shards)
+def _gathered(peers: Any) -> int:
+    """The bytes of what a peer gathers that has shards of it; 0 where it has none."""
+    holds, like = peers.holds, peers.like
+    if isinstance(holds, OnMesh):
+        like = holds.gathered(peers.named, like) if holds.shards else {}
+    elif not isinstance(holds, Shards):
+        return 0
+    return sum(map(tree.nbytes, like.values()))
 
 
 def _tensors(out: Any) -> list[Tensor]:

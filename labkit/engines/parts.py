@@ -171,6 +171,10 @@ class PartHolder:
         each = {n: x if rows is None else x.expand(rows, *x.shape[1:]) for n, x in tensors.items()}
         made = {n: x.detach().requires_grad_(x.is_floating_point()) for n, x in each.items()}
         self._note(made, "gathered")
+        for name, leaf in made.items() if self.watch is not None else ():
+            if leaf.requires_grad:
+                keep: Any = leaf.register_post_accumulate_grad_hook
+                keep(lambda it, name=name: self._note({name: it.grad}, "whole"))
         return made
 
     def run(self, layer: str, x: Any, params: Mapping[str, Tensor]) -> Any:

@@ -39,6 +39,13 @@ MESHES |= {
         gpt,
         1,
     ),
+    "zero × tensor": (Mesh(zero=2, tensor=2), gpt, 2),
+    "data × zero × tensor": (Mesh(data=2, zero=2, tensor=2), gpt, 4),
+    "zero × pipeline": (Mesh(zero=2, pipeline=2), gpt, 2),
+    "zero × sequence": (Mesh(zero=2, sequence=2), gpt, 2),
+    "zero × expert": (Mesh(zero=2, expert=2), experts_gpt, 4),
+    "zero × pipeline × tensor": (Mesh(zero=2, pipeline=2, tensor=2), gpt, 2),
+    "three shards × tensor": (Mesh(zero=3, tensor=2), gpt, 3),  # which do not divide what they are of
 }
 
 
@@ -60,7 +67,15 @@ def test_a_mesh_is_one_process_on_the_joined_batch(name, engine):
 
 @pytest.mark.parametrize("optimizer", [it for it in OPTIMIZERS if it != "momentum"])
 @pytest.mark.parametrize(
-    "name", ["data × tensor", "data × zero", "data × expert", "data × pipeline", "pipeline × tensor"]
+    "name",
+    [
+        "data × tensor",
+        "data × zero",
+        "data × expert",
+        "data × pipeline",
+        "pipeline × tensor",
+        "zero × pipeline × tensor",
+    ],
 )
 def test_a_mesh_is_one_process_with_other_optimisers(name, optimizer):
     assert distance(*both(name, optimizer, lk.Simulator())) < 1e-5
@@ -111,6 +126,16 @@ def test_bytes_are_those_of_the_row_and_of_the_mean_over_the_data_axis():
     assert peers["data=2 × zero=2"] == pytest.approx(peers["data=1 × zero=2"] + 5 * shard)
 
 
+def test_shards_beside_slices_send_what_zero_sends_of_a_peers_slices():
+    """2 Ψ/t numbers a step, as ZeRO's first stage does of the whole (arXiv:1910.02054, §7.2.1), and tensor's sums."""
+    told = {}
+    for mesh, n in ((Mesh(zero=2, tensor=2), 4), (Mesh(tensor=2), 2)):
+        told[n] = trained(gpt(), characters(), mesh, peers=n, rounds=5, loss=next_token).bytes
+    slices = TensorParallel().holds.part({name: p.detach() for name, p in gpt().named_parameters()}, 0, 2)
+    shard = sum(-(-part.numel() // 2) * 4 for part in slices.values())
+    assert told[4] == pytest.approx(told[2] + 5 * 2 * shard)
+
+
 def test_what_a_peer_holds_and_sees_is_that_of_its_place():
     held = []
 
@@ -124,6 +149,12 @@ def test_what_a_peer_holds_and_sees_is_that_of_its_place():
     trained(model, characters(), Looking(data=2, tensor=2), rounds=1, loss=next_token, on=lk.Lockstep())
     rows = model.blocks[0].att.q.weight.detach().chunk(2)
     assert all(torch.equal(part, rows[k % 2]) for k, (part, _) in enumerate(held))
+    seen = [x for _, x in held]
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[2], seen[3]) and not torch.equal(seen[0], seen[2])
+    held.clear()
+    trained(model, characters(), Looking(zero=2, tensor=2), rounds=1, loss=next_token, on=lk.Lockstep())
+    shards = [part.flatten() for row in rows for part in row.chunk(2)]  # of the first slice, and of the second
+    assert all(torch.equal(part, shards[at]) for (part, _), at in zip(held, (0, 2, 1, 3), strict=True))
     seen = [x for _, x in held]
     assert torch.equal(seen[0], seen[1]) and torch.equal(seen[2], seen[3]) and not torch.equal(seen[0], seen[2])
 
@@ -190,7 +221,11 @@ def test_a_layer_that_needs_the_whole_batch_is_refused():
 @pytest.mark.parametrize(
     ("axes", "said"),
     [
-        ({"tensor": 2, "zero": 2}, r"or pipeline and tensor, and zero and tensor are others: leave one of them away"),
+        ({"tensor": 2, "expert": 2}, r"or pipeline and tensor, and expert and tensor are others: leave one of them"),
+        (
+            {"tensor": 2, "zero": 2, "using": (ZeRO(2),)},
+            r"layer by layer, which the peers along tensor .*take ZeRO\(1\)",
+        ),
         (
             {"pipeline": 2, "tensor": 2, "using": (Pipeline(4, "zero-bubble"),)},
             r"zero bubbles splits the way back, .*such as 1f1b",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from math import isnan
 
@@ -233,6 +234,28 @@ def test_stages_on_a_mesh(mesh):
 @pytest.mark.parametrize("mesh", [Mesh(zero=2, using=(ZeRO(1),)), Mesh(pipeline=2), Mesh(tensor=2)], ids=repr)
 def test_a_row_of_workers(lab, mesh):
     require(held(mesh, lab))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "engine"),
+    [
+        (Mesh(zero=2, tensor=2), "lockstep"),
+        (Mesh(zero=2, tensor=2), "stacked"),
+        (Mesh(zero=3, sequence=2), "lockstep"),
+        (Mesh(zero=2, pipeline=2), "lockstep"),
+        (Mesh(data=2, zero=2, pipeline=2, tensor=2), "lockstep"),
+    ],
+    ids=repr,
+)
+def test_shards_of_slices_and_stages_are_states_as_of_zeros_first_stage(mesh, engine):
+    """Parameters and gradients of all that a row of shards holds, and an n-th of the optimiser's states."""
+    ledger = held(mesh, ENGINES[engine], peers=mesh.axes.peers)
+    without = held(replace(mesh, zero=1, data=mesh.data * mesh.zero), ENGINES["lockstep"], peers=mesh.axes.peers)
+    for measured, predicted, alone in zip(ledger.measured, ledger.predicted, without.measured, strict=True):
+        assert measured.states == pytest.approx(predicted.states, rel=0.02)
+        assert measured.parameters == pytest.approx(alone.parameters, rel=0.02)
+        assert measured.optimizer == pytest.approx((alone.optimizer + alone.parameters) / mesh.zero, rel=0.02)
+        assert measured.activations > 0 and isnan(predicted.activations)
 
 
 def test_it_is_not_counted_unless_somebody_asks_and_changes_nothing():

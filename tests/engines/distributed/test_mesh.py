@@ -33,6 +33,8 @@ def four():
         ("data × expert", "adamw"),
         ("data × pipeline", "momentum"),
         ("pipeline × tensor", "adamw"),
+        ("zero × tensor", "adamw"),
+        ("zero × pipeline", "adamw"),
     ],
 )
 def test_a_mesh_of_workers_is_one_process(four, name, optimizer):
@@ -46,7 +48,7 @@ def test_a_mesh_of_workers_is_one_process(four, name, optimizer):
 
 def test_workers_may_hold_several_peers_of_a_mesh(lab):
     """Rows along one axis lie within a worker, those along the other are shared by two."""
-    for mesh in (Mesh(data=2, tensor=2), Mesh(data=4, tensor=1), Mesh(tensor=4)):
+    for mesh in (Mesh(data=2, tensor=2), Mesh(data=4, tensor=1), Mesh(tensor=4), Mesh(zero=2, tensor=2)):
         one, real = (trained(gpt(), characters(), mesh, loss=lk.models.next_token, on=on) for on in (None, lab))
         assert distance(one, real) < 1e-5
 
@@ -56,14 +58,15 @@ def test_stages_of_a_mesh_want_a_worker_each(lab):
         trained(gpt(), characters(), Mesh(data=2, pipeline=2), loss=lk.models.next_token, on=lab)
 
 
-def test_a_killed_worker_of_a_mesh_takes_no_part_of_the_model_along(four):
+@pytest.mark.parametrize("mesh", [Mesh(data=2, tensor=2), Mesh(zero=2, pipeline=2)], ids=repr)
+def test_a_killed_worker_of_a_mesh_takes_no_part_of_the_model_along(four, mesh):
     settings = {"rounds": 60, "batch_size": 4, "loss": lk.models.next_token}
     on = lk.Cluster(four, checkpoint_every=5)
-    run = lk.train(gpt(), characters(), Mesh(data=2, tensor=2), peers=4, on=on, **settings)
+    run = lk.train(gpt(), characters(), mesh, peers=4, on=on, **settings)
     while run.progress < 20:
         time.sleep(0.01)
     os.kill(four.workers[2].pid, signal.SIGKILL)
     ended = run.result(timeout=120)
     assert [event.kind for event in ended.events][:1] == ["lost"]
-    one = lk.train(gpt(), characters(), Mesh(data=2, tensor=2), peers=4, **settings).result()
+    one = lk.train(gpt(), characters(), mesh, peers=4, **settings).result()
     assert distance(ended, one) < 1e-5

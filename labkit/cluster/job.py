@@ -248,7 +248,7 @@ class Job:
                 error = own
             if isinstance(error, KilledWorker):
                 return await self._killed(failed, error.allowed_failures + 1)
-            return _item_failure(error, failed, self._items[failed], at_home=self._lab.revives)
+            return _item_failure(error, failed, self._items[failed], at_home=bool(self._lab.revives))
         if self._lab.closed or isinstance(error, OSError):
             sentence = "the lab was closed, or its scheduler lost, while the job ran: connect and map again."
             return JobFailure(LabClosed, sentence)

@@ -79,9 +79,9 @@ class Lab:
         return self._watch.now()
 
     @property
-    def revives(self) -> bool:
-        """Whether nannies of this kernel bring back workers that die."""
-        return False
+    def revives(self) -> int:
+        """How many workers nannies of this kernel bring back when they die."""
+        return 0
 
     def ended_with(self) -> Iterable[str]:
         """The keys of the tasks that were under way in workers as these died; nobody knows of other kernels' ones."""

@@ -150,9 +150,9 @@ class LocalLab(Lab):
         self._watch = SettingsWatch(local=True)
 
     @property
-    def revives(self) -> bool:
-        """Whether nannies of this kernel bring back workers that die."""
-        return bool(self.cluster.worker_spec)
+    def revives(self) -> int:
+        """How many workers nannies of this kernel bring back when they die."""
+        return len(self.cluster.worker_spec)
 
     def ended_with(self) -> Iterable[str]:
         """The keys of the tasks that were under way in workers as these died, of late."""

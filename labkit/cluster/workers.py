@@ -101,8 +101,8 @@ class WorkerPool(Protocol):
         """What the kernel has set that its workers are to heed."""
 
     @property
-    def revives(self) -> bool:
-        """Whether nannies of this kernel bring back workers that die."""
+    def revives(self) -> int:
+        """How many workers nannies of this kernel bring back when they die."""
 
     def ended_with(self) -> Iterable[str]:
         """The keys of the tasks that were under way in workers as these died, of late; as far as is known."""

@@ -53,13 +53,13 @@ class QueueAccess:
                 return Others(*lab.client.sync(asking, callback_timeout=deadlines.ANSWER))
         return Others()
 
-    def room(self, workers: Sequence[WorkerInfo]) -> int:
+    def room(self, workers: Sequence[WorkerInfo], lab: WorkerPool) -> int:
         """How many ranks there is room for on these workers and those that are about to be back."""
-        return max(len(workers), self._workers if time.monotonic() < self._until else 0)
+        return max(len(workers), lab.revives, self._workers if time.monotonic() < self._until else 0)
 
     def room_for(self, ranks: int | None, workers: Sequence[WorkerInfo], lab: WorkerPool) -> tuple[int, int]:
         """How many workers the lab has, and how many ranks are to be; raises GangError where it has not enough."""
-        there, others = self.room(workers), Others()
+        there, others = self.room(workers, lab), Others()
         if ranks is None or ranks > there:
             others = self.others(lab)
             there += others.returning
@@ -87,7 +87,7 @@ def room(lab: WorkerPool) -> int:
     """
     access = QueueAccess.of(lab.client)
     others = access.others(lab)
-    there = access.room(lab.workers) + others.returning
+    there = access.room(lab.workers, lab) + others.returning
     return max(there - others.occupied, min(there, 1))
 
 

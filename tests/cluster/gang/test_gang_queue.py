@@ -129,3 +129,16 @@ def test_a_launch_says_that_workers_are_missing_or_full_and_begins_when_they_hav
             lab.launch(add, 0, timeout=0.3).result()
         lab.client.run(fill, 0.0, workers=[first.address])
         assert gang.result(60) == [3.0, 3.0] and behind.result(60) == [1.0]
+
+
+def test_a_launch_right_after_a_workers_death_waits_for_it_to_be_back() -> None:
+    with open_local(WorkerRequest(workers=2)) as lab:
+        lab.kill(0)
+        until(lambda: len(lab.known()) < 2)
+        assert lab.launch(add, 0).result(60) == [3.0, 3.0]
+        lab.kill(0)
+        lab.kill(1)
+        until(lambda: not lab.known())
+        assert lab.launch(add, 0, ranks=2).result(60) == [3.0, 3.0]
+        with pytest.raises(GangError, match="3 ranks need 3 workers, but the lab has 2"):
+            lab.launch(add, 0, ranks=3)

@@ -210,16 +210,17 @@ class Job:
             self._futures, self._shared = [], []  # the workers may forget what is here now
 
     async def _until_done_or_deserted(self, gathering: asyncio.Future[Any]) -> None:
-        """Raises CancelledError after `cancel`, WorkerLost once there were no workers for longer than a restart."""
+        """Raises CancelledError after `cancel`, WorkerLost once no worker could compute for longer than a restart."""
         since, cancelled = time.monotonic(), asyncio.ensure_future(self._cancelled.wait())
         waited = {gathering, cancelled}
         try:
             while not (await asyncio.wait(waited, timeout=deadlines.NO_WORKERS / 10, return_when="FIRST_COMPLETED"))[0]:
-                identity = await self._lab.client.scheduler.identity(n_workers=0)
-                if identity["n_workers"]:
+                workers = (await self._lab.client.scheduler.identity(n_workers=-1))["workers"].values()
+                long = deadlines.BACK_AGAIN if workers or self._lab.revives else deadlines.NO_WORKERS
+                if not all(map(_full, workers)):
                     since = time.monotonic()
-                elif time.monotonic() - since > (deadlines.BACK_AGAIN if self._lab.revives else deadlines.NO_WORKERS):
-                    raise WorkerLost("all workers of this lab are gone: connect again.")
+                elif time.monotonic() - since > long:
+                    raise WorkerLost(_FULL if workers else _GONE)
         finally:
             cancelled.cancel()
         if not gathering.done():
@@ -363,7 +364,8 @@ def _names(lab: WorkerPool) -> list[str]:
     try:
         lab.client.wait_for_workers(1, timeout=deadlines.NO_WORKERS)
     except TimeoutError as error:
-        raise WorkerLost("this lab has no workers: wait for one to join, or connect to another lab.") from error
+        none = "this lab has no workers: wait for one to join, or connect to another lab."
+        raise WorkerLost(_FULL if lab.workers else none) from error
     return [worker.name for worker in lab.workers]
 
 
@@ -376,6 +378,18 @@ class JobFailure(NamedTuple):
     kind: type[LabkitError]
     sentence: str
     cause: BaseException | None = None
+
+
+_GONE = "all workers of this lab are gone: connect again."
+_FULL = (
+    "all workers have used up their memory, and begin nothing before some of it is free: let the items return less, "
+    "free what is there by lab.restart_workers(), or connect with fewer workers or a larger memory=…."
+)
+
+
+def _full(worker: dict[str, Any]) -> bool:
+    """Whether Dask has paused a worker, for want of memory, that computes nothing any more."""
+    return worker["status"] == "paused" and not worker["metrics"].get("task_counts", {}).get("executing")
 
 
 def _named(index: int, item: Any) -> str:

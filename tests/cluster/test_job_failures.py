@@ -9,11 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
+from distributed import get_worker
 
+from labkit.cluster import deadlines
 from labkit.cluster.connect import connect
 from labkit.cluster.lab import Lab
+from labkit.cluster.local import open_local
+from labkit.cluster.workers import WorkerRequest
 from labkit.errors import LabClosed, Stopped, TaskError, WorkerLost
 from tests.cluster.kernels import gone, kernel, run
+from tests.cluster.memory import MEMORY, fill, paused
 
 
 def square(x: float) -> float:
@@ -195,3 +200,24 @@ def test_an_interrupt_cancels_the_job_and_reaches_the_cell() -> None:
         assert notebook.hear() == "[2]"
         assert notebook.process.wait(30) == 0
         assert gone([int(worker)], timeout=1)
+
+
+def test_a_lab_whose_workers_have_no_memory_left_is_no_endless_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadlines, "BACK_AGAIN", 2.0)
+    monkeypatch.setattr(deadlines, "NO_WORKERS", 2.0)
+    sentence = r"^all workers have used up their memory, .* by lab.restart_workers\(\)"
+
+    def keep(k: int) -> None:
+        if k < 2:
+            fill(0.85, get_worker())
+        time.sleep(1.0)
+
+    with open_local(WorkerRequest(workers=2, memory=MEMORY)) as lab:
+        job = lab.map(keep, range(20))
+        with pytest.raises(WorkerLost, match=sentence):
+            job.result(60)
+        assert paused(lab) == 2
+        with pytest.raises(WorkerLost, match=sentence):
+            lab.map(square, range(4))
+        lab.client.run(fill, 0.0)
+        assert lab.map(square, range(4)).result(60) == [0, 1, 4, 9]

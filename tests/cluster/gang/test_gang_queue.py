@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import psutil
 import pytest
 from distributed import Client
 
@@ -16,6 +15,7 @@ from labkit.cluster.lab import Lab
 from labkit.cluster.local import open_local
 from labkit.cluster.workers import WorkerRequest
 from labkit.errors import GangError
+from tests.cluster.memory import MEMORY, fill, paused
 from tests.cluster.ranks import add, nap
 
 
@@ -97,16 +97,6 @@ def test_a_rank_that_dask_starts_a_second_time_is_refused(lab: Lab) -> None:
     assert lab.client.sync(call, gang=gang._address, rank=1, port=None)["refused"] == "left"
 
 
-MEMORY = 800 << 20  # bytes of a worker
-
-
-def fill(share: float, dask_worker: Any) -> None:
-    """Hold as much memory as brings this worker's process to that share of its limit; 0 lets it go."""
-    dask_worker.held = None
-    wanted = share * MEMORY - psutil.Process().memory_info().rss
-    dask_worker.held = bytearray(b"x") * int(max(wanted, 0))
-
-
 def until(true: Any) -> None:
     deadline = time.monotonic() + 60
     while not true():
@@ -119,8 +109,7 @@ def test_a_launch_says_that_workers_are_missing_or_full_and_begins_when_they_hav
         lab.launch(add, 0).result()
         first = lab.workers[0]
         lab.client.run(fill, 0.85, workers=[first.address])
-        states = lab.cluster.scheduler.workers
-        until(lambda: states[first.address].status.name == "paused")
+        until(lambda: paused(lab) == 1)
         gang, behind = lab.launch(add, 0), lab.launch(add, 0, ranks=1)
         until(lambda: gang.waits and behind.waits)
         assert gang.waits == "only 1 of 2 workers is there, and worker 0 has used up its memory"

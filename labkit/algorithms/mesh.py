@@ -220,11 +220,10 @@ class Mesh:
         axes = self.axes
         if not Traits.of(self.algorithm).same_batches:
             return []
-        shards = self.zero if self._sharded else 1
-        return [
-            axes.place("data", peer) * shards + (axes.place("zero", peer) if self._sharded else 0)
-            for peer in range(peers)
-        ]
+        groups = [axes.place("data", peer) for peer in range(peers)]
+        if self._sharded:  # whose peers have batches of their own, too
+            groups = [group * self.zero + axes.place("zero", peer) for peer, group in enumerate(groups)]
+        return groups
 
     def batch_parts(self, peers: int) -> tuple[int, int]:
         """Those that a row makes of its batch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -194,7 +195,11 @@ class Lab:
         this kernel did not start, and LabClosed.
         """
         self.require_open()
+        before = self.known().keys()
         psutil.Process(process_of(self, worker)).kill()
+        limit = time.monotonic() + deadlines.SETTLE
+        while before <= self.known().keys() and time.monotonic() < limit:  # or a launch now would be sent to the dead
+            time.sleep(deadlines.END_POLL)
 
     def slow(self, worker: int | str | WorkerInfo, factor: float) -> None:
         """Make all that a worker computes take `factor` times as long, 1 to 100; 1 undoes it.

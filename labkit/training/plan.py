@@ -169,7 +169,8 @@ def _peers(settings: Settings) -> int:
     if peers is None:
         known = [*given.values(), *([len(shards)] if isinstance(shards, Partition) else [])]
         lab = on.lab if isinstance(on, Cluster) else on
-        peers = known[0] if known else len(lab.workers) if isinstance(lab, Lab) else 4
+        on_lab = isinstance(lab, Lab) and max(len(lab.workers), lab.revives)  # one that has just died comes back
+        peers = known[0] if known else on_lab or 4
     for name, count in given.items():
         if count != peers:
             raise SettingError(f"{name} lists {count} for {peers} peers: give one for each peer, or one for all.")

@@ -59,6 +59,12 @@ def test_a_worker_that_is_killed_by_its_button_costs_the_run_nothing(mortal: Lab
     assert view.trouble.layout.display == "none"
 
 
+def test_a_run_right_after_all_workers_have_died_has_a_peer_for_each_of_them(mortal: Lab) -> None:
+    mortal.kill(0), mortal.kill(1)
+    run = lk.train(lambda: torch.nn.Linear(64, 10), lk.data.load("digits"), AllReduce(), rounds=3, on=mortal)
+    assert "2 peers" in repr(run.result(120))
+
+
 def test_a_slowed_worker_is_as_fast_as_before_when_its_button_is_pressed_again(lab: Lab) -> None:
     run = started(lab, 1_000_000)
     trouble = LiveView(run).trouble

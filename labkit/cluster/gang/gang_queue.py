@@ -133,17 +133,20 @@ class GangQueue(SchedulerPlugin):
         if gang in self._left:
             return _LEFT
         listens(self.scheduler, client, gang)  # else nobody would tell it for whom it waits
-        entry = self.entries[gang] = _Entry(gang, client, ranks, title)
-        begun = time.monotonic()
-        self._admit()
-        try:
-            await asyncio.wait_for(entry.turn.wait(), timeout)
-        except TimeoutError:
-            refusal = _refused("busy", self._why_busy(entry))
-            del self.entries[gang]
+        until, left = time.monotonic() + timeout, timeout
+        while True:
+            entry = self.entries[gang] = _Entry(gang, client, ranks, title)  # in the place that it had
             self._admit()
-            return refusal
-        left = max(timeout - (time.monotonic() - begun), 0.1)
+            try:
+                await asyncio.wait_for(entry.turn.wait(), left)
+            except TimeoutError:
+                refusal = _refused("busy", self._why_busy(entry))
+                del self.entries[gang]
+                self._admit()
+                return refusal
+            left = max(until - time.monotonic(), 0.1)
+            if entry.over.get("refused") != "lost":  # a worker that dies before the gang has heard of it is no loss
+                break
         if not entry.over:
             entry.limit = asyncio.get_running_loop().call_later(left, self._require_all, entry)
         return entry.over or {"workers": entry.workers}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from typing import Any
 
 import pytest
-from distributed import Client
+from distributed import Client, Status
 
 from labkit.cluster.channels import Inbox, Note
 from labkit.cluster.gang.launch import Gang
@@ -122,12 +124,33 @@ def test_a_launch_says_that_workers_are_missing_or_full_and_begins_when_they_hav
 
 def test_a_launch_right_after_a_workers_death_waits_for_it_to_be_back() -> None:
     with open_local(WorkerRequest(workers=2)) as lab:
-        lab.kill(0)
-        until(lambda: len(lab.known()) < 2)
-        assert lab.launch(add, 0).result(60) == [3.0, 3.0]
-        lab.kill(0)
-        lab.kill(1)
-        until(lambda: not lab.known())
+        for _ in range(3):
+            lab.kill(0)
+            assert lab.launch(add, 0).result(60) == [3.0, 3.0]
+        lab.kill(0), lab.kill(1)
         assert lab.launch(add, 0, ranks=2).result(60) == [3.0, 3.0]
         with pytest.raises(GangError, match="3 ranks need 3 workers, but the lab has 2"):
             lab.launch(add, 0, ranks=3)
+
+
+def test_a_gang_whose_worker_dies_before_it_has_heard_of_it_gets_another() -> None:
+    """As the queue's turn is on its way to `enter`, in the same moment."""
+    with open_local(WorkerRequest(workers=2)) as lab:
+        lab.launch(add, 0).result()
+        scheduler = lab.cluster.scheduler
+        queue = scheduler.plugins["labkit-gang-queue"]
+        pids = {worker.address: worker.pid for worker in lab.workers}
+        plain, lost = queue._admit_those_in_front, []
+
+        def and_lose_one() -> None:
+            plain()
+            if not lost and (entry := next(iter(queue.entries.values()), None)) and entry.workers:
+                lost.append(entry.workers[0])
+                os.kill(pids[lost[0]], signal.SIGKILL)  # and the scheduler sees it now:
+                scheduler.workers[lost[0]].status = Status.closing
+                queue.remove_worker(scheduler, lost[0], stimulus_id="test")
+
+        queue._admit_those_in_front = and_lose_one
+        assert lab.launch(add, 0).result(60) == [3.0, 3.0]
+        assert lost
+        until(lambda: not queue.entries)

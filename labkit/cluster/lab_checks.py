@@ -24,11 +24,15 @@ _SHOWN = 3  # of many alike
 
 
 def _workers(client: Client) -> Check:
-    count = len(_told(client)["workers"])
-    if not count:
+    workers = _told(client)["workers"].values()
+    if not workers:
         remedy = "look at the log of whoever starts them, a batch system or Dask Gateway, or start some."
         return Check("workers", "fail", "none", remedy)
-    return Check("workers", "ok", some(count, "worker"))
+    found, full = some(len(workers), "worker"), sum(it["status"] == "paused" for it in workers)
+    if full:
+        remedy = "free it by lab.restart_workers(), or connect with fewer workers or a larger memory=…."
+        return Check("workers", "warn", f"{found}, of which {full} begin nothing more: their memory is used up", remedy)
+    return Check("workers", "ok", found)
 
 
 def _versions(client: Client) -> Check:

@@ -13,6 +13,7 @@ from distributed import get_worker
 
 from labkit.cluster import deadlines
 from labkit.cluster.connect import connect
+from labkit.cluster.doctor import doctor
 from labkit.cluster.lab import Lab
 from labkit.cluster.local import open_local
 from labkit.cluster.workers import WorkerRequest
@@ -219,5 +220,6 @@ def test_a_lab_whose_workers_have_no_memory_left_is_no_endless_wait(monkeypatch:
         assert paused(lab) == 2
         with pytest.raises(WorkerLost, match=sentence):
             lab.map(square, range(4))
+        assert "2 workers, of which 2 begin nothing more: their memory is used up" in repr(doctor(lab))
         lab.client.run(fill, 0.0)
         assert lab.map(square, range(4)).result(60) == [0, 1, 4, 9]

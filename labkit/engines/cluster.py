@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from labkit.algorithms.mesh import OnMesh
 from labkit.checks import whole
 from labkit.cluster import deadlines
 from labkit.cluster.gang.group import host_of
@@ -104,9 +105,10 @@ def _train(on: Cluster, experiment: Experiment, report: Reporter, control: Contr
     ranks = ranks_on(on.lab, experiment)
     holds = experiment.traits.holds
     if holds is not None and not holds.alike and ranks < experiment.peers:
+        of_so_many = " and a mesh of so many" if isinstance(holds, OnMesh) else ""
         raise SettingError(
             f"{experiment.peers} peers hold different layers, which wants a worker for each, and there are {ranks}: "
-            f"take peers={ranks}, or connect more workers."
+            f"take peers={ranks}{of_so_many}, or connect more workers."
         )
     alone = ranks == experiment.peers or not experiment.stackable
     return Recovery(

@@ -212,7 +212,8 @@ class Run(Background):
     @property
     def reached(self) -> str:
         """How far it is, in words."""
-        return f"{'waiting' if self._control.waits else self.state}, round {self.progress} of {self.rounds}"
+        at = f"round {self.progress} of {self.rounds}"
+        return f"waiting, {at}: {self._control.waits}" if self._control.waits else f"{self.state}, {at}"
 
     def cancel(self) -> None:
         """What a lab does to its runs when it closes: it ends the ranks themselves, and the run says why."""
@@ -251,7 +252,8 @@ class Run(Background):
         if self.state == "failed":
             return f"Run failed: {self.error if isinstance(self.error, LabkitError) else repr(self.error)}"
         at = f"round {self.progress} of {self.rounds}"
-        return f"Run {self.state}: {self.history.algorithm}, {self.history.peers} peers, {at}"
+        of = f"{self.history.algorithm}, {self.history.peers} peers, {at}"
+        return f"Run waiting: {of}: {self._control.waits}" if self._control.waits else f"Run {self.state}: {of}"
 
 
 def blank(engine: Engine, experiment: Experiment) -> History:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import pytest
@@ -134,6 +135,40 @@ def test_shards_beside_slices_send_what_zero_sends_of_a_peers_slices():
     slices = TensorParallel().holds.part({name: p.detach() for name, p in gpt().named_parameters()}, 0, 2)
     shard = sum(-(-part.numel() // 2) * 4 for part in slices.values())
     assert told[4] == pytest.approx(told[2] + 5 * 2 * shard)
+
+
+class Spare(nn.Module):
+    """A layer some of whose parameters have no part in what it does."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.spare, self.alone = nn.Linear(16, 16), nn.Linear(3, 3), nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x):
+        return self.used(x)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("algorithm", "peers", "joined"),
+    [
+        (ZeRO(1), 2, 2),
+        (ZeRO(3), 2, 2),
+        (Mesh(pipeline=2), 2, 1),
+        (Mesh(data=2, zero=2), 4, 4),
+        (Mesh(zero=2, pipeline=2), 4, 2),
+    ],
+    ids=repr,
+)
+def test_what_has_no_part_in_the_loss_stays_as_it_is_also_where_weights_decay(algorithm, peers, joined, engine):
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(64, 16), Spare(), nn.Linear(16, 10)), lk.data.load("digits")
+    settings = {"optimizer": partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.1), "rounds": 12, "batch_size": 8}
+    whole = lk.train(model, data, AllReduce(), peers=joined, on=lk.Lockstep(), **settings).result()
+    split = lk.train(model, data, algorithm, peers=peers, on=ENGINES[engine], **settings).result()
+    assert distance(whole, split) < 1e-5
+    assert split.models[0][1].alone.item() == 0.5
+    assert torch.equal(split.models[0][1].spare.weight, model[1].spare.weight)
 
 
 def test_what_a_peer_holds_and_sees_is_that_of_its_place():

@@ -39,7 +39,7 @@ def test_a_run_that_waits_says_for_whom_and_begins_when_that_is_stopped(lab: Lab
     second = train(lab, 2)
     assert "held by Run: AllReduce, 2 peers, 5000 rounds (since " in waits(second)
     assert [work.name for work in lab.runs] == ["Run: AllReduce, 2 peers, 5000 rounds", second.still]
-    assert lab.runs[1].progress == "waiting, round 0 of 2"
+    assert lab.runs[1].progress.startswith("waiting, round 0 of 2: the workers are held by Run: ")
     time.sleep(0.5)
     assert not first.done  # it has a name
     lab.runs[0].stop()

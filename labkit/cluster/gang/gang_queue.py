@@ -25,7 +25,7 @@ from labkit.cluster.gang.occupied import Release, alive, at_long_tasks, full, ti
 from labkit.cluster.under_way import clock
 from labkit.text import some
 
-Refusal = Literal["busy", "left", "halted", "late", "lost", "repeated", "orphaned"]
+Refusal = Literal["busy", "missing", "left", "halted", "late", "lost", "repeated", "orphaned"]
 
 
 def _refused(kind: Refusal, why: str) -> dict[str, Any]:
@@ -140,7 +140,8 @@ class GangQueue(SchedulerPlugin):
             try:
                 await asyncio.wait_for(entry.turn.wait(), left)
             except TimeoutError:
-                refusal = _refused("busy", self._why_busy(entry))
+                lack = self._lack(entry)
+                refusal = _refused("missing" if lack else "busy", waiting((), lack) or self._why_busy())
                 del self.entries[gang]
                 self._admit()
                 return refusal
@@ -317,10 +318,8 @@ class GangQueue(SchedulerPlugin):
         if entry.client not in self.scheduler.clients and entry.gone >= set(entry.ports):
             await self.leave(entry.gang)
 
-    def _why_busy(self, entry: _Entry) -> str:
-        if why := waiting(self._holders(), self._lack(entry)):
-            return why
-        return f"the workers are at {' and '.join(titles(alive(self.scheduler)))}"
+    def _why_busy(self) -> str:
+        return waiting(self._holders()) or f"the workers are at {' and '.join(titles(alive(self.scheduler)))}"
 
     def _why_missing(self, entry: _Entry, rank: int) -> str:
         worker = entry.workers[rank]

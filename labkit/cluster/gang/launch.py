@@ -34,6 +34,11 @@ from labkit.text import some
 if TYPE_CHECKING:
     from distributed import Future
 
+_Arrival = RankReport | str | ClusterError | tuple[ClusterError]  # a string is a lost worker
+_REMEDY = {
+    "busy": "wait for them, stop them, or launch with a longer timeout=",
+    "missing": "launch with fewer ranks=, start workers by lab.scale(), or free them by lab.restart_workers()",
+}
 PRIORITY = 10  # ranks go before waiting map tasks, since whole gangs wait for the last of their ranks
 
 
@@ -104,9 +109,7 @@ class Gang:
         self._version, self._assembled = 0, False
         self._futures: list[Future[RankReport]] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._arrived: asyncio.Queue[RankReport | str | ClusterError | tuple[ClusterError]] = (
-            asyncio.Queue()
-        )  # a string is a lost worker
+        self._arrived: asyncio.Queue[_Arrival] = asyncio.Queue()
         self._reports: dict[int, RankReport] = {}  # in order of arrival
         self.left: dict[int, bytes] = {}  # pickled, what ranks that failed or were ended have left behind
         self._lost: dict[int, str] = {}  # rank -> worker
@@ -161,8 +164,7 @@ class Gang:
         return self._over.is_set()
 
     def __repr__(self) -> str:
-        state = "done" if self.done else "running" if self.started else "starting"
-        return f"{self.title}, {'failed' if self._error else state}"
+        return f"{self.title}, {'failed' if self._error else 'done' if self.done else self.reached}"
 
     # -- its end
 
@@ -264,10 +266,8 @@ class Gang:
             "enter", client=self._client.id, ranks=self.ranks, timeout=self._timeout, title=self.part_of or self.title
         )
         if "refused" in answer:
-            raise GangError(
-                f"0 of {self.ranks} ranks started within {self._timeout:g} s, because {answer['why']}:"
-                " wait for them, stop them, or launch with a longer timeout=."
-            )
+            why = f"0 of {self.ranks} ranks started within {self._timeout:g} s, because {answer['why']}"
+            raise GangError(f"{why}: {_REMEDY.get(answer['refused'], 'launch again')}.")
         self.waits = ""
         self._spec = GangSpec.on(self._address, answer["workers"], self._gpus, self._timeout)
         try:

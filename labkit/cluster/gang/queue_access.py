@@ -55,7 +55,8 @@ class QueueAccess:
 
     def room(self, workers: Sequence[WorkerInfo], lab: WorkerPool) -> int:
         """How many ranks there is room for on these workers and those that are about to be back."""
-        return max(len(workers), lab.revives, self._workers if time.monotonic() < self._until else 0)
+        expected = self._workers if time.monotonic() < self._until else 0
+        return max(len(workers), lab.revives or expected)
 
     def room_for(self, ranks: int | None, workers: Sequence[WorkerInfo], lab: WorkerPool) -> tuple[int, int]:
         """How many workers the lab has, and how many ranks are to be; raises GangError where it has not enough."""

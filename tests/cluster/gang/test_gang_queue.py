@@ -16,7 +16,7 @@ from labkit.cluster.gang.queue_access import ask
 from labkit.cluster.lab import Lab
 from labkit.cluster.local import open_local
 from labkit.cluster.workers import WorkerRequest
-from labkit.errors import GangError
+from labkit.errors import GangError, WorkerLost
 from tests.cluster.memory import MEMORY, fill, paused
 from tests.cluster.ranks import add, nap
 
@@ -116,7 +116,8 @@ def test_a_launch_says_that_workers_are_missing_or_full_and_begins_when_they_hav
         until(lambda: gang.waits and behind.waits)
         assert gang.waits == "only 1 of 2 workers is there, and worker 0 has used up its memory"
         assert "for which Gang: add as 2 ranks waits before this one" in behind.waits
-        with pytest.raises(GangError, match=r"within 0\.3 s, because only 1 of 2 workers is there.* its memory: "):
+        assert repr(gang) == f"Gang: add as 2 ranks, {gang.waits}"
+        with pytest.raises(GangError, match=r"within 0\.3 s, because only 1 of 2 .* its memory: launch with fewer"):
             lab.launch(add, 0, timeout=0.3).result()
         lab.client.run(fill, 0.0, workers=[first.address])
         assert gang.result(60) == [3.0, 3.0] and behind.result(60) == [1.0]
@@ -131,6 +132,13 @@ def test_a_launch_right_after_a_workers_death_waits_for_it_to_be_back() -> None:
         assert lab.launch(add, 0, ranks=2).result(60) == [3.0, 3.0]
         with pytest.raises(GangError, match="3 ranks need 3 workers, but the lab has 2"):
             lab.launch(add, 0, ranks=3)
+        gang = lab.launch(nap, 60.0)
+        until(lambda: gang.started)
+        lab.kill(0)
+        with pytest.raises(WorkerLost):
+            gang.result(60)
+        lab.scale(1)  # nobody waits any more for the one that died
+        assert lab.launch(add, 0).result(60) == [1.0]
 
 
 def test_a_gang_whose_worker_dies_before_it_has_heard_of_it_gets_another() -> None:

@@ -54,7 +54,7 @@ def test_workers_may_hold_several_peers_of_a_mesh(lab):
 
 
 def test_stages_of_a_mesh_want_a_worker_each(lab):
-    with pytest.raises(SettingError, match="wants a worker for each, and there are 2"):
+    with pytest.raises(SettingError, match=r"wants a worker for each, .* 2: take peers=2 and a mesh of so many"):
         trained(gpt(), characters(), Mesh(data=2, pipeline=2), loss=lk.models.next_token, on=lab)
 
 

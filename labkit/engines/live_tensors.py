@@ -148,11 +148,11 @@ class Watch:
 
 def _gathered(peers: Any) -> int:
     """The bytes of what a peer gathers that has shards of it; 0 where it has none."""
-    holds, like = peers.holds, peers.like
-    if isinstance(holds, OnMesh):
-        like = holds.gathered(peers.named, like) if holds.shards else {}
-    elif not isinstance(holds, Shards):
-        return 0
+    holds, like = peers.holds, {}
+    if isinstance(holds, Shards):
+        like = peers.like
+    elif isinstance(holds, OnMesh) and holds.shards:
+        like = holds.gathered(peers.named, peers.like)
     return sum(map(tree.nbytes, like.values()))
 
 

@@ -50,6 +50,10 @@ def kill(lab: Lab, *ranks: int, by: int = signal.SIGKILL) -> None:
     pids = [worker.pid for worker in lab.workers]
     for rank in ranks:
         os.kill(pids[rank], by)
+    dead, limit = {pids[rank] for rank in ranks if by == signal.SIGKILL}, time.monotonic() + 10
+    while dead & {worker.pid for worker in lab.workers}:  # or the next one could be meant for the same
+        assert time.monotonic() < limit, "nobody has noticed"
+        time.sleep(0.002)
 
 
 def whole(lab: Lab, workers: int = 2) -> None:

@@ -66,7 +66,7 @@ class Lab:
         self._running: weakref.WeakSet[Handle] = weakref.WeakSet()
         self._leaving: weakref.WeakSet[Handle] = weakref.WeakSet()  # which were stopped because nobody can reach them
         self._identity: dict[str, Any] = {"workers": {}}  # the scheduler's last answer
-        self._probes: dict[str, dict[str, Any]] = {}
+        self._probes: dict[tuple[str, str], dict[str, Any]] = {}  # by address and folder
         self._brakes: dict[int, Brake] = {}  # by process
         self._widget: Any = None  # that shows it
         self._watch = SettingsWatch(local=False)
@@ -95,19 +95,22 @@ class Lab:
         return self._table(self.known())
 
     def _table(self, known: dict[str, dict[str, Any]]) -> Workers:
-        missing = [address for address in known if address not in self._probes]
-        if missing:
-            self._probes |= self.client.sync(self._probed, responding(known, missing))
+        # a later process may have the port of one that has gone, but not its folder
+        of = {address: (address, str(worker["local_directory"])) for address, worker in known.items()}
+        missing = [address for address in known if of[address] not in self._probes]
+        found = self.client.sync(self._probed, responding(known, missing)) if missing else {}
+        new = {of[address]: answer for address, answer in found.items()}
+        self._probes = {key: it for key, it in (self._probes | new).items() if key in of.values()}
         return Workers.ordered(
             WorkerInfo(
                 name=str(worker["name"]),
                 address=address,
                 threads=worker["nthreads"],
                 memory=worker["memory_limit"] or 0,
-                **self._probes[address],
+                **self._probes[of[address]],
             )
             for address, worker in known.items()
-            if address in self._probes  # else it left between the two questions, or a task of it lets nobody speak
+            if of[address] in self._probes  # else it left between the two questions, or a task of it lets nobody speak
         )
 
     async def _probed(self, addresses: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -45,6 +45,20 @@ def test_the_workers_are_there_while_the_clients_timer_asks_for_something_else(l
         assert {len(guest.workers) for _ in range(300)} == {2}
 
 
+def test_a_worker_with_the_port_of_one_that_has_gone_is_asked_anew_and_that_one_forgotten(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the table would tell the dead one's process, and its GPUs."""
+    lab.workers  # noqa: B018  which knows them then
+    monkeypatch.setattr("labkit.cluster.lab.probe", lambda: {"pid": 1, "gpus": ()})
+    assert 1 not in {worker.pid for worker in lab.workers}
+    later = {address: it | {"local_directory": "another"} for address, it in lab.known().items()}
+    assert [worker.pid for worker in lab._table(later)] == [1, 1]
+    assert len(lab._probes) == 2
+    monkeypatch.undo()
+    assert 1 not in {worker.pid for worker in lab.workers}
+
+
 def test_random_numbers_of_the_notebook_follow_from_its_seed(lab: Lab) -> None:
     """Dask's event loop in the notebook's process guesses how large each message is by a sample of it."""
     expected = random.Random(0)

@@ -22,6 +22,7 @@ from labkit.cluster.channels import Inbox
 from labkit.cluster.display import NotebookBar, TerminalBar, in_notebook, make_bar, widget_view
 from labkit.cluster.gang.diagnosis import with_remedy
 from labkit.cluster.map_task import Call, ItemFailed, ItemResult, Unsent, free
+from labkit.cluster.memory import MORE_ROOM
 from labkit.cluster.shipping import BIG, no_graph_warning, pack, share, submit_alone
 from labkit.cluster.workers import WorkerPool
 from labkit.errors import LabClosed, LabkitError, SettingError, Stopped, TaskError, WorkerLost
@@ -383,7 +384,7 @@ class JobFailure(NamedTuple):
 _GONE = "all workers of this lab are gone: connect again."
 _FULL = (
     "all workers have used up their memory, and begin nothing before some of it is free: let the items return less, "
-    "free what is there by lab.restart_workers(), or connect with fewer workers or a larger memory=…."
+    + MORE_ROOM
 )
 
 

@@ -96,21 +96,22 @@ class Lab:
 
     def _table(self, known: dict[str, dict[str, Any]]) -> Workers:
         # a later process may have the port of one that has gone, but not its folder
-        of = {address: (address, str(worker["local_directory"])) for address, worker in known.items()}
-        missing = [address for address in known if of[address] not in self._probes]
-        found = self.client.sync(self._probed, responding(known, missing)) if missing else {}
-        new = {of[address]: answer for address, answer in found.items()}
-        self._probes = {key: it for key, it in (self._probes | new).items() if key in of.values()}
+        process = {address: (address, str(worker["local_directory"])) for address, worker in known.items()}
+        before = self._probes
+        probes = {address: before[key] for address, key in process.items() if key in before}
+        if missing := [address for address in known if address not in probes]:
+            probes |= self.client.sync(self._probed, responding(known, missing))
+        self._probes = {process[address]: it for address, it in probes.items()}
         return Workers.ordered(
             WorkerInfo(
                 name=str(worker["name"]),
                 address=address,
                 threads=worker["nthreads"],
                 memory=worker["memory_limit"] or 0,
-                **self._probes[of[address]],
+                **probes[address],
             )
             for address, worker in known.items()
-            if of[address] in self._probes  # else it left between the two questions, or a task of it lets nobody speak
+            if address in probes  # else it left between the two questions, or a task of it lets nobody speak
         )
 
     async def _probed(self, addresses: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from distributed import Client
 from labkit.cluster import deadlines
 from labkit.cluster.findings import Check, looked
 from labkit.cluster.machine import other_people
+from labkit.cluster.memory import MORE_ROOM
 from labkit.cluster.versions import NECESSARY, USUAL, differences
 from labkit.text import in_words, some
 
@@ -30,8 +31,8 @@ def _workers(client: Client) -> Check:
         return Check("workers", "fail", "none", remedy)
     found, full = some(len(workers), "worker"), sum(it["status"] == "paused" for it in workers)
     if full:
-        remedy = "free it by lab.restart_workers(), or connect with fewer workers or a larger memory=…."
-        return Check("workers", "warn", f"{found}, of which {full} begin nothing more: their memory is used up", remedy)
+        said = f"{found}, of which {full} begin nothing more: their memory is used up"
+        return Check("workers", "warn", said, MORE_ROOM)
     return Check("workers", "ok", found)
 
 

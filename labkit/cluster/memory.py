@@ -28,6 +28,9 @@ STUDENT = 990 * _MIB
 LEAST = 400 * _MIB
 """Bytes that a worker needs that trains: a small training takes 300 MiB, and at 80 % of its limit a worker pauses."""
 
+MORE_ROOM = "free it by lab.restart_workers(), or connect with fewer workers or a larger memory=…."
+"""What helps where workers have used up their memory."""
+
 _size = partial(amount, binary=True)
 
 

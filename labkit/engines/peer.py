@@ -249,15 +249,14 @@ class Peers(PartHolder, ABC):
         """One step with these gradients; a parameter without a part in anybody's loss has none, as in `step`."""
         if not isinstance(gradients, dict) or gradients.keys() != self.named.keys():
             require_shapes("peer.apply", gradients, self.named, self.lead)
-        known = self._experiment.found.unused  # of peers whose losses go back by other ways than `gradients`
-        idle = set(known) if self._used is None else self.named.keys() - self._used
+        known, used = self._experiment.found.unused, self._used  # None where losses go back by other ways
         for name, p in self.named.items():
             gradient = gradients[name]
             if getattr(gradient, "shape", None) != p.shape:
                 require_shapes("peer.apply", gradients, self.named, self.lead)
                 gradient = gradient.expand_as(p).contiguous()
-            unused = name in idle and not gradient.any()
-            p.grad = None if unused else self.optimizer_step.scaled(gradient)
+            idle = name in known if used is None else name not in used
+            p.grad = None if idle and not gradient.any() else self.optimizer_step.scaled(gradient)
         self._applied = True
         self.update()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +32,14 @@ def nap(seconds: float) -> tuple[float, float]:
     begin = time.time()
     time.sleep(seconds)
     return begin, time.time()
+
+
+def until(true: Callable[[], Any], seconds: float = 60.0) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def works(lab: Lab) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,7 @@ class Recovery:
             blocks = blocks_of(self.experiment.peers, self.ranks)
             self.store.note(self._seconds)
             given = self.experiment, blocks, self.settings, self.store
+            folders = {address: str(it["local_directory"]) for address, it in self.lab.known().items()}
             gang = Gang(
                 self.lab, train_rank, given, {}, ranks=self.ranks, timeout=self.timeout, part_of=self.experiment.title
             )
@@ -84,7 +86,8 @@ class Recovery:
                 self._interrupted = True
                 try:
                     self._require_progress(error, set(gang.hung.items()))
-                    self.ranks = self._next_ranks(gang, error, without)
+                    gone = {address: folders.get(address) for address in gang.lost.values()}
+                    self.ranks = self._next_ranks(gone, error, without)
                 except ClusterError as given_up:
                     return Ended.early(blocks, gang.left, given_up)
             except ClusterError as error:
@@ -182,7 +185,7 @@ class Recovery:
             raise again
         self._hung |= places
 
-    def _next_ranks(self, gang: Gang, error: WorkerLost, without: int) -> int:
+    def _next_ranks(self, gone: Mapping[str, str | None], error: WorkerLost, without: int) -> int:
         """How many ranks the next gang has: on the survivors, or as many as before once the worker is back."""
         if without > MOST:
             raise WorkerLost(
@@ -190,13 +193,10 @@ class Recovery:
                 "memory or a smaller batch, look for what crashes or hangs in your own code, or save more often with "
                 "checkpoint_every=…."
             ) from error
-        gone = set(gang.lost.values())
-        if self.elastic:
-            survivors = sum(worker.address not in gone for worker in self.lab.workers)
-            if survivors:
-                return min(self.experiment.peers, survivors)
+        if self.elastic and (survivors := alive(self.lab.known(), gone)):
+            return min(self.experiment.peers, survivors)
         before, limit = self.ranks, time.monotonic() + deadlines.COMEBACK
-        while len(self.lab.known().keys() - gone) < before:
+        while alive(self.lab.known(), gone) < before:
             self.lab.require_open()
             if time.monotonic() > limit:
                 raise WorkerLost(
@@ -207,6 +207,19 @@ class Recovery:
                 break
             time.sleep(deadlines.WORKER_POLL)
         return before
+
+
+def alive(known: Mapping[str, dict[str, Any]], gone: Mapping[str, str | None]) -> int:
+    """How many workers there are without those that are gone, by address with their folders, None if nobody knows.
+
+    The scheduler may not have heard of a death; and one that is back may have the port of the dead, but not its folder.
+
+    >>> alive({"tcp://1": {"local_directory": "a"}}, {"tcp://1": "a"})
+    0
+    >>> alive({"tcp://1": {"local_directory": "b"}, "tcp://2": {"local_directory": "c"}}, {"tcp://1": "a"})
+    2
+    """
+    return sum(gone.get(address, "") not in (None, it["local_directory"]) for address, it in known.items())
 
 
 def ranks_on(lab: Lab, experiment: Experiment) -> int:

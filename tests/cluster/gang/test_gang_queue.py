@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import Any
 
 import pytest
 from distributed import Client, Status
@@ -18,7 +17,7 @@ from labkit.cluster.local import open_local
 from labkit.cluster.workers import WorkerRequest
 from labkit.errors import GangError, WorkerLost
 from tests.cluster.memory import MEMORY, fill, paused
-from tests.cluster.ranks import add, nap
+from tests.cluster.ranks import add, nap, until
 
 
 def overlap(first: list[tuple[float, float]], second: list[tuple[float, float]]) -> bool:
@@ -97,13 +96,6 @@ def test_a_rank_that_dask_starts_a_second_time_is_refused(lab: Lab) -> None:
     assert lab.client.sync(call, gang=gang._address, rank=1, port=None)["refused"] == "repeated"
     gang.result()
     assert lab.client.sync(call, gang=gang._address, rank=1, port=None)["refused"] == "left"
-
-
-def until(true: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_launch_says_that_workers_are_missing_or_full_and_begins_when_they_have_let_go_of_their_memory() -> None:

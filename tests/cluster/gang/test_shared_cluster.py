@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ from labkit.cluster.certificates import write_certificates
 from labkit.errors import GangError
 from tests.cluster.kernels import Kernel, kernel
 from tests.cluster.own_clusters import COMMANDS, started
+from tests.cluster.ranks import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.paired]
 
@@ -135,10 +136,3 @@ def test_endless_tasks_of_another_kernel_or_of_one_that_has_gone_do_not_starve_a
         assert len(lab.launch(os.getpid, ranks=3, timeout=60).result()) == 3
     lost = f"the death of the kernel that had {len(kinds)} of them"
     print(f"three ranks on three workers {time.time() - died:.1f} s after {lost}")
-
-
-def until(true: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
